@@ -1,0 +1,22 @@
+"""Dragoman: a node that translates speech on this machine's GPUs. Importing this needs nothing of the node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.client import Client
+    from engine.node import Node
+
+__all__ = ["Client", "Node", "__version__"]
+__version__ = "0.1.0"
+
+_HOMES = {"Client": "engine.client", "Node": "engine.node"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'engine' has no attribute {name!r}")

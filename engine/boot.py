@@ -1,0 +1,129 @@
+"""What a process is told at its birth: msgpack in a memfd it inherits. Plain data, no behaviour.
+
+The supervisor works all of this out once from the configuration and the devices (``engine.supervisor.plan``), so that
+scheduler, gateway, arbiter and workers read no files, no environment and no hardware to know what they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from engine.config import DeadlinesSection
+
+
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A map inside a boot record."""
+
+
+class _Body(_Plan, tag=True, frozen=True, kw_only=True):
+    """A role's own part of a boot record."""
+
+
+class RingGrant(_Plan, frozen=True):
+    """An inherited ring: producers get it writable, everybody else read-only."""
+
+    name: str  # the producer's role: "gateway", "tts@cpu/0"
+    fd: int
+    blocks: int
+    writable: bool
+
+
+class WorkerPlan(_Plan, frozen=True):
+    """One worker to be: ``role`` is ``stage@device/n``."""
+
+    role: str
+    stage: str
+    device: str  # "cpu", "cuda:0", ... as the node names it
+    ring_blocks: int = 0  # 0: emits no arrays
+
+
+class StagePlan(_Plan, frozen=True):
+    """A stage as the scheduler and the gateway see it."""
+
+    name: str
+    kind: str
+    accepts: str  # audio | text
+    emits: str  # audio | text | same
+    output_base: int = 0
+    output_per_byte: float = 0.0
+    output_per_char: int = 0
+    max_chars: int = 4000
+    max_batch: int = 1
+    max_delay_ms: float = 0.0
+    timeout_base_s: float = 20.0
+    timeout_per_audio: float = 2.0
+    model: str = ""
+    absent: str = ""  # why the stage cannot run at all ("not installed"); its utterances skip it
+    workers: tuple[WorkerPlan, ...] = ()
+
+
+class DevicePlan(_Plan, frozen=True):
+    """A device as the arbiter sees it."""
+
+    name: str  # "cpu", "cuda:0"
+    uuid: str = ""  # GPU or MIG UUID
+    memory_source: str = "host"  # nvml | host (declared, mig, unified: not yet)
+    total_bytes: int = 0
+    ceiling_bytes: int = 0  # 0: none
+    reserve_bytes: int = 0
+    safety_margin: float = 0.1
+    max_models: int = 5
+
+
+class SchedulerBoot(_Body, frozen=True):
+    stages: tuple[StagePlan, ...]
+    pipelines: dict[str, tuple[str, ...]]
+    mode: str
+    mode_reason: str
+    send_ahead: int
+    max_retries: int
+    capacity_factor: int
+
+
+class GatewayBoot(_Body, frozen=True):
+    stages: tuple[StagePlan, ...]
+    pipelines: dict[str, tuple[str, ...]]
+    sources: dict[str, tuple[str, ...]]  # pipeline -> languages; empty: not checked
+    targets: dict[str, tuple[str, ...]]
+    endpoints: tuple[str, ...]  # client endpoints to bind
+    max_utterance_s: float
+    max_text_chars: int
+    window: int
+    max_sessions: int
+    outbox_session_bytes: int
+    outbox_node_bytes: int
+
+
+class ArbiterBoot(_Body, frozen=True):
+    devices: tuple[DevicePlan, ...]
+
+
+class WorkerBoot(_Body, frozen=True):
+    stage: str
+    kind: str
+    model: str
+    compute_type: str
+    device: str  # the node's name of it
+    library_device: str  # "cpu" or "cuda": what the library is told
+    threads: int
+    max_batch: int
+    estimate_bytes: int
+    options: dict[str, Any] = {}
+
+
+class Boot(_Plan, frozen=True):
+    """Everything a child is told. ``endpoints``: role -> address of its ROUTER."""
+
+    role: str
+    incarnation: int
+    node: str  # the node's id, for log lines
+    parent_pid: int
+    death_fd: int  # read end of a pipe whose write end only the supervisor holds
+    endpoints: dict[str, str]
+    rings: tuple[RingGrant, ...]
+    deadlines: DeadlinesSection
+    log_level: str = "info"
+    hooks: dict[str, str] = {}  # a test's hooks, by name; empty in production, and said loudly when not
+    body: SchedulerBoot | GatewayBoot | ArbiterBoot | WorkerBoot | None = None

@@ -1,0 +1,107 @@
+"""The node's configuration: frozen, typed, parsed once.
+
+Every field has its meaning and unit beside it; durations end in ``_s`` or ``_ms``, sizes in ``_bytes``. The types are
+the one source: the sample file, the environment names and the reference page are made from them.
+Reading files and the environment is ``engine.config_file``'s job; this file only says what there is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the configuration file; unknown fields are errors."""
+
+
+class NodeSection(_Section, frozen=True):
+    """[node]: the node as a whole."""
+
+    mode: str = "pipelined"  # pipelined | serial
+    endpoints: tuple[str, ...] = ()  # where clients connect; empty: one ipc:// socket in the node's own folder
+    max_utterance_s: float = 120.0  # longest audio of one utterance, up to 600
+    max_text_chars: int = 4000  # longest text of one utterance
+    window: int = 64  # most utterances of one session between acknowledged and submitted
+    max_sessions: int = 1024  # most sessions open at once
+    ring_budget_bytes: int = 0  # shared memory for all rings; 0: min(256 MiB, 5 % of memory)
+    outbox_session_bytes: int = 64 * 2**20  # results kept for one session
+    outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
+    capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
+    send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
+    max_retries: int = 3  # reported failures after which an utterance ends as error(failed)
+    log_level: str = "info"  # debug | info | warning | error
+
+
+class DeadlinesSection(_Section, frozen=True):
+    """[deadlines]: every wait of the node by name, in seconds, each at least 0.01."""
+
+    heartbeat_s: float = 0.5  # how often a process says it is alive
+    silent_s: float = 3.0  # a process silent for so long is suspected
+    boot_s: float = 60.0  # from start to the first word of a process
+    load_timeout_s: float = 300.0  # loading a model
+    lease_wait_s: float = 60.0  # waiting for memory on a device
+    budget_base_s: float = 30.0  # an utterance's default deadline: base
+    budget_per_audio: float = 0.5  # ... plus this much per second of audio
+    budget_max_s: float = 300.0  # ... at most this
+    gap_s: float = 10.0  # how long a missing index may hold up later ones
+    retry_delay_s: float = 10.0  # d: reported failures wait d/2, d, 2d; out of memory d, 3d, 9d
+    oom_hold_s: float = 15.0  # a device starts nothing new for so long after a second OOM
+    oom_window_s: float = 30.0  # ... within this time of the first
+    drain_s: float = 20.0  # finishing work in flight when the node stops
+    flush_s: float = 2.0  # last acknowledgements when the node stops
+    stop_s: float = 2.0  # one process's orderly exit before it is killed
+    abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    detach_s: float = 60.0  # a client gone for so long: its work is cancelled
+    keep_s: float = 300.0  # ... and its outcomes are kept this much longer
+    ride_s: float = 0.005  # how long a message waits for one it can ride with
+    reserve_after_s: float = 1.0  # a request for ring memory may reserve a stretch after so long
+    share_interval_s: float = 0.1  # least time between two Share messages to one session
+    retry_after_s: float = 0.25  # first retry_after told with Busy while the rate is unknown
+    unreadable_s: float = 2.0  # nothing is granted upon a reading of a device's memory older than this
+    settle_s: float = 5.0  # memory of a gone holder that the driver has not shown back is a deficit after so long
+    restart_window_s: float = 60.0  # restarts are counted over this time
+    backoff_first_s: float = 0.1  # first wait before restarting a process that died before any progress
+    backoff_max_s: float = 30.0  # longest such wait
+
+
+class DeviceSection(_Section, frozen=True):
+    """[devices]: which devices the node may use, and how much of them."""
+
+    use: tuple[str, ...] = ("auto",)  # "auto", "cpu", "cuda:0", or a GPU UUID
+    max_bytes: dict[str, int] = {}  # device -> ceiling for this node's use of its memory
+    reserve_bytes: int = 0  # kept free on every device, besides the safety margin
+    safety_margin: float = 0.1  # share of the free memory that is never granted
+    max_models: int = 5  # most models resident on one device
+    max_restarts: int = 5  # restarts of one worker within deadlines.restart_window_s
+
+
+class StageSection(_Section, frozen=True):
+    """[stages.NAME]: one stage. ``kind`` names the code that runs it (default: NAME)."""
+
+    kind: str = ""  # asr | repair | nmt | tts | simulated
+    model: str = ""  # path or hub name of its model
+    compute_type: str = "default"  # number format, in the library's own words
+    devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": every GPU, else the CPU
+    instances: int = 1  # workers on each of these devices
+    max_batch: int = 1  # utterances in one run
+    max_delay_ms: float = 0.0  # how long a batch may wait to fill
+    timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
+    timeout_per_audio: float = 2.0
+    threads: int = 0  # CPU threads of one worker; 0: cores divided by the workers on the CPU
+    estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
+    required: bool = True  # false: the node starts without it when its model or library is missing
+    options: dict[str, Any] = {}  # the stage's own knobs
+
+
+class Config(_Section, frozen=True):
+    """The whole configuration."""
+
+    node: NodeSection = NodeSection()
+    deadlines: DeadlinesSection = DeadlinesSection()
+    devices: DeviceSection = DeviceSection()
+    stages: dict[str, StageSection] = {}
+    pipelines: dict[str, tuple[str, ...]] = {}  # name -> stage names in order
+    rings: dict[str, int] = {}  # producer ("gateway" or a stage) -> bytes of its ring, instead of its share
+    languages: tuple[str, ...] = ()  # language codes to take; empty: what the models' files say

@@ -1,0 +1,128 @@
+"""What the scheduler's cores share: sessions, jobs, queues, workers, slots, timers, and the actions decided so far.
+
+The book decides nothing. Flow moves jobs, Fleet moves workers, Dispatch brings the two together; each changes the book
+and adds actions to it, and the shell carries them out once per turn.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engine.boot import SchedulerBoot, StagePlan
+from engine.config import DeadlinesSection
+from engine.scheduler.jobs import Job, Key
+from engine.scheduler.pace import StagePace
+from engine.scheduler.queues import StageQueue
+from engine.scheduler.slots import SlotKey, Slots
+from engine.scheduler.workers import Worker
+from ipc.messages import Session
+from ipc.ring import generation
+
+GATEWAY, SUPERVISOR = "gateway", "supervisor"
+
+
+class Send(NamedTuple):
+    """Post ``message`` to "gateway", "supervisor" or a worker's peer name."""
+
+    peer: str
+    message: Any
+
+
+class Note(NamedTuple):
+    """A log line: level (debug, info, warning), text."""
+
+    level: str
+    text: str
+
+
+@dataclass
+class Line:
+    """One session at the scheduler: its jobs by index (kept until acknowledged) and which of them have not ended."""
+
+    session: Session
+    jobs: dict[int, Job] = field(default_factory=dict)
+    unended: set[int] = field(default_factory=set)
+    highest_ended: int = -1
+
+
+@dataclass
+class Totals:
+    """Counters since the start."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    retries: int = 0
+    oom_errors: int = 0
+    last_oom: float | None = None
+    stale: int = 0
+    deaths: int = 0
+
+
+class Book:
+    """See the module's docstring. ``epoch`` is the scheduler's incarnation; tickets carry it."""
+
+    def __init__(
+        self, boot: SchedulerBoot, deadlines: DeadlinesSection, epoch: int, hooks: dict[str, str] | None = None
+    ) -> None:
+        self.boot = boot
+        self.deadlines = deadlines
+        self.stages: dict[str, StagePlan] = {stage.name: stage for stage in boot.stages}
+        self.workers = {plan.role: Worker(plan, stage) for stage in boot.stages for plan in stage.workers}
+        self.lines: dict[str, Line] = {}
+        self.queues = {name: StageQueue() for name in self.stages}
+        self.paces = {name: StagePace() for name in self.stages}
+        rings = {w.plan.role: w.plan.ring_blocks for w in self.workers.values() if w.plan.ring_blocks}
+        free_early = (hooks or {}).get("scheduler.slots") == "free_early"
+        self.slots = Slots(rings, deadlines.reserve_after_s, free_early)
+        self.over: frozenset[str] = frozenset()
+        self.totals = Totals()
+        self.in_flight: set[Key] = set()  # dispatched at least once and not ended
+        self.ingress: dict[SlotKey, Key] = {}
+        self.freed: list[Key] = []
+        self.actions: list[Send | Note] = []
+        self.timers: list[tuple[float, int, str, Key]] = []
+        self._epoch = epoch
+        self._tickets = itertools.count(1)
+        self._order = itertools.count()
+
+    def job(self, key: Key) -> Job | None:
+        """The job, ended or not, or None."""
+        line = self.lines.get(key[0])
+        return line.jobs.get(key[1]) if line else None
+
+    def workers_of(self, stage: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.plan.stage == stage]
+
+    def next_ticket(self) -> int:
+        """A number never used before by any epoch; also the generation of the slot granted with it."""
+        return generation(self._epoch, next(self._tickets))
+
+    def timer(self, at: float, kind: str, key: Key) -> None:
+        """Call back at ``at``: kind "deadline" or "retry"."""
+        heapq.heappush(self.timers, (at, next(self._order), kind, key))
+
+    def due(self, now: float) -> list[tuple[str, Key]]:
+        """Timers that have come due."""
+        out = []
+        while self.timers and self.timers[0][0] <= now:
+            _, _, kind, key = heapq.heappop(self.timers)
+            out.append((kind, key))
+        return out
+
+    def send(self, peer: str, message: Any) -> None:
+        self.actions.append(Send(peer, message))
+
+    def note(self, level: str, text: str) -> None:
+        self.actions.append(Note(level, text))
+
+    def free(self, keys: list[SlotKey]) -> None:
+        """Ingress slots nobody needs: told to the gateway at the end of the turn."""
+        for key in keys:
+            self.freed.append(self.ingress.pop(key))

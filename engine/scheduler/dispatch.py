@@ -1,0 +1,139 @@
+"""Which worker gets which jobs next.
+
+A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one with
+the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full, when its
+oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A suspect (its
+worker died) runs alone.
+"""
+
+from __future__ import annotations
+
+from engine.boot import StagePlan
+from engine.scheduler.book import Book
+from engine.scheduler.flow import Flow
+from engine.scheduler.jobs import Job, Key, State
+from engine.scheduler.workers import Batch, Worker
+from ipc.messages import Run, RunItem
+
+
+class Dispatch:
+    """See the module's docstring."""
+
+    def __init__(self, book: Book, flow: Flow) -> None:
+        self.book = book
+        self.flow = flow
+        self.serial = book.boot.mode == "serial"
+        self.send_ahead = 0 if self.serial else book.boot.send_ahead
+        self._granted: dict[Key, tuple[int, int, int]] = {}  # ticket, offset, nbytes
+
+    def turn(self, now: float) -> float | None:
+        """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
+        wake: float | None = None
+        for plan in self.book.stages.values():
+            queue = self.book.queues[plan.name]
+            while len(queue) and (workers := self._with_room(plan)):
+                if (due := self._fills_until(plan, now)) is not None:
+                    wake = due if wake is None else min(wake, due)
+                    break
+                if not any(self._fill(plan, worker, now) for worker in workers):
+                    break
+        return wake
+
+    def _with_room(self, plan: StagePlan) -> list[Worker]:
+        """Workers that take another batch, the least loaded first."""
+        return sorted(
+            (w for w in self.book.workers_of(plan.name) if w.takes_work(self.send_ahead)), key=Worker.load_of
+        )
+
+    def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
+        keys = self._pick(plan, worker, now)
+        if keys:
+            self._send(plan, worker, keys, now)
+        return bool(keys)
+
+    def _fills_until(self, plan: StagePlan, now: float) -> float | None:
+        """When a batch that is still filling closes, or None: it closes now."""
+        queue = self.book.queues[plan.name]
+        if plan.max_batch <= 1 or not plan.max_delay_ms or len(queue) >= plan.max_batch:
+            return None
+        jobs = [job for key in queue if (job := self.book.job(key)) is not None]
+        oldest = min(job.queued_ns for job in jobs) / 1e9
+        closes = min(oldest + plan.max_delay_ms / 1000, min(job.deadline for job in jobs))
+        return closes if closes > now else None
+
+    def _pick(self, plan: StagePlan, worker: Worker, now: float) -> list[Key]:
+        queue = self.book.queues[plan.name]
+        keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True))
+        if not keys or self._job(keys[0]).suspect:
+            return keys
+        if self.serial:
+            self.book.in_flight.add(keys[0])
+        rest = plan.max_batch - 1
+        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False))
+
+    def _eligible(self, key: Key, plan: StagePlan, worker: Worker, now: float, *, alone: bool) -> bool:
+        job = self._job(key)
+        if job.suspect and not alone:
+            return False
+        if self.serial and not job.started and self.book.in_flight - {key}:
+            return False
+        if job.at_last and key[0] in self.book.over and not self._unblocks(key):
+            return False
+        return self._grant(job, plan, worker, now)
+
+    def _unblocks(self, key: Key) -> bool:
+        """A session over its byte budget gets its lowest unended index done while a higher one has ended."""
+        line = self.book.lines[key[0]]
+        return key[1] == min(line.unended) and line.highest_ended > key[1]
+
+    def _grant(self, job: Job, plan: StagePlan, worker: Worker, now: float) -> bool:
+        """Take a slot in the worker's ring for the job's output, if it emits an array."""
+        ticket = self.book.next_ticket()
+        if not worker.plan.ring_blocks:
+            self._granted[job.key] = (ticket, -1, 0)
+            return True
+        nbytes = plan.output_base + plan.output_per_char * len(job.text or "")
+        if job.ref is not None:
+            nbytes += int(plan.output_per_byte * job.ref.nbytes)
+        ring = worker.plan.role
+        if not self.book.slots.fits(ring, nbytes):
+            nbytes = worker.plan.ring_blocks * 65_536  # the whole ring; a longer result ends as output_too_long
+        offset = self.book.slots.grant(ring, nbytes, ticket, job.key, now)
+        if offset is None:
+            return False
+        self._granted[job.key] = (ticket, offset, nbytes)
+        return True
+
+    def _send(self, plan: StagePlan, worker: Worker, keys: list[Key], now: float) -> None:
+        jobs = [self._job(key) for key in keys]
+        items = tuple(self._item(job, worker) for job in jobs)
+        limit = plan.timeout_base_s + plan.timeout_per_audio * max(job.audio_s for job in jobs)
+        batch = Batch({job.ticket: job.key for job in jobs}, now, limit)
+        worker.send(batch)
+        worker.runs += 1
+        self.book.send(worker.peer, Run(items))
+        if batch.began is not None:
+            for job in jobs:
+                self.flow.status(job)
+
+    def _item(self, job: Job, worker: Worker) -> RunItem:
+        ticket, offset, nbytes = self._granted.pop(job.key)
+        job.attempts += 1
+        job.ticket = ticket
+        job.started = True
+        job.move(State.PROCESSING)
+        self.book.in_flight.add(job.key)
+        if offset >= 0:
+            self.book.slots.pin((worker.plan.role, ticket), worker.peer, ticket)
+        if job.ref is not None:
+            self.book.slots.pin((job.ref.ring, job.ref.generation), worker.peer, ticket)
+        session = job.session
+        return RunItem(
+            ticket, session.id, job.index, job.attempts, session.source, session.target,
+            job.text if job.ref is None else None, job.ref, offset, nbytes,
+        )  # fmt: skip
+
+    def _job(self, key: Key) -> Job:
+        job = self.book.job(key)
+        assert job is not None, key
+        return job

@@ -1,0 +1,177 @@
+"""Workers from their first word to their last: load, ready, hung, silent, gone."""
+
+from __future__ import annotations
+
+from engine.scheduler.book import SUPERVISOR, Book
+from engine.scheduler.flow import Flow
+from engine.scheduler.jobs import State
+from engine.scheduler.workers import Batch, Life, Worker
+from ipc.messages import Condemn, Denied, Failing, Here, LeaseWait, Load, Loaded, Ready
+from ipc.sockets import split_peer
+
+
+class Fleet:
+    """See the module's docstring."""
+
+    def __init__(self, book: Book, flow: Flow) -> None:
+        self.book = book
+        self.flow = flow
+        self.ready = False
+        self._failing = False
+
+    def find(self, peer: str) -> Worker | None:
+        """The worker of this name, or None when the role is unknown or the incarnation is not the present one."""
+        role, incarnation = split_peer(peer)
+        worker = self.book.workers.get(role)
+        return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def here(self, peer: str, message: Here, now: float) -> None:
+        """A worker speaks for the first time in this life."""
+        role, incarnation = split_peer(peer)
+        worker = self.book.workers.get(role)
+        if worker is None or incarnation < worker.incarnation:
+            return
+        if worker.life not in (Life.ABSENT, Life.LOST):
+            self.gone(role, worker.incarnation, "replaced", final=False, now=now)
+        worker.incarnation = incarnation
+        worker.move(Life.EMPTY)
+        worker.condemned = False
+        del message  # what a surviving worker holds matters to a new epoch, which comes with the next release
+        self._load(worker)
+
+    def _load(self, worker: Worker) -> None:
+        worker.move(Life.LOADING)
+        worker.loading_since = worker.load_again_at = None
+        self.book.send(worker.peer, Load(worker.stage.model))
+
+    def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
+        worker.waiting_for = message.reason
+        self.book.note("info", f"{worker.plan.role} waits for memory: {message.reason}")
+        self._tell_queue(worker, message.reason)
+
+    def loading(self, worker: Worker, now: float) -> None:
+        worker.loading_since = now
+        worker.waiting_for = ""
+
+    def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
+        worker.move(Life.LOADED)
+        worker.loading_since = None
+        worker.waiting_for = ""
+        worker.load_ms = message.load_ms
+        self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
+        self._check_ready()
+        del now
+
+    def denied(self, worker: Worker, message: Denied, now: float) -> None:
+        """No lease, or the load failed. Before the first ready that may end the node; later it is tried again."""
+        worker.move(Life.EMPTY)
+        worker.loading_since = None
+        worker.waiting_for = message.reason
+        self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
+        if self.ready:
+            worker.load_again_at = now + self.book.deadlines.retry_delay_s
+        elif not self._can_still_load(worker.plan.stage):
+            self._fail(f"stage {worker.plan.stage} cannot start: {message.reason}")
+
+    def _can_still_load(self, stage: str) -> bool:
+        return any(w.life in (Life.ABSENT, Life.LOADING, Life.LOADED) for w in self.book.workers_of(stage))
+
+    def _fail(self, reason: str) -> None:
+        if not self._failing:
+            self._failing = True
+            self.book.send(SUPERVISOR, Failing(reason))
+
+    def _check_ready(self) -> None:
+        if self.ready or self._failing:
+            return
+        needed = {worker.plan.stage for worker in self.book.workers.values()}
+        have = {worker.plan.stage for worker in self.book.workers.values() if worker.life is Life.LOADED}
+        if needed == have:
+            self.ready = True
+            self.book.send(SUPERVISOR, Ready(self.book.boot.mode, self.book.boot.mode_reason))
+
+    def check_start(self) -> None:
+        """A node whose every stage is absent has nobody to wait for."""
+        if not self.book.workers:
+            self._check_ready()
+
+    # ---------------------------------------------------------------- trouble
+
+    def silent(self, role: str, incarnation: int) -> None:
+        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which has its own limit."""
+        worker = self.book.workers.get(role)
+        if worker is None or worker.incarnation not in (incarnation, 0) or worker.condemned:
+            return
+        if not worker.batches and worker.loading_since is None:
+            self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+
+    def overdue(self, now: float) -> None:
+        """Condemn workers whose running batch or load is over its limit; load again where a wait is over."""
+        for worker in self.book.workers.values():
+            if (limit := worker.hung_at()) is not None and now >= limit:
+                batch = worker.batches[0]
+                self._condemn(worker, worker.incarnation, f"hung: a run took more than {batch.limit_s:.1f} s")
+            elif self._load_overdue(worker, now):
+                self._condemn(worker, worker.incarnation, "hung while loading its model")
+            elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
+                self._load(worker)
+
+    def _load_overdue(self, worker: Worker, now: float) -> bool:
+        since = worker.loading_since
+        return since is not None and not worker.condemned and now >= since + self.book.deadlines.load_timeout_s
+
+    def next_overdue(self) -> float | None:
+        """The earliest time at which ``overdue`` has something to do."""
+        times = []
+        for worker in self.book.workers.values():
+            times.append(worker.hung_at())
+            times.append(worker.load_again_at)
+            if worker.loading_since is not None and not worker.condemned:
+                times.append(worker.loading_since + self.book.deadlines.load_timeout_s)
+        return min((t for t in times if t is not None), default=None)
+
+    def _condemn(self, worker: Worker, incarnation: int, reason: str) -> None:
+        worker.condemned = True
+        self.book.note("warning", f"{worker.plan.role} is condemned: {reason}")
+        self.book.send(SUPERVISOR, Condemn(worker.plan.role, incarnation, reason))
+
+    def gone(self, role: str, incarnation: int, reason: str, *, final: bool, now: float) -> None:
+        """A worker is dead and everything it had sent has been read."""
+        worker = self.book.workers.get(role)
+        if worker is None or incarnation < worker.incarnation:
+            return
+        worker.move(Life.LOST if final else Life.ABSENT)
+        batches: list[Batch] = list(worker.batches)
+        worker.batches.clear()
+        worker.loading_since = worker.load_again_at = None
+        worker.condemned = False
+        worker.waiting_for = reason
+        self.book.totals.deaths += 1
+        self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
+        self.flow.worker_died(worker, batches, reason, now)
+        if final:
+            self._stage_lost(worker, reason, now)
+        else:
+            self._tell_queue(worker, f"its worker is starting again: {reason}")
+
+    def _stage_lost(self, worker: Worker, reason: str, now: float) -> None:
+        stage = worker.plan.stage
+        if any(w.life is not Life.LOST for w in self.book.workers_of(stage)):
+            return
+        if not self.ready:
+            self._fail(f"stage {stage} cannot start: {reason}")
+        for key in list(self.book.queues[stage]):
+            job = self.book.job(key)
+            if job is not None and not job.ended:
+                self.flow.end(job, "error", "failed", f"stage {stage} has no worker left: {reason}", now)
+
+    def _tell_queue(self, worker: Worker, reason: str) -> None:
+        """Jobs that wait for a stage without a loaded worker are loading, and sessions that asked are told why."""
+        stage = worker.plan.stage
+        if any(w.life is Life.LOADED for w in self.book.workers_of(stage)):
+            return
+        for key in self.book.queues[stage]:
+            job = self.book.job(key)
+            if job is not None and job.state is State.PENDING:
+                job.move(State.LOADING)
+                self.flow.status(job, reason)

@@ -1,0 +1,328 @@
+"""Jobs from admission to their one end: what follows what, what is skipped, tried again, or given up."""
+
+from __future__ import annotations
+
+from engine.boot import StagePlan
+from engine.scheduler import retries
+from engine.scheduler.book import GATEWAY, Book, Line
+from engine.scheduler.jobs import Job, Key, State
+from engine.scheduler.workers import Batch, Life, Worker
+from ipc.errors import ERROR_CODES
+from ipc.messages import (
+    Admit,
+    Ended,
+    JobAccepted,
+    JobOutcome,
+    Outcome,
+    Partial,
+    Progress,
+    RunResult,
+    Session,
+    StageRecord,
+    Status,
+)
+
+NOTHING_SAID = "nothing was said"
+
+
+class Flow:
+    """See the module's docstring. ``gateway_peer`` is the gateway's present name, for pins."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.gateway_peer = ""
+
+    # ---------------------------------------------------------------- in
+
+    def open(self, session: Session) -> None:
+        self.book.lines.setdefault(session.id, Line(session))
+
+    def admit(self, message: Admit, now: float) -> None:
+        """A job the gateway has already decided to take; never refused."""
+        book = self.book
+        line = book.lines[message.session]
+        if message.index in line.jobs:
+            return
+        job = Job(
+            session=line.session,
+            index=message.index,
+            deadline=now + message.budget_ms / 1000,
+            stages=line.session.pipeline,
+            ingress=message.ref,
+            ref=message.ref,
+            text=message.text,
+            audio_s=message.audio_s,
+            skip=frozenset(message.skip),
+        )
+        line.jobs[job.index] = job
+        line.unended.add(job.index)
+        book.totals.total += 1
+        if message.ref is not None:
+            book.slots.adopt(message.ref.ring, message.ref.generation)
+            book.ingress[message.ref.ring, message.ref.generation] = job.key
+        book.send(GATEWAY, JobAccepted(*job.key))
+        book.timer(job.deadline, "deadline", job.key)
+        self.enter(job, now)
+
+    def ended_elsewhere(self, message: Ended) -> None:
+        """An index that ended at the gateway (gap, Skip): it only counts for the order of ends."""
+        line = self.book.lines.get(message.session)
+        if line is not None:
+            line.highest_ended = max(line.highest_ended, message.index)
+
+    def acked(self, session: str, through: int) -> None:
+        """The client has every outcome up to ``through``: their records go."""
+        line = self.book.lines.get(session)
+        if line is None:
+            return
+        for index in [i for i, job in line.jobs.items() if i <= through and job.ended]:
+            del line.jobs[index]
+
+    def close(self, session: str, now: float) -> None:
+        """The session is over: what has not ended is cancelled, its records go."""
+        line = self.book.lines.get(session)
+        if line is None:
+            return
+        for index in sorted(line.unended):
+            self.end(line.jobs[index], "skipped", "cancelled", "the session was closed", now)
+        del self.book.lines[session]
+
+    # ---------------------------------------------------------------- from stage to stage
+
+    def enter(self, job: Job, now: float) -> None:
+        """Queue the job at its current stage, going past the stages it skips; ends it after the last."""
+        while not job.passed:
+            plan = self.book.stages[job.stage]
+            reason = self._skip_reason(job, plan)
+            if not reason:
+                return self._queue(job, plan, now)
+            job.move(State.SKIPPED)
+            job.record(StageRecord(job.stage, State.SKIPPED.value, reason=reason))
+            self.status(job, reason)
+            job.advance()
+        self.end(job, "ok", "", "", now)
+
+    def _skip_reason(self, job: Job, plan: StagePlan) -> str:
+        if job.ref is None and not job.text:
+            return NOTHING_SAID
+        if job.stage in job.skip:
+            return "requested"
+        if plan.absent:
+            return plan.absent
+        if plan.accepts != ("audio" if job.ref is not None else "text"):
+            return f"takes {plan.accepts}, which the stage before did not make"
+        return ""
+
+    def _queue(self, job: Job, plan: StagePlan, now: float) -> None:
+        if job.text is not None and len(job.text) > plan.max_chars:
+            return self._give_up(job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now)
+        workers = self.book.workers_of(plan.name)
+        if all(worker.life is Life.LOST for worker in workers):
+            return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
+        job.queued_ns = int(now * 1e9)
+        if not any(worker.life is Life.LOADED for worker in workers) and job.state is State.PENDING:
+            job.move(State.LOADING)
+            self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
+        self.book.queues[plan.name].push(job.key, job.session.priority)
+
+    # ---------------------------------------------------------------- what a worker answered
+
+    def done(self, worker: Worker, result: RunResult, now: float) -> None:
+        """One ticket came back."""
+        book = self.book
+        hit = worker.done(result.ticket, now)
+        job = book.job(hit[0]) if hit else None
+        out = (worker.plan.role, result.ticket)
+        if hit is None or job is None or job.ended or job.ticket != result.ticket:
+            book.totals.stale += hit is None
+            book.free(book.slots.drop(out) + book.slots.answer(worker.peer, result.ticket))
+            return
+        job.ticket = 0
+        worker.items += 1
+        worker.failed += result.state == "failed"
+        worker.busy_s += (result.ended_ns - result.begun_ns) / 1e9 / hit[1].size
+        if result.state == "failed":
+            book.free(book.slots.drop(out) + book.slots.answer(worker.peer, result.ticket))
+            return self._failed(job, worker, result, now)
+        self._take_output(job, worker, result)
+        book.free(book.slots.answer(worker.peer, result.ticket))
+        self._completed(job, worker, result, now)
+
+    def _take_output(self, job: Job, worker: Worker, result: RunResult) -> None:
+        slots, out, before = self.book.slots, (worker.plan.role, result.ticket), job.ref
+        if result.text is not None:
+            job.texts[job.stage] = result.text
+        if result.same:
+            self.book.free(slots.drop(out))
+            return
+        if result.ref is not None:
+            slots.shrink(out, result.ref.nbytes)
+            job.ref, job.text = result.ref, None
+        else:
+            self.book.free(slots.drop(out))
+            job.ref, job.text = None, result.text
+        if before is not None and before != job.ingress:
+            self.book.free(slots.drop((before.ring, before.generation)))
+
+    def _completed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
+        pace = self.book.paces[job.stage]
+        pace.measure(max(0.0, result.begun_ns - job.queued_ns) / 1e9, (result.ended_ns - result.begun_ns) / 1e9)
+        state = State.SKIPPED if result.state == "skipped" else State.COMPLETED
+        job.move(state)
+        self._record(job, worker, result, state.value, result.reason)
+        job.language = job.language or result.language
+        if result.degraded:
+            job.degraded.append(f"{job.stage}: {result.degraded}")
+        if job.session.partials and result.text and not job.at_last:
+            self.book.send(GATEWAY, Progress(Partial(*job.key, job.stage, result.text)))
+        self.status(job, result.reason)
+        job.advance()
+        self.enter(job, now)
+
+    def _failed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
+        """A reported failure: wait and try again, or end with its cause."""
+        deadlines = self.book.deadlines
+        self.book.paces[job.stage].failed += 1
+        if result.code == "oom":
+            job.oom_failures += 1
+            self.book.totals.oom_errors += 1
+            self.book.totals.last_oom = now
+            wait, code = retries.oom_wait(job.oom_failures, deadlines.retry_delay_s), "no_vram"
+        else:
+            job.failures += 1
+            wait = retries.reported_wait(job.failures, self.book.boot.max_retries, deadlines.retry_delay_s)
+            code = result.code if result.code in ERROR_CODES else "failed"
+        if not result.retry or wait is None or now + wait >= job.deadline:
+            self._record(job, worker, result, State.FAILED.value, result.error)
+            return self._give_up(job, code, result.error, now)
+        job.move(State.RETRYING)
+        job.retry_at = now + wait
+        self.book.totals.retries += 1
+        self._record(job, worker, result, State.RETRYING.value, result.error)
+        self.book.note("info", f"session {job.session.id} index {job.index} stage {job.stage}: attempt {job.attempts} "
+                               f"failed ({result.error}), again in {wait:.1f} s")  # fmt: skip
+        self.status(job, f"{result.error}; again in {wait:.1f} s")
+        self.book.timer(job.retry_at, "retry", job.key)
+
+    def retry(self, key: Key, now: float) -> None:
+        """The back-off is over."""
+        job = self.book.job(key)
+        if job is not None and not job.ended and job.state is State.RETRYING and job.retry_at <= now:
+            job.move(State.PENDING)
+            self._queue(job, self.book.stages[job.stage], now)
+
+    # ---------------------------------------------------------------- a worker died
+
+    def worker_died(self, worker: Worker, batches: list[Batch], reason: str, now: float) -> None:
+        """Its jobs run again at once; of the batch that had begun, each is suspect."""
+        for position, batch in enumerate(batches):
+            for ticket, key in batch.jobs.items():
+                self.book.free(self.book.slots.drop((worker.plan.role, ticket)))
+                job = self.book.job(key)
+                if job is not None and not job.ended and job.ticket == ticket:
+                    job.ticket = 0
+                    self._again(job, worker, batch, position == 0, reason, now)
+        self.book.free(self.book.slots.gone(worker.peer))
+
+    def _again(self, job: Job, worker: Worker, batch: Batch, begun: bool, reason: str, now: float) -> None:
+        if begun:
+            job.charges += job.suspect and batch.size == 1
+            job.suspect = True
+            job.record(
+                StageRecord(
+                    job.stage, "failed", job.attempts, worker.plan.role, worker.plan.device, f"worker died: {reason}",
+                    job.queued_ns, int((batch.began or now) * 1e9), int(now * 1e9),
+                )
+            )  # fmt: skip
+            self.status(job, f"worker died: {reason}; again at once")
+            if retries.is_poison(job.charges):
+                return self._give_up(job, "poison", f"its worker died {job.charges} times while it ran alone", now)
+        job.move(State.PENDING)
+        self._queue(job, self.book.stages[job.stage], now)
+
+    # ---------------------------------------------------------------- the end
+
+    def expire(self, key: Key, now: float) -> None:
+        """The deadline: the outcome goes out now; a running worker is not touched."""
+        job = self.book.job(key)
+        if job is not None and not job.ended:
+            self.book.totals.expired += 1
+            self.end(job, "error", "expired", f"not done by its deadline; it was {self._where(job)}", now)
+
+    def cancel(self, key: Key, now: float) -> None:
+        job = self.book.job(key)
+        if job is not None and not job.ended:
+            self.book.totals.cancelled += 1
+            self.end(job, "skipped", "cancelled", "", now)
+
+    def _where(self, job: Job) -> str:
+        return f"{job.state.value} at {job.stage}" if not job.passed else "done"
+
+    def _give_up(self, job: Job, code: str, error: str, now: float) -> None:
+        job.move(State.FAILED)
+        self.status(job, error)
+        self.end(job, "error", code, error, now)
+
+    def end(self, job: Job, outcome: str, code: str, error: str, now: float) -> None:
+        """The one end of an accepted utterance."""
+        book = self.book
+        self._withdraw(job)
+        ref = job.ref if outcome == "ok" and (job.ref != job.ingress or self._passed_on(job)) else None
+        ticket = 0
+        if ref is not None:
+            ticket = book.next_ticket()
+            book.slots.pin((ref.ring, ref.generation), self.gateway_peer, ticket)
+        elif outcome != "ok" and not job.passed:
+            self._record_unfinished(job, now)
+        told = Outcome(
+            *job.key, outcome, code, error, dict(job.texts), job.language, "; ".join(job.degraded),
+            stages=tuple(job.records),
+        )  # fmt: skip
+        book.send(GATEWAY, JobOutcome(told, ref, ticket))
+        for held in (job.ref, job.ingress):
+            if held is not None:
+                book.free(book.slots.drop((held.ring, held.generation)))
+        self._count(outcome, code)
+
+    def _withdraw(self, job: Job) -> None:
+        line = self.book.lines[job.session.id]
+        job.ended = True
+        line.unended.discard(job.index)
+        line.highest_ended = max(line.highest_ended, job.index)
+        self.book.in_flight.discard(job.key)
+        self.book.slots.forget_claims(job.key)
+        if not job.passed:
+            self.book.queues[job.stage].remove(job.key)
+
+    def _passed_on(self, job: Job) -> bool:
+        """Whether some stage really handed the client's own samples on (rather than every stage being skipped)."""
+        return any(record.state == State.COMPLETED.value for record in job.records)
+
+    def _record_unfinished(self, job: Job, now: float) -> None:
+        if not any(r.stage == job.stage and r.attempt == job.attempts and r.ended_ns for r in job.records):
+            job.record(StageRecord(job.stage, job.state.value, job.attempts, queued_ns=job.queued_ns))
+        for stage in job.stages[job.at + 1 :]:
+            job.record(StageRecord(stage, State.PENDING.value))
+
+    def _count(self, outcome: str, code: str) -> None:
+        totals = self.book.totals
+        totals.completed += outcome == "ok"
+        totals.failed += outcome == "error"
+        totals.skipped += outcome == "skipped"
+        if outcome == "error" and code != "expired":
+            self.book.note("info", f"an utterance ended as error({code})")
+
+    # ---------------------------------------------------------------- told
+
+    def _record(self, job: Job, worker: Worker, result: RunResult, state: str, reason: str) -> None:
+        job.record(
+            StageRecord(
+                job.stage, state, job.attempts, worker.plan.role, worker.plan.device, reason,
+                job.queued_ns, result.begun_ns, result.ended_ns,
+            )
+        )  # fmt: skip
+
+    def status(self, job: Job, reason: str = "") -> None:
+        """Tell a session that asked of a stage's transition."""
+        if job.session.partials and not job.ended:
+            self.book.send(GATEWAY, Progress(Status(*job.key, job.stage, job.state.value, job.attempts, reason)))

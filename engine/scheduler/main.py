@@ -1,0 +1,125 @@
+"""The scheduler's shell: reads its sockets, feeds the core, carries its actions out.
+
+When the supervisor says that a worker is gone, what that worker had sent may still be on its way: the shell reads until
+ZeroMQ knows the peer is gone too (a send to it fails), at most ``DRAIN_S``, and only then tells the core.
+"""
+
+from __future__ import annotations
+
+from engine import logs
+from engine.boot import Boot, SchedulerBoot
+from engine.process import Lifeline, enter, leave, now
+from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
+from engine.scheduler.scheduler import Scheduler
+from ipc.errors import PeerGone
+from ipc.messages import Gone, Stop, ToScheduler, Up
+from ipc.sockets import Poll, Router, peer_name
+
+DRAIN_S = 1.0
+PROBE_S = 0.002
+
+
+class Shell:
+    """See the module's docstring."""
+
+    def __init__(self, boot: Boot) -> None:
+        assert isinstance(boot.body, SchedulerBoot)
+        self.core = Scheduler(boot.body, boot.deadlines, boot.incarnation, boot.hooks)
+        self.router = Router(boot.endpoints["scheduler"], boot.incarnation, ToScheduler, epoch=boot.incarnation)
+        self.lifeline = Lifeline(boot)
+        self.poll = Poll()
+        self.dying: dict[str, tuple[Gone, float]] = {}  # peer -> its Gone, when to stop waiting
+        self.gateway = ""
+        self.leaving = False
+        self.old_epoch = 0
+
+    def run(self) -> None:
+        """Start, then one turn after another until told to stop."""
+        self.lifeline.start()
+        for thing in (self.router, self.lifeline.link, self.lifeline.death_fd):
+            self.poll.add(thing)
+        while not self.leaving:
+            self.wait()
+            self.read_peers()
+            self.read_supervisor()
+            self.bury()
+            self.act()
+            self.tell()
+
+    def wait(self) -> None:
+        """Until something arrives or is due."""
+        time = now()
+        timeout = self.lifeline.due_in(time)
+        if (deadline := self.core.next_deadline()) is not None:
+            timeout = min(timeout, max(0.0, deadline - time))
+        if self.dying:
+            timeout = min(timeout, PROBE_S)
+        if self.lifeline.death_fd in self.poll.wait(timeout):
+            leave(0)
+
+    def read_peers(self) -> None:
+        for peer, epoch, batch in self.router.drain():
+            if epoch != self.router.epoch:
+                self.old_epoch += 1
+                continue
+            if peer.startswith("gateway#"):
+                self.gateway = peer
+            for message in batch:
+                self.core.handle(peer, message, now())
+
+    def read_supervisor(self) -> None:
+        for message in self.lifeline.read():
+            match message:
+                case Stop():
+                    self.leaving = True
+                case Gone(role=role, incarnation=incarnation):
+                    self.dying[peer_name(role, incarnation)] = (message, now() + DRAIN_S)
+                case Up():
+                    continue  # peers speak first; their Here says all
+                case _:
+                    self.core.handle(SUPERVISOR, message, now())
+
+    def bury(self) -> None:
+        """Tell the core of the dead whose last words have been read."""
+        for peer, (message, until) in list(self.dying.items()):
+            if now() < until and self._reachable(peer):
+                continue
+            self.read_peers()
+            del self.dying[peer]
+            self.core.handle(SUPERVISOR, message, now())
+
+    def _reachable(self, peer: str) -> bool:
+        try:
+            self.router.send(peer, [])
+        except PeerGone:
+            return False
+        return True
+
+    def act(self) -> None:
+        """Carry out what the core decided: at most one frame per peer."""
+        for action in self.core.turn(now()):
+            if isinstance(action, Note):
+                getattr(logs.get(), action.level)(action.text)
+            elif action.peer == SUPERVISOR:
+                self.lifeline.post(action.message)
+            else:
+                self.router.post(self.gateway if action.peer == GATEWAY else action.peer, action.message)
+        for peer in self.router.flush():
+            logs.get().debug("%s takes no messages; its death will be told", peer)
+
+    def tell(self) -> None:
+        time = now()
+        self.lifeline.beat("running", time)
+        if self.lifeline.report_due(time):
+            self.lifeline.report({**self.core.snapshot(time), "old_epoch": self.old_epoch}, time)
+        self.lifeline.flush()
+
+
+def main() -> None:
+    boot = enter()
+    Shell(boot).run()
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

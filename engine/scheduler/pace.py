@@ -1,0 +1,43 @@
+"""How fast the stages are, and so how many utterances the node takes in.
+
+Capacity = factor x the concurrency of the bottleneck. The bottleneck is the stage with the least concurrency divided by
+mean time; before anything was measured, the one with the least concurrency. Means are exponential, over about 50 runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHT = 0.04
+
+
+@dataclass
+class StagePace:
+    """Running figures of one stage; times in seconds."""
+
+    mean_s: float = 0.0
+    done: int = 0
+    failed: int = 0
+    waiting_sum_s: float = 0.0
+    processing_sum_s: float = 0.0
+
+    def measure(self, waiting_s: float, processing_s: float) -> None:
+        """One utterance has gone through, in a run of ``processing_s``."""
+        self.done += 1
+        self.waiting_sum_s += waiting_s
+        self.processing_sum_s += processing_s
+        per_run = max(processing_s, 1e-6)
+        self.mean_s = per_run if not self.mean_s else self.mean_s + WEIGHT * (per_run - self.mean_s)
+
+
+def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int) -> tuple[int, float]:
+    """(utterances to take in, utterances per second) for the stages with their concurrency (instances x batch).
+
+    The rate is 0 until every stage has been measured.
+    """
+    if not concurrency:
+        return factor, 0.0
+    if all(paces[name].mean_s for name in concurrency):
+        bottleneck = min(concurrency, key=lambda name: concurrency[name] / paces[name].mean_s)
+        return factor * concurrency[bottleneck], concurrency[bottleneck] / paces[bottleneck].mean_s
+    return factor * min(concurrency.values()), 0.0

@@ -1,0 +1,296 @@
+"""The scheduler's core: every event in, every action out. No sockets, clock, threads or chance.
+
+``handle`` takes one message and who sent it, ``turn`` does what the clock and the state ask for (timers, dispatch,
+capacity) and returns everything decided since the last turn. The shell calls ``handle`` for all that has arrived, then
+``turn`` once, so that each peer gets at most one frame a turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.boot import SchedulerBoot
+from engine.config import DeadlinesSection
+from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note, Send
+from engine.scheduler.dispatch import Dispatch
+from engine.scheduler.fleet import Fleet
+from engine.scheduler.flow import Flow
+from engine.scheduler.jobs import State
+from engine.scheduler.pace import capacity
+from engine.scheduler.workers import Life
+from ipc.messages import (
+    Acked,
+    Admit,
+    CancelJob,
+    Capacity,
+    Copied,
+    Denied,
+    Done,
+    Drain,
+    Drained,
+    Ended,
+    Free,
+    Gone,
+    Here,
+    LeaseWait,
+    Loaded,
+    Loading,
+    Over,
+    Session,
+    SessionEnded,
+    Silent,
+)
+
+RATE_STEP = 0.2  # a changed rate is told when it moved by this share
+RATE_INTERVAL_S = 1.0
+
+
+class Scheduler:
+    """See the module's docstring. ``epoch`` is this process's incarnation."""
+
+    def __init__(
+        self, boot: SchedulerBoot, deadlines: DeadlinesSection, epoch: int, hooks: dict[str, str] | None = None
+    ) -> None:
+        self.book = Book(boot, deadlines, epoch, hooks)
+        self.flow = Flow(self.book)
+        self.fleet = Fleet(self.book, self.flow)
+        self.dispatch = Dispatch(self.book, self.flow)
+        self._told = (-1, 0.0)
+        self._told_at = 0.0
+        self._drain_by: float | None = None
+        self._drained = False
+        self._wake: float | None = None
+
+    # ---------------------------------------------------------------- events
+
+    def handle(self, peer: str, message: Any, now: float) -> None:
+        """One message: ``peer`` is "supervisor" or a peer's name (``gateway#1``, ``asr@cpu/0#3``)."""
+        if peer == SUPERVISOR:
+            self._from_supervisor(message, now)
+        elif peer.startswith("gateway#"):
+            self._from_gateway(peer, message, now)
+        else:
+            self._from_worker(peer, message, now)
+
+    def _from_gateway(self, peer: str, message: Any, now: float) -> None:
+        flow = self.flow
+        match message:
+            case Admit():
+                flow.admit(message, now)
+            case Session():
+                flow.open(message)
+            case Copied(tickets=tickets):
+                for ticket in tickets:
+                    self.book.free(self.book.slots.answer(peer, ticket))
+            case Acked(session=session, through=through):
+                flow.acked(session, through)
+            case CancelJob(session=session, index=index):
+                flow.cancel((session, index), now)
+            case Over(sessions=sessions):
+                self.book.over = frozenset(sessions)
+            case Ended():
+                flow.ended_elsewhere(message)
+            case SessionEnded(id=session):
+                flow.close(session, now)
+            case Here():
+                flow.gateway_peer = peer
+                self._told = (-1, 0.0)
+
+    def _from_worker(self, peer: str, message: Any, now: float) -> None:
+        if isinstance(message, Here):
+            return self.fleet.here(peer, message, now)
+        worker = self.fleet.find(peer)
+        if worker is None:
+            if isinstance(message, Done):  # an older life: it can only release pins
+                for result in message.results:
+                    self.book.totals.stale += 1
+                    self.book.free(self.book.slots.answer(peer, result.ticket))
+            return
+        match message:
+            case Done(results=results):
+                running = worker.batches[0] if worker.batches else None
+                for result in results:
+                    self.flow.done(worker, result, now)
+                if worker.batches and worker.batches[0] is not running:
+                    self._announce(worker.batches[0].jobs.values())
+            case LeaseWait():
+                self.fleet.lease_wait(worker, message)
+            case Loading():
+                self.fleet.loading(worker, now)
+            case Loaded():
+                self.fleet.loaded(worker, message, now)
+            case Denied():
+                self.fleet.denied(worker, message, now)
+
+    def _announce(self, keys: Any) -> None:
+        """A batch sent ahead has begun."""
+        for key in keys:
+            if (job := self.book.job(key)) is not None:
+                self.flow.status(job)
+
+    def _from_supervisor(self, message: Any, now: float) -> None:
+        match message:
+            case Gone(role=role, incarnation=incarnation, reason=reason, final=final):
+                self.fleet.gone(role, incarnation, reason, final=final, now=now)
+            case Silent(worker=role, incarnation=incarnation):
+                self.fleet.silent(role, incarnation)
+            case Drain(budget_ms=budget_ms):
+                if self._drain_by is None:
+                    self._drain_by = now + budget_ms / 1000
+
+    # ---------------------------------------------------------------- the turn
+
+    def turn(self, now: float) -> list[Send | Note]:
+        """Do what is due, dispatch, and hand over every action decided since the last turn."""
+        self.fleet.check_start()
+        for kind, key in self.book.due(now):
+            self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
+        self.fleet.overdue(now)
+        self._drain(now)
+        self._wake = self.dispatch.turn(now)
+        self._tell_capacity(now)
+        if self.book.freed:
+            self.book.send(GATEWAY, Free(tuple(self.book.freed)))
+            self.book.freed.clear()
+        actions, self.book.actions = self.book.actions, []
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
+        times = [self._wake, self.fleet.next_overdue(), self._drain_by if not self._drained else None]
+        if self.book.timers:
+            times.append(self.book.timers[0][0])
+        return min((t for t in times if t is not None), default=None)
+
+    def _drain(self, now: float) -> None:
+        if self._drain_by is None or self._drained:
+            return
+        lines = list(self.book.lines.values())
+        if now >= self._drain_by:
+            for line in lines:
+                for index in sorted(line.unended):
+                    self.flow.end(line.jobs[index], "error", "shutting_down", "the node stopped", now)
+        if not any(line.unended for line in lines):
+            self._drained = True
+            self.book.send(SUPERVISOR, Drained())
+
+    def _tell_capacity(self, now: float) -> None:
+        if not self.flow.gateway_peer:
+            return
+        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor)
+        told_n, told_rate = self._told
+        moved = abs(rate - told_rate) > RATE_STEP * told_rate and now >= self._told_at + RATE_INTERVAL_S
+        if n != told_n or moved:
+            self._told, self._told_at = (n, rate), now
+            self.book.send(GATEWAY, Capacity(n, round(rate, 3)))
+
+    def concurrency(self) -> dict[str, int]:
+        """Stage -> workers that are there or expected x batch, for stages that have any."""
+        out: dict[str, int] = {}
+        for worker in self.book.workers.values():
+            if worker.life is not Life.LOST:
+                out[worker.plan.stage] = out.get(worker.plan.stage, 0) + worker.stage.max_batch
+        return out
+
+    # ---------------------------------------------------------------- seen
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Statistics as plain values (``docs/operations.md`` names each)."""
+        book, totals = self.book, self.book.totals
+        n, rate = capacity(book.paces, self.concurrency(), book.boot.capacity_factor)
+        active = sum(len(batch.jobs) for worker in book.workers.values() for batch in worker.batches)
+        unended = sum(len(line.unended) for line in book.lines.values())
+        return {
+            "mode": book.boot.mode,
+            "mode_reason": book.boot.mode_reason,
+            "capacity": n,
+            "rate": round(rate, 3),
+            "active": active,
+            "queued": max(0, unended - active),
+            "total": totals.total,
+            "completed": totals.completed,
+            "failed": totals.failed,
+            "skipped": totals.skipped,
+            "cancelled": totals.cancelled,
+            "expired": totals.expired,
+            "oom_errors": totals.oom_errors,
+            "last_oom_s": None if totals.last_oom is None else round(now - totals.last_oom, 1),
+            "retries": totals.retries,
+            "stale": totals.stale,
+            "deaths": totals.deaths,
+            "concurrency": self.concurrency(),
+            "jobs": self._jobs(now, 200),
+            "slots": book.slots.snapshot(),
+            "slots_idle": book.slots.idle,
+            "per_device": self._per_device(),
+            "stages": {name: self._stage(name) for name in book.stages},
+            "workers": {role: self._worker(role) for role in book.workers},
+        }
+
+    def _jobs(self, now: float, most: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for line in self.book.lines.values():
+            for index in sorted(line.unended):
+                if len(rows) == most:
+                    return rows
+                job = line.jobs[index]
+                states = {name: state.value for name, state in zip(job.stages, job.states, strict=True)}
+                left = round(job.deadline - now, 2)
+                rows.append({"session": line.session.id, "index": index, "stages": states, "deadline_in_s": left})
+        return rows
+
+    def _per_device(self) -> dict[str, dict[str, Any]]:
+        out: dict[str, dict[str, Any]] = {}
+        for worker in self.book.workers.values():
+            row = out.setdefault(worker.plan.device, {"requests": 0, "busy_s": 0.0, "queue": 0})
+            row["requests"] += worker.items
+            row["busy_s"] = round(row["busy_s"] + worker.busy_s, 3)
+            row["queue"] += sum(len(batch.jobs) for batch in worker.batches)
+        return out
+
+    def _stage(self, name: str) -> dict[str, Any]:
+        pace = self.book.paces[name]
+        done = max(1, pace.done)
+        running = sum(len(batch.jobs) for worker in self.book.workers_of(name) for batch in worker.batches)
+        return {
+            "waiting": len(self.book.queues[name]),
+            "running": running,
+            "done": pace.done,
+            "failed": pace.failed,
+            "avg_waiting_ms": round(1000 * pace.waiting_sum_s / done, 3),
+            "avg_processing_ms": round(1000 * pace.processing_sum_s / done, 3),
+            "absent": self.book.stages[name].absent,
+        }
+
+    def _worker(self, role: str) -> dict[str, Any]:
+        worker = self.book.workers[role]
+        return {
+            "state": worker.life.value,
+            "incarnation": worker.incarnation,
+            "device": worker.plan.device,
+            "waiting_for": worker.waiting_for,
+            "on_board": sum(len(batch.jobs) for batch in worker.batches),
+            "runs": worker.runs,
+            "utterances": worker.items,
+            "load_ms": round(worker.load_ms, 1),
+        }
+
+    def check(self) -> None:
+        """Invariants of all cores, and between them."""
+        book = self.book
+        book.slots.check()
+        on_board = {key: t for w in book.workers.values() for b in w.batches for t, key in b.jobs.items()}
+        for name, queue in book.queues.items():
+            queue.check()
+            for key in queue:
+                job = book.job(key)
+                assert job is not None and not job.ended and job.stage == name and not job.ticket, key
+        for line in book.lines.values():
+            assert line.unended == {i for i, job in line.jobs.items() if not job.ended}
+            for job in line.jobs.values():
+                job.check()
+                if job.ended:
+                    continue
+                queued = any(job.key in queue for queue in book.queues.values())
+                places = queued + (on_board.get(job.key) == job.ticket != 0) + (job.state is State.RETRYING)
+                assert places == 1, f"{job.key} {job.state} is in {places} places"

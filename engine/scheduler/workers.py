@@ -1,0 +1,114 @@
+"""What the scheduler knows of each worker: its life, its model, and the batches on board.
+
+    absent -> empty -> loading -> loaded        any -> absent on Gone (a new incarnation follows)
+                 ^________|  (denied)           any -> lost   when none will follow
+
+A worker runs its batches in the order they were sent, so the first batch on board is the one that runs, and it began
+when it was sent or when the ``Done`` of the one before it arrived, whichever was later.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine.boot import StagePlan, WorkerPlan
+from engine.scheduler.jobs import Key
+from ipc.errors import IllegalMove
+from ipc.sockets import peer_name
+
+
+class Life(enum.Enum):
+    """Where a worker stands."""
+
+    ABSENT = "absent"  # no process, one is expected
+    EMPTY = "empty"  # here, no model
+    LOADING = "loading"  # asked to load (waiting for its lease, or loading)
+    LOADED = "loaded"
+    LOST = "lost"  # none will follow
+
+
+MOVES: dict[Life, frozenset[Life]] = {
+    Life.ABSENT: frozenset({Life.EMPTY, Life.LOADED, Life.LOST}),
+    Life.EMPTY: frozenset({Life.LOADING, Life.ABSENT, Life.LOST}),
+    Life.LOADING: frozenset({Life.LOADED, Life.EMPTY, Life.ABSENT, Life.LOST}),
+    Life.LOADED: frozenset({Life.EMPTY, Life.ABSENT, Life.LOST}),
+    Life.LOST: frozenset({Life.EMPTY}),
+}
+
+
+@dataclass
+class Batch:
+    """Jobs of one ``Run``, by ticket, in its order. ``began`` in seconds, None while an earlier batch runs."""
+
+    jobs: dict[int, Key]
+    sent: float
+    limit_s: float
+    began: float | None = None
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = len(self.jobs)
+
+
+@dataclass
+class Worker:
+    """One worker role and its present incarnation."""
+
+    plan: WorkerPlan
+    stage: StagePlan
+    incarnation: int = 0
+    life: Life = Life.ABSENT
+    batches: deque[Batch] = field(default_factory=deque)
+    loading_since: float | None = None
+    load_again_at: float | None = None
+    waiting_for: str = ""  # why it has no lease yet
+    condemned: bool = False
+    runs: int = 0
+    items: int = 0
+    failed: int = 0
+    busy_s: float = 0.0
+    load_ms: float = 0.0
+
+    @property
+    def peer(self) -> str:
+        return peer_name(self.plan.role, self.incarnation)
+
+    def move(self, life: Life) -> None:
+        """Raises IllegalMove and changes nothing if the table has no such move."""
+        if life is not self.life and life not in MOVES[self.life]:
+            raise IllegalMove(f"{self.peer}: {self.life.value} -> {life.value}")
+        self.life = life
+
+    def takes_work(self, send_ahead: int) -> bool:
+        """Whether another batch may be sent."""
+        return self.life is Life.LOADED and not self.condemned and len(self.batches) <= send_ahead
+
+    def send(self, batch: Batch) -> None:
+        """Put a batch on board."""
+        if not self.batches:
+            batch.began = batch.sent
+        self.batches.append(batch)
+
+    def done(self, ticket: int, now: float) -> tuple[Key, Batch] | None:
+        """Take a ticket off board; None if it is not there. The next batch begins when one is complete."""
+        for batch in self.batches:
+            if ticket in batch.jobs:
+                key = batch.jobs.pop(ticket)
+                if not batch.jobs:
+                    self.batches.remove(batch)
+                    if self.batches and self.batches[0].began is None:
+                        self.batches[0].began = now
+                return key, batch
+        return None
+
+    def hung_at(self) -> float | None:
+        """When the running batch or the load is over its limit, or None."""
+        if self.condemned or not self.batches or self.batches[0].began is None:
+            return None
+        return self.batches[0].began + self.batches[0].limit_s
+
+    def load_of(self) -> tuple[int, int]:
+        """For choosing: batches on board, utterances run so far."""
+        return len(self.batches), self.items

@@ -1,0 +1,276 @@
+"""The worker's shell: a loop around one stage, single-threaded, so that a stuck stage falls silent.
+
+Commands come from the scheduler only; the lease comes from the arbiter. Until the lease is granted nothing of the
+stage's library is loaded, so a waiting worker holds no byte of its device. Runs are carried out in the order they came.
+
+    empty --Load--> asks for a lease --Granted--> loads, warms up --> loaded --Unload--> empty
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Any
+
+from engine import logs
+from engine.boot import Boot, WorkerBoot
+from engine.process import BOOT_FAILED, Lifeline, enter, leave, now
+from engine.worker.runner import Runner, stage_error
+from ipc.errors import PeerGone
+from ipc.messages import (
+    Alive,
+    ArbiterToWorker,
+    Denied,
+    Done,
+    Granted,
+    Here,
+    LeaseRequest,
+    LeaseWait,
+    Load,
+    Loaded,
+    Loading,
+    Park,
+    Release,
+    Run,
+    Settled,
+    Stop,
+    ToWorker,
+    Unload,
+    Up,
+)
+from ipc.sockets import Dealer, Poll
+from stages import find
+from stages.base import StageConfig
+
+
+class Worker:
+    """See the module's docstring."""
+
+    def __init__(self, boot: Boot) -> None:
+        assert isinstance(boot.body, WorkerBoot)
+        self.boot = boot
+        self.plan = boot.body
+        self.lifeline = Lifeline(boot)
+        self.poll = Poll()
+        self.scheduler: Dealer | None = None
+        self.arbiter: Dealer | None = None
+        self.runner: Runner | None = None
+        self.state = "empty"
+        self.lease = 0
+        self.request: LeaseRequest | None = None
+        self.runs: deque[Run] = deque()
+        self.leaving = False
+        self.load_ms = 0.0
+        self.counts = {"runs": 0, "utterances": 0, "failed": 0}
+
+    def run(self) -> None:
+        """Start, work until told to stop."""
+        self.lifeline.start()
+        self.poll.add(self.lifeline.link)
+        self.poll.add(self.lifeline.death_fd)
+        while not self.leaving:
+            self.wait()
+            self.read_supervisor()
+            self.read_arbiter()
+            self.read_scheduler()
+            self.work()
+            self.tell()
+
+    def wait(self) -> None:
+        """Until something arrives or a heartbeat is due; not at all with a run on board."""
+        timeout = 0.0 if self.runs else self.lifeline.due_in(now())
+        if self.lifeline.death_fd in self.poll.wait(timeout):
+            leave(0)
+
+    # ---------------------------------------------------------------- what arrives
+
+    def read_supervisor(self) -> None:
+        for message in self.lifeline.read():
+            match message:
+                case Up(role="scheduler", incarnation=incarnation):
+                    self.scheduler = self._connect("scheduler", self.scheduler, ToWorker)
+                    self.scheduler.epoch = incarnation
+                    tickets = tuple(item.ticket for run in self.runs for item in run.items)
+                    self.scheduler.post(Here(self.state, self.plan.model, runs=tickets))
+                case Up(role="arbiter"):
+                    self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
+                    if self.request is not None:
+                        self.arbiter.post(self.request)
+                case Stop():
+                    self.leaving = True
+
+    def _connect(self, role: str, old: Dealer | None, union: object) -> Dealer:
+        if old is not None:
+            self.poll.remove(old)
+            old.close()
+        link = Dealer(self.boot.endpoints[role], self.boot.role, self.boot.incarnation, union)
+        self.poll.add(link)
+        return link
+
+    def read_arbiter(self) -> None:
+        if self.arbiter is None:
+            return
+        for _, _, batch in self.arbiter.drain():
+            for message in batch:
+                match message:
+                    case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
+                        self.lease, self.request = lease, None
+                        self.load()
+                    case LeaseWait(reason=reason):
+                        self._to_scheduler(LeaseWait(reason))
+                    case Denied(reason=reason, code=code, id=id_) if self.request and id_ == self.request.id:
+                        self.state, self.request = "empty", None
+                        self._to_scheduler(Denied(reason, code))
+
+    def read_scheduler(self) -> None:
+        if self.scheduler is None:
+            return
+        for _, epoch, batch in self.scheduler.drain():
+            if epoch != self.scheduler.epoch:
+                continue
+            for message in batch:
+                self._command(message)
+
+    def _command(self, message: Any) -> None:
+        match message:
+            case Run():
+                self.runs.append(message)
+            case Load():
+                self.ask_for_lease()
+            case Unload():
+                self.unload()
+            case Park():
+                self.unload()
+                self.leaving = True
+
+    # ---------------------------------------------------------------- the model
+
+    def ask_for_lease(self) -> None:
+        """Nothing is loaded before the arbiter has granted the memory."""
+        if self.state != "empty":
+            return
+        self.state = "waiting for its lease"
+        plan = self.plan
+        self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, plan.estimate_bytes, plan.model)
+        if self.arbiter is not None:
+            self.arbiter.post(self.request)
+
+    def load(self) -> None:
+        """Open and warm up the model; tells arbiter and scheduler how it went."""
+        self.state = "loading"
+        self._to_scheduler(Loading(self.plan.model))
+        self.lifeline.post(Alive("loading"))  # the last word before a long silence
+        self.tell()
+        before, begun = _resident_bytes(), now()
+        try:
+            self.runner = self._open()
+        except Exception as error:
+            self._load_failed(error)
+            return
+        self.load_ms = (now() - begun) * 1000
+        self.state = "loaded"
+        measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
+        self._to_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
+        self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))
+
+    def _open(self) -> Runner:
+        plan = self.plan
+        config = StageConfig(
+            plan.model, plan.library_device, plan.compute_type, plan.threads, plan.max_batch, plan.options
+        )  # fmt: skip
+        stage = find(plan.kind)(config)
+        stage.load()
+        stage.warm_up()
+        return Runner(self.boot, stage)
+
+    def _load_failed(self, error: Exception) -> None:
+        cause = stage_error(error)
+        logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
+        self.state = "empty"
+        self._to_arbiter(Settled(self.lease, ok=False))
+        self._to_arbiter(Release(self.lease))
+        self._to_scheduler(Denied(cause.text, cause.code))
+
+    def unload(self) -> None:
+        if self.runner is None:
+            return
+        self.runner.stage.close()
+        self.runner, self.state = None, "empty"
+        self._to_arbiter(Release(self.lease))
+
+    # ---------------------------------------------------------------- the work
+
+    def work(self) -> None:
+        """Carry out the oldest run on board, if any."""
+        if not self.runs or self.runner is None:
+            return
+        run = self.runs.popleft()
+        results = self.runner.run(run)
+        self.counts["runs"] += 1
+        self.counts["utterances"] += len(results)
+        self.counts["failed"] += sum(result.state == "failed" for result in results)
+        self._to_scheduler(Done(tuple(results)))
+
+    # ---------------------------------------------------------------- what is told
+
+    def tell(self) -> None:
+        """Heartbeat and report when due, then one frame to each peer."""
+        time_ = now()
+        self.lifeline.beat(self.state, time_)
+        if self.lifeline.report_due(time_):
+            self.lifeline.report(self.snapshot(), time_)
+        for link in (self.scheduler, self.arbiter):
+            if link is not None:
+                try:
+                    link.flush()
+                except PeerGone:
+                    logs.get().warning("a peer takes no more messages; leaving")
+                    leave(1)
+        self.lifeline.flush()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Statistics as plain values."""
+        plan = self.plan
+        return {
+            "stage": plan.stage,
+            "kind": plan.kind,
+            "device": plan.device,
+            "model": plan.model,
+            "state": self.state,
+            "load_ms": round(self.load_ms, 1),
+            "resident_bytes": _resident_bytes(),
+            **self.counts,
+        }
+
+    def _to_scheduler(self, message: Any) -> None:
+        if self.scheduler is not None:
+            self.scheduler.post(message)
+
+    def _to_arbiter(self, message: Any) -> None:
+        if self.arbiter is not None:
+            self.arbiter.post(message)
+
+
+def _resident_bytes() -> int:
+    """This process's resident memory, shared mappings left out."""
+    with open("/proc/self/statm") as file:
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE")
+
+
+def main() -> None:
+    boot = enter()
+    try:
+        worker = Worker(boot)
+    except Exception as error:
+        logs.get().error("cannot start: %s", error)
+        leave(BOOT_FAILED)
+    worker.run()
+    if worker.runner is not None:
+        worker.runner.stage.close()
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

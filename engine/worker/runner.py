@@ -1,0 +1,102 @@
+"""Runs batches through a stage: from run items to arrays and texts, and back to results. Owns the worker's rings.
+
+A stage gets read-only views of the rings; what it emits is copied into the slot that came with the run. The input's
+generation is checked before and after the stage ran: a mismatch means the slot was given to somebody else meanwhile,
+which is a failure to be tried again, never a wrong result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from engine import logs
+from engine.boot import Boot
+from ipc.messages import Ref, Run, RunItem, RunResult
+from ipc.ring import Ring
+from stages.base import Item, Output, Stage, StageError
+
+_OOM_WORDS = ("out of memory", "bad_alloc", "failed to allocate", "cudaerrormemoryallocation")
+_STALE = StageError("stale_input", "the input's slot was reused", retry=True)
+
+
+def stage_error(error: BaseException) -> StageError:
+    """Any exception of a library as a StageError: out of memory is told apart, the rest may be tried again."""
+    if isinstance(error, StageError):
+        return error
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OOM_WORDS):
+        return StageError("oom", text, retry=True)
+    return StageError("failed", text, retry=True)
+
+
+class Runner:
+    """One stage and the rings it reads and writes."""
+
+    def __init__(self, boot: Boot, stage: Stage) -> None:
+        self.stage = stage
+        self.role = boot.role
+        self.rings = {g.name: Ring(g.name, g.fd, g.blocks, writable=g.writable) for g in boot.rings}
+
+    def run(self, run: Run) -> list[RunResult]:
+        """Run one batch; one result per item, in order."""
+        begun = time.monotonic_ns()
+        fresh = [item for item in run.items if self._intact(item)]
+        outputs = self._call([self._item(item) for item in fresh]) if fresh else []
+        answers = {item.ticket: output for item, output in zip(fresh, outputs, strict=True) if self._intact(item)}
+        results = [self._result(item, answers.get(item.ticket, _STALE), begun) for item in run.items]
+        ended = time.monotonic_ns()
+        return [msgspec.structs.replace(result, ended_ns=ended) for result in results]
+
+    def _intact(self, item: RunItem) -> bool:
+        """Whether the item's input still is what its reference says."""
+        return item.input is None or self.rings[item.input.ring].intact(item.input)
+
+    def _item(self, item: RunItem) -> Item:
+        audio = self.rings[item.input.ring].view(item.input) if item.input is not None else None
+        rate = item.input.sample_rate if item.input is not None else 0
+        return Item(
+            item.session, item.index, item.attempt, item.source, item.target, item.text, audio, rate
+        )  # fmt: skip
+
+    def _call(self, items: Sequence[Item]) -> Sequence[Output | StageError]:
+        """The stage's answers. A batch that raises as a whole is run again one by one."""
+        try:
+            return self.stage.run(items)
+        except Exception as error:
+            if len(items) == 1:
+                logs.get().warning("session %s index %d: %s", items[0].session, items[0].index, error)
+                return [stage_error(error)]
+            logs.get().warning("a batch of %d failed (%s); running one by one", len(items), error)
+        return [self._call([item])[0] for item in items]
+
+    def _result(self, item: RunItem, answer: Output | StageError, begun: int) -> RunResult:
+        if isinstance(answer, StageError):
+            return _failed(item.ticket, answer, begun)
+        ref: Ref | None = None
+        if answer.audio is not None:
+            try:
+                ref = self._publish(item, answer.audio, answer.sample_rate)
+            except StageError as error:
+                return _failed(item.ticket, error, begun)
+        return RunResult(
+            item.ticket, answer.state, text=answer.text, ref=ref, same=answer.same, reason=answer.reason,
+            degraded=answer.degraded, confidence=answer.confidence, language=answer.language, begun_ns=begun,
+        )  # fmt: skip
+
+    def _publish(self, item: RunItem, array: np.ndarray, sample_rate: int) -> Ref:
+        """Copy an array into the item's slot. Raises StageError when it has none or is too small."""
+        if array.nbytes > item.slot_nbytes or item.slot_offset < 0:
+            raise StageError("output_too_long", f"{array.nbytes} bytes; the slot has {item.slot_nbytes}")
+        ring = self.rings[self.role]
+        return ring.write(
+            item.slot_offset, item.slot_nbytes, item.ticket, np.ascontiguousarray(array), sample_rate
+        )  # fmt: skip
+
+
+def _failed(ticket: int, error: StageError, begun: int) -> RunResult:
+    return RunResult(ticket, "failed", error.code, error.text, error.retry, begun_ns=begun)
+

@@ -1,0 +1,657 @@
+"""Every message of the node, one tagged union per direction. No behaviour here.
+
+Messages are msgpack maps with a ``type`` field. Two kinds of link carry them:
+
+* the **client protocol** (version 1): frame 1 is a list of messages (at most 64 KiB); at most one ``Submit`` or
+  ``Outcome`` in it carries audio, and its raw samples are frame 2. ``docs/protocol.md`` is the contract.
+* **internal links**: one frame, ``Frame``: the sender's incarnation, the epoch (0 where the link does not check it),
+  and a list of messages.
+
+Marked *(not sent yet)*: the message has its place and its shape, and nothing sends it in this release.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAX_CONTROL_BYTES = 64 * 1024  # frame 1 on the client protocol
+
+
+class _Wire(msgspec.Struct, tag_field="type", tag=True, frozen=True, omit_defaults=True):
+    """A message: a map with ``type``; fields at their default are left out."""
+
+
+class _Strict(msgspec.Struct, tag_field="type", tag=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A message from outside: a field nobody knows is an error, not a surprise."""
+
+
+class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A map inside a message."""
+
+
+# ---------------------------------------------------------------- shared parts
+
+
+class Ref(msgspec.Struct, frozen=True, array_like=True):
+    """Where an array lies. ``generation`` is the number its blocks are marked with (``ipc.ring``)."""
+
+    ring: str  # name of the ring: its producer's role
+    offset: int  # bytes from the start of the ring's first block
+    nbytes: int
+    dtype: str  # "int16" or "float32"
+    shape: tuple[int, ...]
+    sample_rate: int  # Hz
+    generation: int
+
+
+class StageRecord(_Part, frozen=True):
+    """One attempt of one utterance at one stage. Times are the node's CLOCK_MONOTONIC in ns; 0: did not happen."""
+
+    stage: str
+    state: str  # pending loading processing retrying completed failed skipped
+    attempt: int = 0
+    worker: str = ""
+    device: str = ""
+    reason: str = ""
+    queued_ns: int = 0
+    begun_ns: int = 0
+    ended_ns: int = 0
+
+
+class Limits(_Part, frozen=True):
+    """What a node takes; told in ``Welcome``."""
+
+    max_utterance_s: float
+    max_text_chars: int
+    max_window: int
+    max_control_bytes: int
+    dtypes: tuple[str, ...]  # sample formats on the wire
+    sample_rate: int
+    pipelines: dict[str, tuple[str, ...]]
+    sources: dict[str, tuple[str, ...]]  # pipeline -> source languages it takes; empty: not checked
+    targets: dict[str, tuple[str, ...]]
+
+
+# ---------------------------------------------------------------- client -> node
+
+
+class Hello(_Strict, frozen=True):
+    version: int
+    client: str = ""
+
+
+class Open(_Strict, frozen=True):
+    """Begin a session. ``tag`` (1-64 of A-Z a-z 0-9 _ -) comes back in ``Opened`` or ``Rejected``."""
+
+    tag: str
+    pipeline: str = "full"
+    source: str = ""
+    target: str = ""
+    models: dict[str, str] = {}
+    priority: str = "normal"
+    window: int = 64
+    first_index: int = 0
+    partials: bool = False
+
+
+class Submit(_Strict, frozen=True):
+    """One utterance: ``nbytes`` of mono samples in frame 2 (``dtype`` s16le or f32le), or ``text``."""
+
+    session: str
+    index: int
+    dtype: str = ""
+    nbytes: int = 0
+    sample_rate: int = 16000  # Hz
+    text: str | None = None
+    budget_ms: int | None = None  # None: the node's formula, min(30 s + 0.5 x audio, 300 s)
+    skip: tuple[str, ...] = ()  # stages to skip for this utterance
+
+
+class Skip(_Strict, frozen=True):
+    """The client will not send this index: it ends as skipped(gap)."""
+
+    session: str
+    index: int
+
+
+class Ack(_Strict, frozen=True):
+    """Every outcome up to and including ``through`` is in the client's hands."""
+
+    session: str
+    through: int
+
+
+class Cancel(_Strict, frozen=True):
+    session: str
+    index: int
+
+
+class Close(_Strict, frozen=True):
+    session: str
+    mode: str = "drain"  # drain | abort
+
+
+class Ping(_Strict, frozen=True):
+    pass
+
+
+class Resume(_Strict, frozen=True):
+    """Take a session over on this connection; acknowledges through ``last_received`` (first_index - 1: nothing)."""
+
+    token: str
+    last_received: int
+
+
+ClientMessage = Union[Hello, Open, Submit, Skip, Ack, Cancel, Close, Ping, Resume]
+
+
+# ---------------------------------------------------------------- node -> client
+
+
+class Welcome(_Wire, frozen=True):
+    version: int
+    incarnation: int
+    limits: Limits
+
+
+class Opened(_Wire, frozen=True):
+    tag: str
+    session: str
+    token: str
+    next_index: int  # the lowest index the node has not accepted
+    share: int  # how many utterances the client may keep unended
+    window: int
+
+
+class Accepted(_Wire, frozen=True):
+    session: str
+    index: int
+
+
+class Share(_Wire, frozen=True):
+    session: str
+    n: int
+
+
+class Busy(_Wire, frozen=True):
+    """Not taken, and not lost: send again from ``resend_from`` after ``retry_after_ms``, or ``Skip`` it."""
+
+    session: str
+    index: int
+    reason: str  # capacity | memory | held_back | shutting_down
+    depth: int  # accepted and unended utterances, node-wide
+    retry_after_ms: int
+    resend_from: int
+
+
+class Rejected(_Wire, frozen=True):
+    """Never accepted. Names what it answers: an utterance (session, index), a session, or an ``Open`` (tag)."""
+
+    code: str
+    text: str
+    session: str = ""
+    index: int | None = None
+    tag: str = ""
+    accepted: tuple[str, ...] = ()  # what would have been taken
+    window: tuple[int, int] | None = None  # lowest and highest index taken now
+
+
+class Gap(_Wire, frozen=True):
+    """Index ``index`` is missing and holds up later ones; it becomes skipped(gap) in ``after_ms``."""
+
+    session: str
+    index: int
+    after_ms: int
+
+
+class Status(_Wire, frozen=True):
+    """A stage's transition, for sessions opened with ``partials``."""
+
+    session: str
+    index: int
+    stage: str
+    state: str
+    attempt: int = 0
+    reason: str = ""
+    progress: float | None = None
+
+
+class Partial(_Wire, frozen=True):
+    """A text before the outcome, for sessions opened with ``partials``."""
+
+    session: str
+    index: int
+    stage: str
+    text: str
+
+
+class Outcome(_Wire, frozen=True):
+    """The one end of an accepted utterance. Audio, if any, is frame 2: ``nbytes`` of ``dtype`` at ``sample_rate``."""
+
+    session: str
+    index: int
+    outcome: str  # ok | error | skipped
+    code: str = ""  # of an error or a skip
+    error: str = ""
+    texts: dict[str, str] = {}  # stage -> the text it made
+    language: str = ""  # the source language that was heard
+    degraded: str = ""
+    recovered: bool = False
+    dtype: str = ""
+    nbytes: int = 0
+    sample_rate: int = 0
+    stages: tuple[StageRecord, ...] = ()
+
+
+class Closed(_Wire, frozen=True):
+    session: str
+    reason: str
+
+
+class Pong(_Wire, frozen=True):
+    incarnation: int
+
+
+class UnknownSession(_Wire, frozen=True):
+    """Names what was sent: a session id, or the token of a ``Resume``."""
+
+    session: str
+
+
+NodeMessage = Union[
+    Welcome, Opened, Accepted, Share, Busy, Rejected, Gap, Status, Partial, Outcome, Closed, Pong, UnknownSession
+]
+
+
+# ---------------------------------------------------------------- gateway -> scheduler
+
+
+class Session(_Wire, frozen=True):
+    """A session was opened: what the scheduler must know to run its utterances."""
+
+    id: str
+    owner: str  # authenticated key, or "local"
+    pipeline: tuple[str, ...]  # stage names in order
+    source: str = ""
+    target: str = ""
+    models: dict[str, str] = {}
+    priority: str = "normal"
+    policy: str = "fail"  # what to do at the deadline (only "fail" is sent yet)
+    partials: bool = False
+    window: int = 64
+    token: str = ""
+    first_index: int = 0
+
+
+class Admit(_Wire, frozen=True):
+    session: str
+    index: int
+    budget_ms: int
+    ref: Ref | None = None
+    text: str | None = None
+    digest: tuple[int, int, int] = (0, 0, 0)  # byte length, sums of even and odd words
+    skip: tuple[str, ...] = ()
+    audio_s: float = 0.0  # duration, for time-outs; 0 for text
+    queued_ns: int = 0
+
+
+class CancelJob(_Wire, frozen=True):
+    session: str
+    index: int
+
+
+class Copied(_Wire, frozen=True):
+    """Result slots the gateway has copied out; names the tickets that wrote them."""
+
+    tickets: tuple[int, ...]
+
+
+class Acked(_Wire, frozen=True):
+    session: str
+    through: int
+
+
+class Over(_Wire, frozen=True):
+    """The sessions that are over their byte budget now (the whole set, each time it changes)."""
+
+    sessions: tuple[str, ...]
+
+
+class Ended(_Wire, frozen=True):
+    """An utterance that ended without the scheduler (gap, Skip), or, to a new epoch, one ended before *(not sent yet)*."""
+
+    session: str
+    index: int
+    outcome: str
+    code: str = ""
+    texts: dict[str, str] = {}
+
+
+class SessionEnded(_Wire, frozen=True):
+    id: str
+
+
+# ---------------------------------------------------------------- scheduler -> gateway
+
+
+class Capacity(_Wire, frozen=True):
+    """How many utterances the node takes in, and how fast it ends them (per second; 0: not measured yet)."""
+
+    n: int
+    rate: float = 0.0
+
+
+class JobAccepted(_Wire, frozen=True):
+    session: str
+    index: int
+
+
+class JobOutcome(_Wire, frozen=True):
+    """The end of a job. ``ref``: the result's array; its slot is given back when ``Copied(ticket)`` comes."""
+
+    outcome: Outcome
+    ref: Ref | None = None
+    ticket: int = 0
+
+
+class Free(_Wire, frozen=True):
+    """Input slots nobody needs any more: (session, index)."""
+
+    jobs: tuple[tuple[str, int], ...]
+
+
+class Progress(_Wire, frozen=True):
+    """Status or partial text of a job, for sessions that asked."""
+
+    message: Union[Status, Partial]
+
+
+class Restored(_Wire, frozen=True):
+    """All sessions and jobs have been handed to a new gateway *(not sent yet)*."""
+
+
+class Here(_Wire, frozen=True):
+    """I am here, and this is what I hold: sent first by a worker or the gateway, and to a new epoch."""
+
+    state: str = "empty"  # empty loading loaded
+    model: str = ""
+    variant: str = ""
+    runs: tuple[int, ...] = ()  # tickets on board
+    slots: tuple[int, ...] = ()  # generations in use
+
+
+# ---------------------------------------------------------------- scheduler -> worker
+
+
+class Load(_Wire, frozen=True):
+    model: str
+    variant: int = 0
+
+
+class RunItem(_Part, frozen=True):
+    """One utterance at one stage. The ticket is also the generation of its output slot."""
+
+    ticket: int
+    session: str
+    index: int
+    attempt: int
+    source: str = ""
+    target: str = ""
+    text: str | None = None
+    input: Ref | None = None
+    slot_offset: int = -1  # -1: no slot granted
+    slot_nbytes: int = 0
+
+
+class Run(_Wire, frozen=True):
+    items: tuple[RunItem, ...]
+
+
+class Unload(_Wire, frozen=True):
+    pass
+
+
+class Park(_Wire, frozen=True):
+    """Leave on purpose: unload, give the lease back, exit 0."""
+
+
+# ---------------------------------------------------------------- worker -> scheduler
+
+
+class LeaseWait(_Wire, frozen=True):
+    reason: str
+    id: int = 0
+
+
+class Loading(_Wire, frozen=True):
+    model: str = ""
+    variant: int = 0
+
+
+class Loaded(_Wire, frozen=True):
+    model: str
+    variant: int = 0
+    max_batch: int = 1
+    load_ms: float = 0.0
+    device: str = ""
+    degraded: str = ""
+
+
+class Denied(_Wire, frozen=True):
+    """No lease, or the load failed: ``code`` no_vram | bad_model | oom."""
+
+    reason: str
+    code: str = "no_vram"
+    id: int = 0
+
+
+class RunResult(_Part, frozen=True):
+    """What became of one ticket. Failed items carry ``code`` and ``error``."""
+
+    ticket: int
+    state: str  # completed | skipped | failed
+    code: str = ""
+    error: str = ""
+    retry: bool = False
+    text: str | None = None
+    ref: Ref | None = None
+    same: bool = False  # the output is the input
+    reason: str = ""
+    degraded: str = ""
+    confidence: float | None = None
+    language: str = ""
+    begun_ns: int = 0
+    ended_ns: int = 0
+
+
+class Done(_Wire, frozen=True):
+    results: tuple[RunResult, ...]
+
+
+# ---------------------------------------------------------------- worker <-> arbiter
+
+
+class LeaseRequest(_Wire, frozen=True):
+    """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered."""
+
+    id: int
+    worker: str
+    device: str
+    nbytes: int
+    model: str = ""
+
+
+class Granted(_Wire, frozen=True):
+    id: int
+    lease: int
+    nbytes: int
+
+
+class Settled(_Wire, frozen=True):
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
+
+    lease: int
+    measured_bytes: int = -1
+    ok: bool = True
+    load_ms: float = 0.0
+
+
+class Release(_Wire, frozen=True):
+    lease: int
+
+
+# ---------------------------------------------------------------- arbiter <-> scheduler
+
+
+class Vacate(_Wire, frozen=True):
+    """Room is wanted on a device *(not sent yet)*."""
+
+    id: int
+    device: str
+    nbytes: int
+    by: float
+
+
+class Will(_Wire, frozen=True):
+    """Answer to Vacate: this much will be given *(not sent yet)*."""
+
+    id: int
+    nbytes: int
+
+
+class Later(_Wire, frozen=True):
+    """Answer to Vacate while a Here is missing *(not sent yet)*."""
+
+    id: int
+
+
+# ---------------------------------------------------------------- all -> supervisor
+
+
+class Alive(_Wire, frozen=True):
+    phase: str = ""
+
+
+class Report(_Wire, frozen=True):
+    """A process's statistics, a map of plain values, at 1 Hz."""
+
+    snapshot: dict
+
+
+class Ready(_Wire, frozen=True):
+    mode: str
+    mode_reason: str
+
+
+class Failing(_Wire, frozen=True):
+    """The scheduler cannot get ready: a stage cannot boot. One line for the user."""
+
+    reason: str
+
+
+class Condemn(_Wire, frozen=True):
+    worker: str
+    incarnation: int
+    reason: str
+
+
+class Drained(_Wire, frozen=True):
+    pass
+
+
+class Serving(_Wire, frozen=True):
+    endpoints: tuple[str, ...]
+
+
+class Flushed(_Wire, frozen=True):
+    pass
+
+
+# ---------------------------------------------------------------- supervisor -> all
+
+
+class Up(_Wire, frozen=True):
+    role: str
+    incarnation: int
+    endpoint: str = ""
+
+
+class Gone(_Wire, frozen=True):
+    """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow."""
+
+    role: str
+    incarnation: int
+    reason: str = ""
+    final: bool = False
+
+
+class Serve(_Wire, frozen=True):
+    pass
+
+
+class Drain(_Wire, frozen=True):
+    budget_ms: int
+
+
+class Stop(_Wire, frozen=True):
+    pass
+
+
+class Silent(_Wire, frozen=True):
+    worker: str
+    incarnation: int
+
+
+# ---------------------------------------------------------------- operators <-> supervisor
+
+
+class Ask(_Strict, frozen=True):
+    """An operator's question: ``verb`` stats | explain | health | drain; answered by one ``Answer``."""
+
+    verb: str
+    args: dict[str, str] = {}
+
+
+class Answer(_Wire, frozen=True):
+    ok: bool
+    data: dict = {}
+    error: str = ""
+
+
+# ---------------------------------------------------------------- unions per receiver
+
+SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Drained, Serving, Flushed]
+ToScheduler = Union[
+    Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+]  # fmt: skip
+ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Restored]
+ToWorker = Union[Load, Run, Unload, Park]
+ToArbiter = Union[LeaseRequest, Settled, Release, Will, Later]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied]
+ArbiterToScheduler = Vacate
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """Head of every internal frame; ``messages`` are decoded by the receiver's union."""
+
+    incarnation: int
+    epoch: int
+    messages: list
+
+
+def frame_decoder(union: object) -> msgspec.msgpack.Decoder:
+    """Decoder of an internal frame: (incarnation, epoch, [messages of this union])."""
+    return msgspec.msgpack.Decoder(tuple[int, int, list[union]])  # type: ignore[valid-type]
+
+
+def list_decoder(union: object) -> msgspec.msgpack.Decoder:
+    """Decoder of a client frame: [messages of this union]."""
+    return msgspec.msgpack.Decoder(list[union])  # type: ignore[valid-type]
+
+
+encode = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,207 @@
+"""Links between processes over ZeroMQ. Policy lives elsewhere; these only move frames.
+
+A process posts messages as it decides and flushes once per loop turn, so that each peer gets at most one frame a turn.
+Sends never block: high-water marks stand far above every window, so a send that fails means the peer is gone.
+
+* ``Router`` is bound, and addresses peers by name; ``Dealer`` connects to one Router and speaks first.
+  A peer's name is ``role#incarnation``.
+* ``Door`` is the gateway's socket for clients: raw frames, identities chosen by libzmq.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import zmq
+
+from ipc import messages
+from ipc.errors import BadFrame, PeerGone
+
+HIGH_WATER = 10_000  # frames; far above any window
+RECONNECT_MS = 10
+MAX_FRAME_BYTES = 16 * 2**20
+
+
+def context() -> zmq.Context:
+    """The process's ZeroMQ context."""
+    return zmq.Context.instance()
+
+
+def peer_name(role: str, incarnation: int) -> str:
+    """Routing id of one life of a role."""
+    return f"{role}#{incarnation}"
+
+
+def split_peer(name: str) -> tuple[str, int]:
+    """Role and incarnation of a peer's name."""
+    role, _, incarnation = name.rpartition("#")
+    return role, int(incarnation)
+
+
+def _prepare(kind: int) -> zmq.Socket:
+    socket = context().socket(kind)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = HIGH_WATER
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    return socket
+
+
+class Router:
+    """The bound end of internal links: many peers, each by its name."""
+
+    def __init__(self, endpoint: str, incarnation: int, union: object, epoch: int = 0) -> None:
+        self.incarnation = incarnation
+        self.epoch = epoch
+        self.bad_frames = 0
+        self._decode = messages.frame_decoder(union).decode
+        self._posted: dict[str, list[Any]] = {}
+        self.socket = _prepare(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.bind(endpoint)
+
+    def post(self, peer: str, message: Any) -> None:
+        """Put a message into this turn's frame for ``peer``."""
+        self._posted.setdefault(peer, []).append(message)
+
+    def flush(self) -> list[str]:
+        """Send one frame to each peer that has messages; returns the peers that are gone."""
+        gone = []
+        posted, self._posted = self._posted, {}
+        for peer, batch in posted.items():
+            try:
+                self.send(peer, batch)
+            except PeerGone:
+                gone.append(peer)
+        return gone
+
+    def send(self, peer: str, batch: list[Any]) -> None:
+        """Send one frame now. Raises PeerGone."""
+        frame = messages.encode(messages.Frame(self.incarnation, self.epoch, batch))
+        try:
+            self.socket.send_multipart([peer.encode(), frame], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            raise PeerGone(peer) from error
+
+    def drain(self) -> Iterator[tuple[str, int, list[Any]]]:
+        """Everything that has arrived: (peer, epoch, messages). Bad frames are counted and dropped."""
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                incarnation, epoch, batch = self._decode(parts[-1])
+                peer = parts[0].decode()
+                if len(parts) != 2 or split_peer(peer)[1] != incarnation:
+                    raise BadFrame(peer)
+            except (msgspec.MsgspecError, ValueError, BadFrame):
+                self.bad_frames += 1
+                continue
+            yield peer, epoch, batch
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Dealer:
+    """The connecting end of an internal link: one peer."""
+
+    def __init__(self, endpoint: str, role: str, incarnation: int, union: object) -> None:
+        self.incarnation = incarnation
+        self.epoch = 0
+        self.bad_frames = 0
+        self._decode = messages.frame_decoder(union).decode
+        self._posted: list[Any] = []
+        self.socket = _prepare(zmq.DEALER)
+        self.socket.setsockopt(zmq.ROUTING_ID, peer_name(role, incarnation).encode())
+        self.socket.connect(endpoint)
+
+    def post(self, message: Any) -> None:
+        """Put a message into this turn's frame."""
+        self._posted.append(message)
+
+    def flush(self) -> None:
+        """Send this turn's frame, if any. Raises PeerGone."""
+        if self._posted:
+            batch, self._posted = self._posted, []
+            self.send(batch)
+
+    def send(self, batch: list[Any]) -> None:
+        """Send one frame now. Raises PeerGone."""
+        try:
+            self.socket.send(messages.encode(messages.Frame(self.incarnation, self.epoch, batch)), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            raise PeerGone("bound end") from error
+
+    def drain(self) -> Iterator[tuple[int, int, list[Any]]]:
+        """Everything that has arrived: (sender's incarnation, epoch, messages)."""
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                incarnation, epoch, batch = self._decode(parts[-1])
+            except (msgspec.MsgspecError, ValueError):
+                self.bad_frames += 1
+                continue
+            yield incarnation, epoch, batch
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Door:
+    """The gateway's socket for clients: multipart frames as they come, to and from opaque identities."""
+
+    def __init__(self, endpoints: list[str], max_bytes: int, heartbeat_ms: int = 1000, timeout_ms: int = 3000) -> None:
+        self.socket = _prepare(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, timeout_ms)
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
+        for endpoint in endpoints:
+            self.socket.bind(endpoint)
+
+    def send(self, client: bytes, batch: list[Any], payload: Any = None) -> None:
+        """One frame of messages, and the samples of its ``Outcome`` if given. Raises PeerGone."""
+        parts = [client, messages.encode(batch)] + ([payload] if payload is not None else [])
+        try:
+            self.socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            raise PeerGone(client) from error
+
+    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[bytes]]]:
+        """At most ``limit`` arrivals: (client, frames)."""
+        for _ in range(limit):
+            try:
+                client, *frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            yield client, frames
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Poll:
+    """Waits on sockets and plain descriptors together."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def add(self, thing: Any) -> None:
+        """Watch a Router, Dealer, Door or a descriptor for input."""
+        self._poller.register(getattr(thing, "socket", thing), zmq.POLLIN)
+
+    def remove(self, thing: Any) -> None:
+        self._poller.unregister(getattr(thing, "socket", thing))
+
+    def wait(self, timeout_s: float | None) -> set[Any]:
+        """The sockets and descriptors that are readable within ``timeout_s`` (None: for ever)."""
+        timeout = None if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))
+        return {thing for thing, _ in self._poller.poll(timeout)}

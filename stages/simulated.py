@@ -1,0 +1,226 @@
+"""A stage without a model: it sleeps, burns, fills memory, passes arrays on and misbehaves on cue.
+
+It stands in for a real stage when an operator rehearses a configuration and when hardware or models are missing. Its
+behaviour is a function of its options, the session, the index and the attempt alone, so a run repeats exactly.
+
+**Watermark.** With ``mark`` an audio array is one 64-bit number repeated over all its samples (four 16-bit words, as
+int16). Reading it compares every sample, so a torn or foreign slot shows as ``torn``; writing it fills the array again.
+The number travels between stages as ``mark:<16 hex digits>`` at the start of the text.
+
+**Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
+``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
+``sleep`` (ms), ``text`` (text). ``attempt`` 0 matches every attempt, ``session`` "" every session, else the tag it was
+opened with. In ``load`` cues (``index`` -1) the action happens while the model loads.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage, StageConfig, StageError
+
+MARK_PREFIX = "mark:"
+LOAD = -1  # the index that cues match while loading
+
+
+class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When and what: see the module's docstring."""
+
+    index: int
+    action: str
+    attempt: int = 1
+    session: str = ""
+    code: str = "failed"
+    text: str = "on cue"
+    retry: bool = True
+    ms: float = 0.0
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of a simulated stage."""
+
+    accepts: str = "text"  # audio | text
+    emits: str = "text"  # audio | text | same
+    sleep_ms: float = 0.0  # time of one run, whatever its batch
+    per_item_ms: float = 0.0  # ... plus this for each utterance in it
+    sigma: float = 0.0  # spread: times are multiplied by a log-normal of mean 1
+    seed: int = 0
+    gil_share: float = 0.0  # part of the time spent computing in the interpreter instead of sleeping
+    burn: bool = False  # compute for all of the time
+    load_ms: float = 0.0
+    ballast_bytes: int = 0  # memory taken while loaded
+    output_bytes: int = 0  # size of the array it emits
+    dtype: str = "int16"
+    sample_rate: int = 16000
+    touch: bool = False  # read every page of an input array
+    mark: bool = False  # carry the watermark
+    suffix: str = ""  # appended to the text, to see which stages a text went through
+    translates: bool = False
+    max_chars: int = 4000
+    cues: tuple[Cue, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("accepts", ("audio", "text")), ("emits", ("audio", "text", "same")),
+                              ("dtype", ("int16", "float32"))):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"option {name} must be one of {', '.join(allowed)}")
+
+
+def parse(options: Mapping[str, Any]) -> Options:
+    """Options from a configuration table. Raises ValueError with one line."""
+    try:
+        return msgspec.convert(dict(options), Options)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"stage simulated: {error}") from error
+
+
+class SimulatedStage(Stage):
+    """See the module's docstring."""
+
+    declaration: ClassVar[Declaration] = Declaration(name="simulated", accepts="text", emits="text")
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__(config)
+        self._options = parse(config.options)
+        self._ballast: bytearray | None = None
+
+    @classmethod
+    def declare(cls, options: Mapping[str, Any]) -> Declaration:
+        o = parse(options)
+        return Declaration(
+            name="simulated",
+            accepts=o.accepts,  # type: ignore[arg-type]
+            emits=o.emits,  # type: ignore[arg-type]
+            output=OutputSize(base=o.output_bytes) if o.emits == "audio" else None,
+            max_chars=o.max_chars,
+            translates=o.translates,
+        )
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        parse(options)
+
+    @classmethod
+    def describe(cls, model: str, options: Mapping[str, Any]) -> ModelFacts:
+        del model
+        return ModelFacts(weights_bytes=parse(options).ballast_bytes)
+
+    def load(self) -> None:
+        for cue in self._options.cues:
+            if cue.index == LOAD:
+                self._act(cue)
+        _pause(self._options.load_ms / 1000)
+        if self._options.ballast_bytes:
+            self._ballast = bytearray(self._options.ballast_bytes)
+
+    def run(self, items: Sequence[Item]) -> list[Output | StageError]:
+        o = self._options
+        outputs = [self._run_one(item) for item in items]
+        spread = [self._spread(item) for item in items]
+        self._spend((o.sleep_ms * max(spread) + o.per_item_ms * sum(spread)) / 1000)
+        return outputs
+
+    def close(self) -> None:
+        self._ballast = None
+
+    def _run_one(self, item: Item) -> Output | StageError:
+        cue = self._cue(item)
+        if cue is not None and (answer := self._act(cue)) is not None:
+            return answer
+        o = self._options
+        if o.touch and item.audio is not None and not o.mark:
+            int(item.audio.view(np.uint8)[::4096].sum())
+        if o.emits == "same":
+            return Output(same=True)
+        text = self._text(item)
+        if o.emits == "text":
+            return Output(text=text + o.suffix)
+        return Output(text=None, audio=self._array(text), sample_rate=o.sample_rate)
+
+    def _text(self, item: Item) -> str:
+        if item.text is not None:
+            return item.text
+        if self._options.mark and item.audio is not None:
+            return read_mark(item.audio)
+        return f"{item.session}/{item.index}"
+
+    def _array(self, text: str) -> np.ndarray:
+        o = self._options
+        dtype = np.dtype(o.dtype)
+        count = o.output_bytes // dtype.itemsize
+        if o.mark and text.startswith(MARK_PREFIX):
+            words = np.frombuffer(bytes.fromhex(text[len(MARK_PREFIX) : len(MARK_PREFIX) + 16]), dtype="<i2")
+            return np.resize(words, count).astype(dtype)
+        return np.ones(count, dtype=dtype)
+
+    def _cue(self, item: Item) -> Cue | None:
+        for cue in self._options.cues:
+            if cue.index == item.index and cue.attempt in (0, item.attempt):
+                if cue.session in ("", item.session.rpartition(".")[0]):
+                    return cue
+        return None
+
+    def _act(self, cue: Cue) -> Output | StageError | None:
+        match cue.action:
+            case "fail":
+                return StageError(cue.code, cue.text, retry=cue.retry)
+            case "oom":
+                return StageError("oom", "out of memory (on cue)", retry=True)
+            case "hang":
+                threading.Event().wait()
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "segv":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "exit":
+                os._exit(0)
+            case "sleep":
+                _pause(cue.ms / 1000)
+            case "text":
+                return Output(text=cue.text)
+            case "bad_model":
+                raise StageError("bad_model", cue.text)
+            case other:
+                raise ValueError(f"stage simulated: no action {other!r}")
+        return None
+
+    def _spread(self, item: Item) -> float:
+        sigma = self._options.sigma
+        if not sigma:
+            return 1.0
+        rng = np.random.default_rng([self._options.seed, item.index])
+        return float(rng.lognormal(-sigma * sigma / 2, sigma))
+
+    def _spend(self, seconds: float) -> None:
+        burn = seconds if self._options.burn else seconds * self._options.gil_share
+        end = time.perf_counter() + seconds
+        until = time.perf_counter() + burn
+        while time.perf_counter() < until:
+            pass
+        _pause(end - time.perf_counter())
+
+
+def read_mark(audio: np.ndarray) -> str:
+    """``mark:<hex>`` if every sample of ``audio`` (int16 or float32) repeats one 64-bit mark, else ``torn``."""
+    words = audio.astype("<i2", copy=False)
+    if len(words) < 4 or not np.array_equal(words, np.resize(words[:4], len(words))):
+        return "torn"
+    return MARK_PREFIX + words[:4].tobytes().hex()
+
+
+def mark_samples(mark: int, count: int) -> np.ndarray:
+    """int16 array of ``count`` samples that carries a 64-bit ``mark``."""
+    return np.resize(np.frombuffer(mark.to_bytes(8, "little"), dtype="<i2"), count)
+
+
+def _pause(seconds: float) -> None:
+    if seconds > 0:
+        time.sleep(seconds)  # the simulated work itself

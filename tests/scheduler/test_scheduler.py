@@ -1,0 +1,476 @@
+"""What the scheduler promises, each by one example on the bare core."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.scheduler.jobs import Job, State
+from ipc.errors import IllegalMove
+from ipc.messages import (
+    Acked,
+    CancelJob,
+    Capacity,
+    Condemn,
+    Copied,
+    Drain,
+    Drained,
+    Failing,
+    JobAccepted,
+    Load,
+    Over,
+    Partial,
+    Progress,
+    Ready,
+    Session,
+    SessionEnded,
+    Silent,
+    Status,
+)
+from tests.scheduler.world import GATEWAY_PEER, World, audio_stage, text_stage
+
+
+def started(*stages, **fields) -> World:
+    world = World(*stages, **fields)
+    world.start_all()
+    world.open()
+    return world
+
+
+def test_an_utterance_goes_through_every_stage_in_order():
+    world = started(text_stage("a"), text_stage("b"), audio_stage("c"))
+    world.admit(0)
+    world.run_everything()
+    (message,) = world.outcomes
+    assert message.outcome.texts == {"a": "hello+a", "b": "hello+a+b"}
+    assert message.ref is not None and message.ref.ring == "c@cpu/0"
+    assert [(r.stage, r.state, r.attempt) for r in message.outcome.stages] == [
+        ("a", "completed", 1), ("b", "completed", 1), ("c", "completed", 1),
+    ]  # fmt: skip
+    assert world.core.book.slots.idle
+
+
+def test_admission_is_answered_in_the_same_turn():
+    world = started(text_stage("a"))
+    world.admit(0)
+    assert world.messages(JobAccepted) == [JobAccepted("s", 0)]
+
+
+def test_ready_needs_one_loaded_worker_of_every_stage():
+    world = World(text_stage("a", workers=2), text_stage("b"))
+    world.start("a@cpu/0")
+    world.start("a@cpu/1")
+    assert not world.messages(Ready, "supervisor")
+    world.start("b@cpu/0")
+    assert len(world.messages(Ready, "supervisor")) == 1
+
+
+def test_different_stages_work_at_once_and_one_batch_is_sent_ahead():
+    world = started(text_stage("a"), text_stage("b"))
+    for index in range(4):
+        world.admit(index)
+    a, b = world.peer("a@cpu/0"), world.peer("b@cpu/0")
+    assert [item.index for item in world.board[a]] == [0, 1]
+    world.done(a)
+    assert [item.index for item in world.board[a]] == [1, 2]
+    assert [item.index for item in world.board[b]] == [0]
+
+
+def test_serial_mode_has_one_job_in_flight():
+    world = started(text_stage("a"), text_stage("b"), mode="serial")
+    for index in range(3):
+        world.admit(index)
+    while any(world.board.values()):
+        on_board = [item for items in world.board.values() for item in items]
+        assert len(on_board) == 1
+        world.done(next(peer for peer, items in world.board.items() if items))
+    assert world.ended() == {("s", i): "ok" for i in range(3)}
+
+
+def test_a_dead_worker_costs_nothing_but_time():
+    world = started(text_stage("a"), text_stage("b"))
+    for index in range(3):
+        world.admit(index)
+    world.kill("a@cpu/0")
+    world.start("a@cpu/0")
+    world.run_everything()
+    assert world.ended() == {("s", i): "ok" for i in range(3)}
+    attempts = {m.outcome.index: [r.attempt for r in m.outcome.stages if r.stage == "a"] for m in world.outcomes}
+    assert attempts[0] == [1, 2]
+
+
+def test_only_the_batch_that_had_begun_is_suspect_and_suspects_run_alone():
+    world = started(text_stage("a", max_batch=2))
+    for index in range(4):
+        world.admit(index)
+    assert len(world.board[world.peer("a@cpu/0")]) >= 2
+    world.run_everything()
+    for index in range(4, 8):
+        world.admit(index)
+    world.kill("a@cpu/0")
+    peer = world.start("a@cpu/0")
+    suspects = [job.index for job in world.core.book.lines["s"].jobs.values() if job.suspect]
+    assert suspects == [4]
+    assert [item.index for item in world.board[peer]][:1] == [4]
+    assert list(world.core.book.workers["a@cpu/0"].batches[0].jobs.values()) == [("s", 4)]
+
+
+def test_the_third_death_while_alone_is_poison_and_neighbours_are_unharmed():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.admit(1)
+    for _ in range(4):
+        world.kill("a@cpu/0")
+        world.start("a@cpu/0")
+    world.run_everything()
+    assert world.ended() == {("s", 0): "error(poison)", ("s", 1): "ok"}
+
+
+def test_reported_failures_wait_and_are_tried_again_at_most_three_times():
+    world = started(text_stage("a"))
+    world.admit(0)
+    for wait in (0.5, 1.0, 2.0):
+        world.fail(world.peer("a@cpu/0"))
+        world.advance(wait - 0.01)
+        assert not world.board[world.peer("a@cpu/0")]
+        world.advance(0.02)
+        assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [0]
+    world.fail(world.peer("a@cpu/0"))
+    assert world.ended() == {("s", 0): "error(failed)"}
+
+
+def test_a_failure_that_cannot_succeed_ends_at_once_with_its_cause():
+    world = started(text_stage("a"), text_stage("b"))
+    world.admit(0)
+    world.fail(world.peer("a@cpu/0"), retry=False, code="bad_language")
+    (message,) = world.outcomes
+    assert message.outcome.code == "bad_language" and message.outcome.error == "on purpose"
+    assert [(r.stage, r.state) for r in message.outcome.stages] == [("a", "failed"), ("b", "pending")]
+
+
+def test_a_wait_that_would_outlive_the_deadline_ends_now():
+    world = started(text_stage("a"))
+    world.admit(0, budget_ms=200)
+    world.fail(world.peer("a@cpu/0"))
+    assert world.ended() == {("s", 0): "error(failed)"}
+
+
+def test_out_of_memory_has_its_own_longer_ladder():
+    world = started(text_stage("a"))
+    world.admit(0, budget_ms=600_000)
+    for wait in (1.0, 3.0, 9.0):
+        world.fail(world.peer("a@cpu/0"), code="oom")
+        world.advance(wait - 0.01)
+        assert not world.board[world.peer("a@cpu/0")]
+        world.advance(0.02)
+    world.fail(world.peer("a@cpu/0"), code="oom")
+    assert world.ended() == {("s", 0): "error(no_vram)"}
+
+
+def test_a_retry_is_never_behind_later_indices_of_its_session():
+    world = started(text_stage("a"), send_ahead=0)
+    for index in range(4):
+        world.admit(index)
+    world.fail(world.peer("a@cpu/0"))
+    world.advance(0.51)
+    world.done(world.peer("a@cpu/0"))
+    assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [0]
+
+
+def test_the_deadline_ends_the_job_now_and_leaves_the_worker_alone():
+    world = started(text_stage("a"), audio_stage("b"))
+    world.admit(0, budget_ms=1000, audio=0)
+    world.done(world.peer("a@cpu/0"))
+    world.advance(1.01)
+    assert world.ended() == {("s", 0): "error(expired)"}
+    assert not world.messages(Condemn, "supervisor")
+    assert not world.core.book.slots.idle, "the running worker still holds its slot"
+    world.done(world.peer("b@cpu/0"))
+    assert world.core.book.slots.idle and len(world.outcomes) == 1
+
+
+def test_a_hung_run_is_condemned_only_after_its_own_limit():
+    world = started(text_stage("a", timeout_base_s=5.0, timeout_per_audio=2.0))
+    world.admit(0, budget_ms=100_000, audio_s=1.0)
+    world.admit(1, budget_ms=100_000)
+    world.advance(6.9)
+    assert not world.messages(Condemn, "supervisor")
+    world.advance(0.2)
+    (condemn,) = world.messages(Condemn, "supervisor")
+    assert condemn.worker == "a@cpu/0" and "hung" in condemn.reason
+    world.advance(50)
+    assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+def test_the_batch_sent_ahead_has_its_limit_from_when_it_begins():
+    world = started(text_stage("a", timeout_base_s=5.0))
+    world.admit(0)
+    world.admit(1)
+    world.advance(4.9)
+    world.done(world.peer("a@cpu/0"))
+    world.advance(4.9)
+    assert not world.messages(Condemn, "supervisor")
+    world.advance(0.2)
+    assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+def test_a_silent_worker_is_condemned_only_if_nothing_keeps_it_busy():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
+    world.turn()
+    assert not world.messages(Condemn, "supervisor")
+    world.done(world.peer("a@cpu/0"))
+    world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
+    world.turn()
+    assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+def test_cancel_gives_one_skipped_outcome_in_every_state():
+    world = started(text_stage("a"), text_stage("b"), send_ahead=0)
+    for index in range(3):
+        world.admit(index)
+    world.done(world.peer("a@cpu/0"))  # 0 at b, 1 at a, 2 queued
+    for index in (0, 1, 2, 1):
+        world.tell(CancelJob("s", index))
+    assert world.ended() == {("s", i): "skipped(cancelled)" for i in range(3)}
+    world.run_everything()
+    assert len(world.outcomes) == 3
+
+
+def test_input_slots_are_kept_until_the_job_has_ended_and_every_reader_has_answered():
+    world = started(text_stage("a", accepts="audio"), text_stage("b"))
+    world.admit(0, audio=1000)
+    world.done(world.peer("a@cpu/0"))
+    assert world.freed == set(), "a retry may still need it"
+    world.done(world.peer("b@cpu/0"))
+    assert world.freed == {("s", 0)}
+    world.admit(1, audio=1000, budget_ms=500)
+    world.advance(0.6)
+    assert world.ended()["s", 1] == "error(expired)" and ("s", 1) not in world.freed, "a worker still reads it"
+    world.done(world.peer("a@cpu/0"))
+    assert ("s", 1) in world.freed
+
+
+def test_a_result_slot_is_kept_until_the_gateway_has_copied_it():
+    world = started(audio_stage("a", ring_blocks=1))
+    world.copy_at_once = False
+    world.admit(0)
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    assert world.board[world.peer("a@cpu/0")] == [], "the one slot is still being copied"
+    world.tell(Copied((world.outcomes[0].ticket,)))
+    assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [1]
+
+
+def test_freeing_one_pin_early_would_hand_the_slot_out_too_soon():
+    world = started(audio_stage("a", ring_blocks=1), hooks={"scheduler.slots": "free_early"})
+    world.copy_at_once = False
+    world.admit(0)
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [1]
+
+
+def test_two_result_slots_and_a_failing_first_index_do_not_deadlock():
+    world = started(text_stage("a"), audio_stage("b", ring_blocks=2), max_retries=3)
+    for index in range(8):
+        world.admit(index)
+    fails = 2
+    begin = world.now
+    while len(world.outcomes) < 8:
+        peer = next((p for p, items in world.board.items() if items), None)
+        if peer is None:
+            world.advance(0.1)
+            assert world.now - begin < 5
+        elif world.board[peer][0].index == 0 and peer.startswith("b@") and fails:
+            fails -= 1
+            world.fail(peer)
+        else:
+            world.done(peer)
+    assert set(world.ended().values()) == {"ok"} and world.core.book.slots.idle
+
+
+def test_sessions_of_one_priority_take_turns():
+    world = started(text_stage("a"), send_ahead=0)
+    world.open("flood")
+    for index in range(20):
+        world.admit(index, "flood")
+    world.admit(0, "s")
+    order = [world.done(world.peer("a@cpu/0")).session for _ in range(3)]
+    assert order.index("s") <= 2, "at most one of the flood's besides the one that ran"
+
+
+def test_a_higher_priority_goes_first_and_never_interrupts():
+    world = started(text_stage("a"), send_ahead=0)
+    world.open("vip", priority="high")
+    for index in range(3):
+        world.admit(index, "s")
+    world.admit(0, "vip")
+    assert [world.done(world.peer("a@cpu/0")).session for _ in range(4)] == ["s", "vip", "s", "s"]
+
+
+def test_nothing_said_is_ok_with_later_stages_skipped():
+    world = started(text_stage("a"), text_stage("b"))
+    world.admit(0)
+    world.done(world.peer("a@cpu/0"), text="")
+    (message,) = world.outcomes
+    assert message.outcome.outcome == "ok" and message.outcome.texts == {"a": ""}
+    assert [(r.stage, r.state, r.reason) for r in message.outcome.stages][1:] == [("b", "skipped", "nothing was said")]
+
+
+def test_a_stage_is_skipped_by_request_and_when_it_is_absent():
+    world = started(text_stage("a"), text_stage("b"), text_stage("c", workers=0, absent="not installed"), text_stage("d"))
+    world.admit(0, skip=("b",))
+    world.run_everything()
+    (message,) = world.outcomes
+    assert message.outcome.texts == {"a": "hello+a", "d": "hello+a+d"}
+    reasons = {r.stage: r.reason for r in message.outcome.stages if r.state == "skipped"}
+    assert reasons == {"b": "requested", "c": "not installed"}
+
+
+def test_a_skipped_stage_whose_kinds_differ_takes_the_later_ones_with_it():
+    world = started(text_stage("a", accepts="audio"), text_stage("b"))
+    world.admit(0, audio=100, skip=("a",))
+    (message,) = world.outcomes
+    assert message.outcome.outcome == "ok" and message.outcome.texts == {} and message.ref is None
+    assert [r.state for r in message.outcome.stages] == ["skipped", "skipped"]
+
+
+def test_an_array_can_be_passed_on_from_stage_to_stage():
+    stages = [text_stage(n, accepts="audio", emits="same") for n in "ab"]
+    world = started(*stages)
+    world.admit(0, audio=1000)
+    for name in "ab":
+        world.done(world.peer(f"{name}@cpu/0"), same=True, text=None)
+    (message,) = world.outcomes
+    world.turn()
+    assert message.ref is not None and message.ref.ring == "gateway" and world.freed == {("s", 0)}
+
+
+def test_batches_are_filled_up_to_their_maximum():
+    world = started(text_stage("a", max_batch=4), send_ahead=0)
+    for index in range(9):
+        world.admit(index)
+    sizes = []
+    while any(world.board.values()):
+        peer = world.peer("a@cpu/0")
+        sizes.append(len(world.core.book.workers["a@cpu/0"].batches[0].jobs))
+        for _ in range(sizes[-1]):
+            world.done(peer)
+    assert sizes == [1, 4, 4]
+
+
+def test_a_batch_waits_for_company_at_most_its_delay():
+    world = started(text_stage("a", max_batch=4, max_delay_ms=50))
+    world.admit(0)
+    assert not world.board[world.peer("a@cpu/0")]
+    world.advance(0.049)
+    assert not world.board[world.peer("a@cpu/0")]
+    world.advance(0.002)
+    assert len(world.board[world.peer("a@cpu/0")]) == 1
+
+
+def test_a_session_over_its_budget_gets_no_last_stage_except_what_unblocks_it():
+    world = started(text_stage("a"), text_stage("b"), send_ahead=0)
+    world.tell(Over(("s",)))
+    world.admit(0)
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    world.done(world.peer("a@cpu/0"))
+    assert not world.board[world.peer("b@cpu/0")]
+    world.tell(CancelJob("s", 1))
+    world.turn()
+    assert [item.index for item in world.board[world.peer("b@cpu/0")]] == [0]
+
+
+def test_capacity_is_ten_times_the_concurrency_of_the_bottleneck_and_falls_with_a_worker():
+    world = World(text_stage("a", workers=2), text_stage("b", workers=3, max_batch=4))
+    world.start_all()
+    assert world.messages(Capacity)[-1].n == 20
+    world.kill("a@cpu/1", final=True)
+    assert world.messages(Capacity)[-1].n == 10
+
+
+def test_a_stage_without_any_worker_left_fails_its_jobs_and_the_rest_serves_on():
+    world = started(text_stage("a"), text_stage("b"))
+    world.open("short", pipeline=("a",))
+    world.admit(0)
+    world.kill("b@cpu/0", final=True)
+    world.run_everything()
+    world.admit(0, "short")
+    world.run_everything()
+    assert world.ended() == {("s", 0): "error(failed)", ("short", 0): "ok"}
+
+
+def test_a_stage_that_cannot_boot_ends_the_start_with_one_line():
+    from ipc.messages import Denied, Here
+
+    world = World(text_stage("a"))
+    world.core.handle("a@cpu/0#1", Here(), world.now)
+    world.turn()
+    assert [s.message for s in world.sent if isinstance(s.message, Load)]
+    world.core.handle("a@cpu/0#1", Denied("no such model", "bad_model"), world.now)
+    world.turn()
+    (failing,) = world.messages(Failing, "supervisor")
+    assert "stage a" in failing.reason and "no such model" in failing.reason
+
+
+def test_partials_and_states_are_told_only_to_sessions_that_ask():
+    world = started(text_stage("a"), text_stage("b"))
+    world.open("curious", partials=True)
+    world.admit(0)
+    world.admit(0, "curious")
+    world.run_everything()
+    told = [p.message for p in world.messages(Progress)]
+    assert {m.session for m in told} == {"curious"}
+    assert [m.text for m in told if isinstance(m, Partial)] == ["hello+a"]
+    states = [(m.stage, m.state) for m in told if isinstance(m, Status)]
+    assert states == [("a", "processing"), ("a", "completed"), ("b", "processing"), ("b", "completed")]
+
+
+def test_drain_ends_what_is_left_at_its_limit_and_says_so_once():
+    world = started(text_stage("a"))
+    for index in range(3):
+        world.admit(index)
+    world.core.handle("supervisor", Drain(1000), world.now)
+    world.turn()
+    world.done(world.peer("a@cpu/0"))
+    assert not world.messages(Drained, "supervisor")
+    world.advance(1.1)
+    assert list(world.ended().values()) == ["ok", "error(shutting_down)", "error(shutting_down)"]
+    assert len(world.messages(Drained, "supervisor")) == 1
+
+
+def test_a_closed_session_cancels_the_rest_and_is_forgotten():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.tell(SessionEnded("s"))
+    assert world.ended() == {("s", 0): "skipped(cancelled)"} and "s" not in world.core.book.lines
+    world.done(world.peer("a@cpu/0"))
+    assert len(world.outcomes) == 1
+
+
+def test_records_are_kept_until_the_client_has_the_outcome():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.run_everything()
+    assert 0 in world.core.book.lines["s"].jobs
+    world.tell(Acked("s", 0))
+    assert not world.core.book.lines["s"].jobs
+
+
+def test_an_illegal_move_raises_and_changes_nothing():
+    job = Job(Session("s", "local", ("a", "b")), 0, 1.0, ("a", "b"))
+    with pytest.raises(IllegalMove):
+        job.move(State.COMPLETED)
+    with pytest.raises(IllegalMove):
+        job.advance()
+    assert job.state is State.PENDING and job.at == 0
+
+
+def test_snapshot_has_the_names_the_documentation_gives():
+    world = started(text_stage("a"))
+    world.admit(0)
+    shot = world.core.snapshot(world.now)
+    assert shot["active"] == 1 and shot["total"] == 1 and shot["jobs"][0]["stages"] == {"a": "processing"}
+    assert GATEWAY_PEER == world.core.flow.gateway_peer

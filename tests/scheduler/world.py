@@ -1,0 +1,191 @@
+"""A scheduler core with hand-driven workers and a hand-driven gateway: what tests need around it, and nothing more."""
+
+from __future__ import annotations
+
+from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
+from engine.config import DeadlinesSection
+from engine.scheduler.book import GATEWAY, SUPERVISOR, Send
+from engine.scheduler.scheduler import Scheduler
+from ipc.messages import (
+    Admit,
+    Copied,
+    Done,
+    Free,
+    Gone,
+    Here,
+    JobOutcome,
+    Load,
+    Loaded,
+    Loading,
+    Ref,
+    Run,
+    RunItem,
+    RunResult,
+    Session,
+)
+from ipc.ring import generation
+
+GATEWAY_PEER = "gateway#1"
+DEADLINES = DeadlinesSection(retry_delay_s=1.0)
+
+
+def text_stage(name: str, workers: int = 1, **fields) -> StagePlan:
+    """A stage from text to text with its workers on the CPU."""
+    plans = tuple(WorkerPlan(role=f"{name}@cpu/{n}", stage=name, device="cpu") for n in range(workers))
+    return StagePlan(**{"name": name, "kind": "simulated", "accepts": "text", "emits": "text", "workers": plans, **fields})
+
+
+def audio_stage(name: str, workers: int = 1, ring_blocks: int = 2, **fields) -> StagePlan:
+    """A stage from text to audio whose workers own rings."""
+    plans = tuple(
+        WorkerPlan(role=f"{name}@cpu/{n}", stage=name, device="cpu", ring_blocks=ring_blocks) for n in range(workers)
+    )
+    known = {"accepts": "text", "emits": "audio", "output_base": 1000, "workers": plans}
+    return StagePlan(**{"name": name, "kind": "simulated", **known, **fields})
+
+
+class World:
+    """Plays gateway and workers. Time stands still unless a test moves ``now``."""
+
+    def __init__(self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None):
+        pipeline = tuple(stage.name for stage in stages)
+        boot = SchedulerBoot(
+            stages=stages, pipelines={"full": pipeline}, mode=mode, mode_reason="asked", send_ahead=send_ahead,
+            max_retries=max_retries, capacity_factor=10,
+        )  # fmt: skip
+        self.core = Scheduler(boot, DEADLINES, epoch=1, hooks=hooks)
+        self.now = 100.0
+        self.pipeline = pipeline
+        self.outcomes: list[JobOutcome] = []
+        self.freed: set = set()
+        self.sent: list[Send] = []
+        self.board: dict[str, list[RunItem]] = {}  # worker peer -> items in order
+        self.lives: dict[str, int] = {}
+        self._ingress = 0
+        self.copy_at_once = True
+        self.core.handle(GATEWAY_PEER, Here(), self.now)
+        self.turn()
+
+    # ---------------------------------------------------------------- the gateway
+
+    def open(self, session: str = "s", **fields) -> None:
+        known = {"owner": "local", "pipeline": self.pipeline, **fields}
+        self.core.handle(GATEWAY_PEER, Session(session, **known), self.now)
+
+    def admit(self, index: int, session: str = "s", *, text: str | None = "hello", audio: int = 0, **fields) -> None:
+        ref = None
+        if audio:
+            self._ingress += 1
+            ref = Ref("gateway", 0, audio, "int16", (audio // 2,), 16000, generation(1, self._ingress))
+            text = None
+        known = {"budget_ms": 60_000, "ref": ref, "text": text, **fields}
+        self.core.handle(GATEWAY_PEER, Admit(session, index, **known), self.now)
+        self.turn()
+
+    def tell(self, message) -> None:
+        """A message from the gateway."""
+        self.core.handle(GATEWAY_PEER, message, self.now)
+        self.turn()
+
+    # ---------------------------------------------------------------- the workers
+
+    def start(self, role: str) -> str:
+        """A new life of a worker, loaded; returns its peer name."""
+        self.lives[role] = self.lives.get(role, 0) + 1
+        peer = f"{role}#{self.lives[role]}"
+        self.board[peer] = []
+        for message in (Here(), Loading(), Loaded("")):
+            self.core.handle(peer, message, self.now)
+            self.turn()
+        return peer
+
+    def start_all(self) -> None:
+        for role in self.core.book.workers:
+            self.start(role)
+
+    def peer(self, role: str) -> str:
+        return f"{role}#{self.lives[role]}"
+
+    def done(self, peer: str, **fields) -> RunItem:
+        """The worker answers its oldest item: its text with the stage's name appended, or an array."""
+        item = self.board[peer].pop(0)
+        role = peer.split("#")[0]
+        known = {"state": "completed", "begun_ns": int(self.now * 1e9), "ended_ns": int(self.now * 1e9) + 1000}
+        if item.slot_offset >= 0 and "state" not in fields:
+            known["ref"] = Ref(role, item.slot_offset, 10, "int16", (5,), 22050, item.ticket)
+        elif "text" not in fields and "state" not in fields:
+            known["text"] = f"{item.text or 'heard'}+{role.split('@')[0]}"
+        self.core.handle(peer, Done((RunResult(item.ticket, **{**known, **fields}),)), self.now)
+        self.turn()
+        return item
+
+    def fail(self, peer: str, *, retry: bool = True, code: str = "failed") -> RunItem:
+        return self.done(peer, state="failed", code=code, error="on purpose", retry=retry)
+
+    def kill(self, role: str, *, final: bool = False) -> None:
+        """The worker dies with everything it had on board."""
+        peer = self.peer(role)
+        self.board[peer] = []
+        self.core.handle(SUPERVISOR, Gone(role, self.lives[role], "killed", final), self.now)
+        self.turn()
+
+    # ---------------------------------------------------------------- time
+
+    def turn(self) -> None:
+        for action in self.core.turn(self.now):
+            if isinstance(action, Send):
+                self.sent.append(action)
+                self._carry_out(action)
+        self.core.check()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, stopping at every deadline of the core on the way."""
+        end = self.now + seconds
+        while (at := self.core.next_deadline()) is not None and at <= end:
+            self.now = max(self.now, at)
+            before = (at, len(self.sent))
+            self.turn()
+            if (self.core.next_deadline(), len(self.sent)) == before:
+                break
+        self.now = end
+        self.turn()
+
+    def _carry_out(self, action: Send) -> None:
+        message = action.message
+        if isinstance(message, JobOutcome):
+            self.outcomes.append(message)
+            if message.ref is not None and self.copy_at_once:
+                self.core.handle(GATEWAY_PEER, Copied((message.ticket,)), self.now)
+        elif isinstance(message, Free):
+            self.freed.update(message.jobs)
+        elif isinstance(message, Run):
+            self.board[action.peer].extend(message.items)
+
+    # ---------------------------------------------------------------- what tests ask
+
+    def messages(self, kind: type, peer: str = GATEWAY) -> list:
+        return [send.message for send in self.sent if send.peer == peer and isinstance(send.message, kind)]
+
+    def ended(self) -> dict[tuple[str, int], str]:
+        """(session, index) -> class or class(code), in the order they ended."""
+        out = {}
+        for message in self.outcomes:
+            o = message.outcome
+            assert (o.session, o.index) not in out, f"{o.session} {o.index} ended twice"
+            out[o.session, o.index] = f"{o.outcome}({o.code})" if o.code else o.outcome
+        return out
+
+    def run_everything(self, limit: int = 10_000) -> None:
+        """All workers answer until nothing is on board and nothing waits."""
+        for _ in range(limit):
+            busy = [peer for peer, items in self.board.items() if items]
+            if busy:
+                self.done(busy[0])
+            elif (at := self.core.next_deadline()) is not None and any(line.unended for line in self.core.book.lines.values()):
+                self.advance(max(0.0, at - self.now) + 0.001)
+            else:
+                return
+        raise AssertionError("it never ends")
+
+
+__all__ = ["GATEWAY_PEER", "Load", "World", "audio_stage", "text_stage"]
