@@ -70,7 +70,7 @@ class DeviceSection(_Section, frozen=True):
     """[devices]: which devices the node may use, and how much of them."""
 
     use: tuple[str, ...] = ("auto",)  # "auto", "cpu", "cuda:0", or a GPU UUID
-    max_bytes: dict[str, int] = {}  # device -> ceiling for this node's use of its memory
+    max_bytes: dict[str, int] = {}  # device -> used memory (other programs' too) above which nothing is granted
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
@@ -88,7 +88,7 @@ class StageSection(_Section, frozen=True):
     max_batch: int = 1  # utterances in one run
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
-    timeout_per_audio: float = 2.0
+    timeout_per_audio: float = 2.0  # ... see timeout_base_s
     threads: int = 0  # CPU threads of one worker; 0: cores divided by the workers on the CPU
     estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
     required: bool = True  # false: the node starts without it when its model or library is missing

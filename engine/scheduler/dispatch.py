@@ -129,9 +129,14 @@ class Dispatch:
             self.book.slots.pin((job.ref.ring, job.ref.generation), worker.peer, ticket)
         session = job.session
         return RunItem(
-            ticket, session.id, job.index, job.attempts, session.source, session.target,
+            ticket, session.id, job.index, job.attempts, self._source(job), session.target,
             job.text if job.ref is None else None, job.ref, offset, nbytes,
         )  # fmt: skip
+
+    def _source(self, job: Job) -> str:
+        """The session's source language; where it left that open, the one an earlier stage heard."""
+        asked = job.session.source
+        return job.language if asked in ("", "auto") and job.language else asked
 
     def _job(self, key: Key) -> Job:
         job = self.book.job(key)

@@ -1,0 +1,73 @@
+# Dragoman: set-up and checks. `make demo` and `make test` are all a fresh clone needs; both make the environment first.
+#
+#   make env [GPU=1]   .venv with everything (once; again when setup.cfg changes)
+#   make demo          one real translation run with models made on the spot
+#   make test          the whole test suite          (TESTS="tests/ipc -x" for a part of it)
+#   make check         format, lint, types, import contracts, generated pages, tests: what CI runs
+#   make bench         the benchmarks, with their peers in the same run
+#   make docs          write the generated pages anew
+#   make clean         remove what the above made (the cached llama-cpp-python wheel stays)
+
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+PY    := $(BIN)/python
+STAMP := $(VENV)/ready$(if $(GPU),-gpu)
+TESTS ?=
+DEMO  ?=
+
+# The first Python on the path that the node runs on; PYTHON=... overrides.
+FITS   := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+            "$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
+
+.PHONY: env demo test check static format bench docs clean
+
+env: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(FITS)' || { \
+	  echo "make: Dragoman needs Python 3.11, 3.12 or 3.13, and python3 here is" \
+	       "$$(python3 --version 2>&1 || true); install one (apt-get install python3.11 python3.11-venv) or say PYTHON=/path/to/python" >&2; exit 1; }
+	@[ -x $(PY) ] || { echo "== making $(VENV) with $$($(PYTHON) --version)"; "$(PYTHON)" -m venv $(VENV); } || { \
+	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; apt-get install python3-venv" >&2; exit 1; }
+	@echo "== installing Dragoman and what it needs (about half a minute)"
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[test,bench$(if $(GPU),$(,)gpu)]'
+	@bash scripts/repair_wheel.sh $(PY)
+	@if [ -n "$(GPU)" ]; then echo "== putting onnxruntime-gpu in the place of onnxruntime (last step)"; \
+	  $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
+	@rm -f $(VENV)/ready*; touch $@
+	@echo "== $(VENV) is ready"
+
+, := ,
+
+demo: env
+	@$(PY) run_node.py demo $(DEMO)
+
+test: env
+	@$(PY) -m pytest $(TESTS)
+
+check: static
+	@$(MAKE) --no-print-directory test
+
+static: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(PY) scripts/pages.py --check
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: env
+	@$(PY) run_node.py bench pipeline
+	@$(PY) run_node.py bench hop
+
+docs: env
+	@$(PY) scripts/pages.py --write
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

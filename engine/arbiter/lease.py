@@ -1,0 +1,100 @@
+"""One lease: a worker's standing right to memory of a device, from the question to the last byte given back.
+
+::
+
+    requested -> granted -> held -> draining -> released
+        |           |                  |            ^
+        v           +----------------->+            |
+      denied                           +-> deficit -+
+
+*granted*: its holder may load now, and is the only one on the device that may. *held*: loaded and warm. *draining*:
+the holder is gone or has let go, but the bytes count as used until the driver shows them back. *deficit*: the driver
+has not shown them back in time; they count as what is really there, and are shown as missing.
+A request whose holder dies while it waits goes straight to released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ipc.errors import IllegalMove
+
+
+class LeaseState(Enum):
+    REQUESTED = "requested"
+    GRANTED = "granted"
+    HELD = "held"
+    DRAINING = "draining"
+    DEFICIT = "deficit"
+    RELEASED = "released"
+    DENIED = "denied"
+
+
+MOVES: dict[LeaseState, frozenset[LeaseState]] = {
+    LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.RELEASED}),
+    LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING}),
+    LeaseState.HELD: frozenset({LeaseState.DRAINING}),
+    LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT}),
+    LeaseState.DEFICIT: frozenset({LeaseState.RELEASED}),
+    LeaseState.RELEASED: frozenset(),
+    LeaseState.DENIED: frozenset(),
+}
+
+ALIVE = frozenset({LeaseState.GRANTED, LeaseState.HELD})  # somebody may use its bytes
+ON_DEVICE = ALIVE | {LeaseState.DRAINING, LeaseState.DEFICIT}  # its bytes may lie on the device
+
+SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
+
+
+@dataclass(eq=False)
+class Lease:
+    """One request and what became of it. Only ``move`` changes ``state``."""
+
+    peer: str  # the holder's life: "asr@cuda:0/0#1"
+    id: int  # the holder's number of its question
+    device: str
+    nbytes: int  # what is asked for, then what is granted
+    model: str  # for people, and to count models
+    state: LeaseState
+    since: float  # when it came into this state
+    number: int = 0  # the arbiter's number, from the grant on
+    held_bytes: int = 0  # what of it lies on the device, as far as is known
+    measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
+    settled_at: float | None = None  # when it said so, until a later reading has taken it in
+    leaving_bytes: int = 0  # held_bytes when it began to drain
+    patience_s: float = 0.0  # how much longer it waits for memory
+    looked_at: float = 0.0  # when that was last counted down
+    obstacle: str = ""  # kind of what it waits for
+    reason: str = ""  # ... and in words
+
+    @property
+    def impatient(self) -> bool:
+        """Whether its patience runs: it lacks memory, and not merely its turn to load."""
+        return self.obstacle not in ("", "turn")
+
+    @property
+    def promised_bytes(self) -> int:
+        """Bytes its holder may still take: not in the driver's figures yet, and not to be given to anybody else."""
+        if self.state not in ON_DEVICE or self.state is LeaseState.DEFICIT:
+            return 0
+        return max(0, self.nbytes - self.held_bytes)
+
+    @property
+    def shown_back(self) -> bool:
+        """Whether the driver has shown (nearly) all its bytes back since it began to drain."""
+        return self.held_bytes <= SHOWN_BACK * self.leaving_bytes
+
+    @property
+    def kind_of_model(self) -> tuple[str, str]:
+        """Two instances of one stage with one model are one model."""
+        return self.peer.partition("@")[0], self.model
+
+
+def move(lease: Lease, state: LeaseState, now: float) -> None:
+    """Change a lease's state. Raises IllegalMove, and changes nothing, when the table has no such move."""
+    if state not in MOVES[lease.state]:
+        raise IllegalMove(f"lease {lease.number} of {lease.peer}: {lease.state.value} -> {state.value}")
+    lease.state, lease.since = state, now
+    if state is LeaseState.DRAINING:
+        lease.leaving_bytes = lease.held_bytes

@@ -1,0 +1,141 @@
+"""The arbiter's shell: workers' questions and memory readings in, the book's answers out."""
+
+from __future__ import annotations
+
+import sys
+
+from engine import logs, process
+from engine.arbiter.leases import Action, FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.room import Limits
+from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.process import Lifeline
+from ipc.messages import Drain, Gone, LeaseRequest, Release, Settled, Stop, ToArbiter
+from ipc.sockets import Poll, Router
+
+SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
+
+
+class Arbiter:
+    """One life of the arbiter."""
+
+    def __init__(self, boot: Boot) -> None:
+        assert isinstance(boot.body, ArbiterBoot)
+        deadlines = boot.deadlines
+        waits = Waits(deadlines.lease_wait_s, deadlines.settle_s, deadlines.unreadable_s)
+        self._boot = boot
+        self._log = logs.get()
+        self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
+        self._lifeline = Lifeline(boot)
+        self._failures: dict[str, str] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        self._start()
+        while not self._stopping:
+            self._wait()
+            self._hear_supervisor()
+            self._hear_workers()
+            self._hear_samplers()
+            self._act(self._leases.handle(Tick(), process.now()))
+            self._speak()
+
+    def _start(self) -> None:
+        self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
+        self._lifeline.start()
+        self._poll = Poll()
+        for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
+            self._poll.add(thing)
+        for sampler in self._samplers.values():
+            sampler.start()
+
+    def _fds(self) -> list[int]:
+        return sorted({sampler.fileno() for sampler in self._samplers.values()})
+
+    def _wait(self) -> None:
+        now = process.now()
+        due = self._leases.due_in(now)
+        beat = self._lifeline.due_in(now)
+        if self._lifeline.death_fd in self._poll.wait(beat if due is None else min(beat, due)):
+            process.leave(process.ORPHANED)
+
+    def _hear_supervisor(self) -> None:
+        for message in self._lifeline.read():
+            match message:
+                case Stop():
+                    self._stopping = True
+                case Gone():
+                    self._act(self._leases.handle(message, process.now()))
+                case Drain():
+                    self._log.debug("draining: leases end with their holders")
+
+    def _hear_workers(self) -> None:
+        for peer, _, batch in self._router.drain():
+            for message in batch:
+                if isinstance(message, (LeaseRequest, Settled, Release)):
+                    self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+
+    def _hear_samplers(self) -> None:
+        for sampler in {id(one): one for one in self._samplers.values()}.values():
+            readings, failure = sampler.take()
+            if failure and failure != self._failures.get(sampler.name):
+                self._log.warning("%s memory cannot be read: %s", sampler.name, failure)
+            if failure or readings:
+                self._failures[sampler.name] = failure
+            for reading in readings:
+                self._act(self._leases.handle(reading, process.now()))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(peer, message):
+                    self._log.info("%s: %s", peer, message)
+                    self._router.post(peer, message)
+                case Sample(device):
+                    self._samplers[device].ask()
+
+    def _speak(self) -> None:
+        now = process.now()
+        for peer in self._router.flush():
+            self._log.info("%s is not there any more", peer)  # its Gone comes from the supervisor
+        self._lifeline.beat("serving", now)
+        if self._lifeline.report_due(now):
+            self._lifeline.report(self._leases.snapshot(now), now)
+        self._lifeline.flush()
+
+
+def limits(plan: DevicePlan) -> Limits:
+    """A device as the book sees it."""
+    return Limits(
+        plan.name,
+        plan.total_bytes,
+        plan.ceiling_bytes,
+        plan.reserve_bytes,
+        plan.safety_margin,
+        plan.max_models,
+        returns_at_once=plan.memory_source == "host",
+    )
+
+
+def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
+    """Device name -> the sampler of its source; one for the machine's memory, one for all GPUs."""
+    host = [plan.name for plan in devices if plan.memory_source == "host"]
+    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source == "nvml"}
+    found: dict[str, Sampler] = {}
+    if host:
+        found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
+    if gpus:
+        found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    boot = process.enter(argv)
+    Arbiter(boot).run()
+    process.leave(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

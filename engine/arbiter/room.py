@@ -1,0 +1,154 @@
+"""What lies where in one device's memory, and how much of it may still be granted.
+
+Pure. The driver only says how much is free in all. The book splits what is used into what our leases *hold* and what
+is *foreign* (other programs, and whatever of ours no lease covers), and keeps the sum equal to the driver's figure:
+
+* growth goes first to leases that were granted more than they hold (the one loading before the others), then to
+  foreign;
+* a fall goes first to leases that are draining, then to foreign, then to the others;
+* what a worker measured of itself after loading replaces what was put down to it.
+
+Room for a grant, all figures signed::
+
+    free = min( driver_free - sum max(0, granted - held),
+                min(total, ceiling) - sum max(granted, held) - foreign ) - margin
+    margin = max(safety_margin x driver_free, reserve)
+
+A reading from before a lease settled or let go is not the truth about it, so such figures wait for a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A device and the configured bounds on its use. Sizes in bytes."""
+
+    name: str
+    total_bytes: int
+    ceiling_bytes: int = 0  # nothing is granted above this much used memory; 0: none
+    reserve_bytes: int = 0
+    safety_margin: float = 0.1
+    max_models: int = 5
+    returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The device, or its ceiling."""
+        return min(self.total_bytes, self.ceiling_bytes) if self.ceiling_bytes else self.total_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest lease that would ever fit: on an otherwise empty device."""
+        return self.usable_bytes - self.margin(self.total_bytes)
+
+    def margin(self, driver_free: int) -> int:
+        return max(int(self.safety_margin * driver_free), self.reserve_bytes)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds)."""
+
+    device: str
+    total_bytes: int
+    free_bytes: int
+    taken_at: float
+
+    @property
+    def used_bytes(self) -> int:
+        return max(0, self.total_bytes - self.free_bytes)
+
+
+class DeviceMemory:
+    """The book of one device: its newest reading and what of it is foreign. Leases are the caller's."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.reading: Reading | None = None
+        self.foreign_bytes = 0
+
+    def take(self, reading: Reading, leases: Collection[Lease]) -> None:
+        """Enter a reading: settle what was measured before it, then explain the rest."""
+        leases = [lease for lease in leases if lease.state in ON_DEVICE]
+        corrected = sum(self._settle(lease, reading) for lease in leases)
+        self.foreign_bytes = max(0, self.foreign_bytes - corrected)  # what one had too much, others had too little
+        self.reading = reading
+        unexplained = reading.used_bytes - self.foreign_bytes - sum(lease.held_bytes for lease in leases)
+        if unexplained > 0:
+            self._grow(unexplained, leases)
+        else:
+            self._shrink(-unexplained, leases)
+
+    def forget(self, lease: Lease) -> None:
+        """A lease is over; what of it is still there is foreign from now on."""
+        self.foreign_bytes += lease.held_bytes
+        lease.held_bytes = 0
+
+    def margin(self) -> int:
+        return self.limits.margin(self.reading.free_bytes if self.reading else 0)
+
+    def room(self, leases: Iterable[Lease]) -> int:
+        """Bytes that may be granted now (negative: too much is taken already). The formula of this module."""
+        if self.reading is None:
+            return 0
+        present = [lease for lease in leases if lease.state in ON_DEVICE]
+        promised = sum(lease.promised_bytes for lease in present)
+        ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
+        by_driver = self.reading.free_bytes - promised
+        by_book = self.limits.usable_bytes - ours - self.foreign_bytes
+        return min(by_driver, by_book) - self.margin()
+
+    def age(self, now: float, since: float) -> float:
+        """Seconds since the newest reading; while there is none, since ``since``."""
+        return now - (self.reading.taken_at if self.reading else since)
+
+    def current(self, leases: Iterable[Lease]) -> bool:
+        """Whether there is a reading from after every end of a load here."""
+        return self.reading is not None and all(lease.settled_at is None for lease in leases)
+
+    @staticmethod
+    def _settle(lease: Lease, reading: Reading) -> int:
+        """Take in what the holder measured, if the reading is later; returns by how much it corrects the book."""
+        if lease.settled_at is None or reading.taken_at <= lease.settled_at:
+            return 0
+        lease.settled_at = None
+        if lease.measured_bytes < 0 or lease.state not in ALIVE:
+            return 0
+        before, lease.held_bytes = lease.held_bytes, lease.measured_bytes
+        return lease.held_bytes - before
+
+    def _grow(self, nbytes: int, leases: list[Lease]) -> None:
+        order = (LeaseState.GRANTED, LeaseState.HELD)
+        for lease in sorted((one for one in leases if one.state in order), key=lambda one: order.index(one.state)):
+            part = min(nbytes, lease.promised_bytes)
+            lease.held_bytes += part
+            nbytes -= part
+        self.foreign_bytes += nbytes
+
+    def _shrink(self, nbytes: int, leases: list[Lease]) -> None:
+        leaving = [lease for lease in leases if lease.state not in ALIVE]
+        nbytes = self._take_from(leaving, nbytes)
+        part = min(nbytes, self.foreign_bytes)
+        self.foreign_bytes -= part
+        self._take_from([lease for lease in leases if lease.state in ALIVE], nbytes - part)
+
+    @staticmethod
+    def _take_from(leases: list[Lease], nbytes: int) -> int:
+        for lease in leases:
+            part = min(nbytes, lease.held_bytes)
+            lease.held_bytes -= part
+            nbytes -= part
+        return nbytes
+
+    def check(self, leases: Iterable[Lease]) -> None:
+        """Invariants: nothing is negative, and foreign + held is what the driver shows as used."""
+        held = [lease.held_bytes for lease in leases if lease.state in ON_DEVICE]
+        assert self.foreign_bytes >= 0 and all(nbytes >= 0 for nbytes in held), "negative bytes in the book"
+        if self.reading is not None:
+            assert self.foreign_bytes + sum(held) == self.reading.used_bytes, "the book does not add up"

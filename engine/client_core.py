@@ -1,0 +1,355 @@
+"""One session as its client knows it: which utterances have no end yet, and what may be said next. Pure.
+
+An utterance (``engine.client_utterance``) stands in the table from ``submit`` to its ``Outcome``. Its samples stay
+until then, so that a node that forgot everything can be given them again.
+
+The session itself is opening, open, resuming (the node may have changed, or forgotten us) or closed::
+
+    opening --Opened--> open --UnknownSession, new incarnation--> resuming --Opened--> open
+       ^                                                             |
+       +--------------------- UnknownSession(token) -----------------+          any --Closed, Rejected--> closed
+
+Methods take messages as plain maps and return the maps to send. The shell (``engine.client``) moves them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
+
+from engine.client_utterance import ON_THE_WIRE, Message, Place, Utterance
+from engine.outcome import Outcome, Rejected, SessionClosed, from_wire
+from ipc.errors import DragomanError, IllegalMove
+
+ASK_AGAIN_S = 2.0  # a question still unanswered while the node answers later ones was lost with a connection
+HOPELESS = frozenset({"too_late", "index_conflict", "bad_index"})  # rejected: that index cannot even be skipped
+WISHED = frozenset({"drained", "aborted"})  # ends of a session its client asked for
+
+
+class State(Enum):
+    OPENING = auto()
+    OPEN = auto()
+    RESUMING = auto()
+    CLOSED = auto()
+
+
+MOVES = {
+    State.OPENING: {State.OPEN, State.CLOSED},
+    State.OPEN: {State.RESUMING, State.CLOSED},
+    State.RESUMING: {State.OPEN, State.OPENING, State.CLOSED},
+    State.CLOSED: set(),
+}
+
+
+class SessionCore:
+    """What one session's client knows. ``opening``: the ``Open`` it was, and may again be, opened with."""
+
+    def __init__(self, opening: Message) -> None:
+        first = opening["first_index"]
+        self.opening = opening
+        self.state = State.OPENING
+        self.id = self.token = ""
+        self.share, self.window = 1, opening["window"]
+        self.next_index = first  # what an utterance without an index gets
+        self.through = first - 1  # every index up to here has ended
+        self.acked = first - 1  # ... and the node was told so up to here
+        self.unended: dict[int, Utterance] = {}
+        self.ended: deque[Outcome] = deque()  # not yet read by the user
+        self.failure: DragomanError | None = None  # why the session closed, unless it was wished
+        self.hold_until = 0.0
+        self.hold_reason = ""
+        self.asked_at = 0.0  # when the last Open or Resume went out
+        self.closing = ""
+        self._above: set[int] = set()  # ended, above ``through``
+        self._probe: int | None = None  # after Busy this one goes alone until it is answered
+        self._close_sent = False
+
+    @property
+    def tag(self) -> str:
+        return str(self.opening["tag"])
+
+    # ------------------------------------------------------------ what the user asks
+
+    def may_submit(self, index: int) -> Rejected | None:
+        """None, or why this index cannot be used."""
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 2**63:
+            return Rejected("bad_index", f"index {index!r} is not a whole number from 0")
+        if self.has_ended(index):
+            return Rejected("too_late", f"index {index} has ended; the next is {self.next_index}")
+        if index in self.unended:
+            return Rejected("index_conflict", f"index {index} was submitted already; the next is {self.next_index}")
+        return None
+
+    def submit(self, utterance: Utterance) -> None:
+        """Enter an utterance whose index ``may_submit``."""
+        self.unended[utterance.index] = utterance
+        self.next_index = max(self.next_index, utterance.index + 1)
+
+    def withdraw(self, utterance: Utterance) -> None:
+        """Take back an utterance that was never sent."""
+        if utterance.place is Place.QUEUED and utterance.index in self.unended:
+            del self.unended[utterance.index]
+            if self.next_index == utterance.index + 1:
+                self.next_index = utterance.index
+
+    def skip(self, index: int) -> list[Message]:
+        """This index will not be submitted (again)."""
+        if self.has_ended(index):
+            return []
+        utterance = self.unended.get(index) or Utterance(index)
+        if utterance.place in (Place.REFUSED, Place.SKIPPED):
+            return []
+        if utterance.place is Place.ACCEPTED:
+            return self.cancel(index)
+        self.unended[index] = utterance
+        self.next_index = max(self.next_index, index + 1)
+        return self._skip(utterance, Place.SKIPPED)
+
+    def cancel(self, index: int) -> list[Message]:
+        """End this utterance as skipped(cancelled) if it has not ended yet."""
+        utterance = self.unended.get(index)
+        if utterance is None or utterance.place in (Place.REFUSED, Place.SKIPPED):
+            return []
+        utterance.cancelled = True
+        if utterance.place is Place.QUEUED:
+            return self._skip(utterance, Place.SKIPPED)
+        if self.state is not State.OPEN:
+            return []  # said with the rest after Opened
+        return [{"type": "Cancel", "session": self.id, "index": index}]
+
+    def close(self, mode: str) -> None:
+        """Close as soon as everything queued is accepted (drain), or at once (abort)."""
+        self.closing = mode
+
+    # ------------------------------------------------------------ what may be sent now
+
+    def open(self, now: float) -> list[Message]:
+        self.asked_at = now
+        return [{"type": "Open", **self.opening}]
+
+    def resume(self, now: float) -> list[Message]:
+        """The node may not know us any more: take the session up again, or open it again."""
+        if self.state is State.CLOSED:
+            return []
+        if self.state is State.OPENING:
+            return self.open(now)
+        if self.state is State.OPEN:
+            self._move(State.RESUMING)
+        self.asked_at, self.acked = now, self.through
+        return [{"type": "Resume", "token": self.token, "last_received": self.through}]
+
+    def ask_again(self, now: float) -> list[Message]:
+        """The node is alive: repeat an ``Open`` or ``Resume`` that it should have answered long before."""
+        waits = self.state in (State.OPENING, State.RESUMING)
+        return self.resume(now) if waits and now - self.asked_at > ASK_AGAIN_S else []
+
+    def may_name(self, index: int) -> bool:
+        """Whether the node takes this index now, or nothing under way could make it."""
+        under_way = any(u.place is not Place.QUEUED and u.index < index for u in self.unended.values())
+        return self.state is State.OPEN and (index <= self.through + self.window or not under_way)
+
+    def sendable(self, now: float) -> Utterance | None:
+        """The utterance that may go on the wire now, if any: lowest index first, within window and share."""
+        if self.state is not State.OPEN or self._probe is not None or now < self.hold_until:
+            return None
+        queued = [index for index, u in self.unended.items() if u.place is Place.QUEUED]
+        if not queued:
+            return None
+        index = min(queued)
+        wire = [i for i, u in self.unended.items() if u.place in ON_THE_WIRE]
+        room = len(wire) < self.share and index <= self.through + self.window
+        fills_a_hole = bool(wire) and index < max(wire)
+        return self.unended[index] if room or fills_a_hole or not wire else None
+
+    def submit_message(self, utterance: Utterance) -> Message:
+        """The ``Submit`` of an utterance, which counts as sent from now on."""
+        utterance.put(Place.SENT)
+        if self.hold_reason:
+            self._probe = utterance.index
+        return {"type": "Submit", "session": self.id, "index": utterance.index, **utterance.fields}
+
+    def ack(self) -> Message | None:
+        """The acknowledgement the node has not had yet."""
+        if self.acked == self.through or self.state not in (State.OPEN, State.CLOSED) or self.failure is not None:
+            return None
+        return self.still_here()
+
+    def still_here(self) -> Message:
+        """An acknowledgement whether new or not: a node that does not know us on this connection says so."""
+        self.acked = self.through
+        return {"type": "Ack", "session": self.id, "through": self.through}
+
+    def close_message(self) -> Message | None:
+        """``Close``, once nothing is left that the node may still answer with ``Busy``."""
+        if self.state is not State.OPEN or not self.closing or self._close_sent:
+            return None
+        if self.closing == "drain" and any(u.place in (Place.QUEUED, Place.SENT) for u in self.unended.values()):
+            return None
+        self._close_sent = True
+        return {"type": "Close", "session": self.id, "mode": self.closing}
+
+    def outstanding(self) -> bool:
+        """Whether the node owes us anything."""
+        if self.state is State.CLOSED:
+            return False
+        return bool(self.unended) or self.state is not State.OPEN or bool(self.closing)
+
+    def has_ended(self, index: int) -> bool:
+        return index <= self.through or index in self._above
+
+    # ------------------------------------------------------------ what the node says
+
+    def handle(self, message: Mapping[str, Any], payload: Any, now: float) -> list[Message]:
+        """Take one message of the node; returns what to answer. Unknown types are a newer node's: ignored."""
+        if self.state is State.CLOSED:
+            return []
+        match message["type"]:
+            case "Outcome":
+                self._outcome(message, payload)
+            case "Accepted":
+                self._accepted(message["index"])
+            case "Share":
+                self.share = max(1, message["n"])
+            case "Busy":
+                return self._busy(message, now)
+            case "Rejected":
+                return self._rejected(message)
+            case "Opened":
+                return self._opened(message)
+            case "UnknownSession":
+                return self._unknown(message["session"], now)
+            case "Closed":
+                self._closed(message["reason"])
+        return []
+
+    def _opened(self, message: Mapping[str, Any]) -> list[Message]:
+        if self.state is State.OPEN:
+            return []  # the answer to a question asked twice
+        resumed = self.state is State.RESUMING
+        self._move(State.OPEN)
+        self.id, self.token = message["session"], message["token"]
+        self.share, self.window = max(1, message["share"]), message["window"]
+        self.hold_until, self.hold_reason, self._probe, self._close_sent = 0.0, "", None, False
+        return self._again(message["next_index"] if resumed else self.through + 1)
+
+    def _again(self, next_index: int) -> list[Message]:
+        """After Opened: what the node has accepted waits for its end, the rest is queued again."""
+        said: list[Message] = []
+        for utterance in [self.unended[index] for index in sorted(self.unended)]:
+            known = utterance.index < next_index
+            if utterance.place in (Place.REFUSED, Place.SKIPPED):
+                said.append({"type": "Skip", "session": self.id, "index": utterance.index})
+            elif utterance.cancelled:
+                said += self.cancel(utterance.index) if known else self._skip(utterance, Place.SKIPPED)
+            elif known:
+                utterance.put(Place.ACCEPTED)
+            else:
+                utterance.put(Place.QUEUED)
+        return said
+
+    def _unknown(self, name: str, now: float) -> list[Message]:
+        if self.state is State.RESUMING and name == self.token:
+            self._move(State.OPENING)
+            self.opening = {**self.opening, "first_index": self.through + 1}
+            return self.open(now)
+        return self.resume(now) if self.state is State.OPEN and name == self.id else []
+
+    def _accepted(self, index: int) -> None:
+        self._answered(index)
+        if (utterance := self.unended.get(index)) and utterance.place is Place.SENT:
+            utterance.put(Place.ACCEPTED)
+
+    def _busy(self, message: Mapping[str, Any], now: float) -> list[Message]:
+        """Everything from ``resend_from`` on comes back, each by its own Busy; after the wait it goes first, alone."""
+        index, resend_from = message["index"], message["resend_from"]
+        if self._probe == index:
+            self._probe = None
+        self.hold_until = max(self.hold_until, now + message["retry_after_ms"] / 1000)
+        self.hold_reason = message["reason"] if index == resend_from else self.hold_reason or message["reason"]
+        utterance = self.unended.get(index)
+        if utterance is not None and utterance.place is Place.SENT:
+            if utterance.cancelled:
+                return self._skip(utterance, Place.SKIPPED)
+            utterance.put(Place.QUEUED)
+        if resend_from not in self.unended and not self.has_ended(resend_from):
+            return [{"type": "Skip", "session": self.id, "index": resend_from}]
+        return []
+
+    def _rejected(self, message: Mapping[str, Any]) -> list[Message]:
+        code, text, index = message["code"], message["text"], message.get("index")
+        if self.state is State.OPENING or index is None or (self.state is State.RESUMING and index == self.through):
+            self.failure = Rejected(code, text, tuple(message.get("accepted", ())))
+            if self.state is not State.OPEN:
+                self._move(State.CLOSED)
+            return []
+        self._answered(index)
+        utterance = self.unended.get(index)
+        if utterance is None:
+            return []
+        if code in HOPELESS:
+            self._end(Outcome(self.id, index, "rejected", code, text, tag=self.tag))
+            return []
+        if utterance.place in (Place.REFUSED, Place.SKIPPED):
+            return []  # its Skip is under way
+        utterance.refusal = (code, text)
+        return self._skip(utterance, Place.REFUSED)
+
+    def _outcome(self, message: Mapping[str, Any], payload: Any) -> None:
+        if not self.has_ended(message["index"]):  # else: sent again after a resume, and in our hands already
+            self._end(from_wire(message, payload, self.tag))
+
+    def _closed(self, reason: str) -> None:
+        self._move(State.CLOSED)
+        if reason == "aborted" and self.closing == "abort":
+            for index in sorted(self.unended):
+                self._end(Outcome(self.id, index, "skipped", "cancelled", tag=self.tag))
+        elif reason not in WISHED or self.unended:
+            text, mend = CLOSED_TEXTS.get(reason, ("the node ended it", ""))
+            self.failure = SessionClosed(reason, text, mend)
+
+    # ------------------------------------------------------------ the table
+
+    def _end(self, outcome: Outcome) -> None:
+        index = outcome.index
+        self._answered(index)
+        utterance = self.unended.pop(index, None)
+        self.ended.append(utterance.shown(outcome) if utterance else outcome)
+        self.next_index = max(self.next_index, index + 1)
+        self._above.add(index)
+        while self.through + 1 in self._above:
+            self.through += 1
+            self._above.discard(self.through)
+
+    def _answered(self, index: int) -> None:
+        """The node took a stand on ``index``: if it was the one sent alone after Busy, the others may follow."""
+        if self._probe == index:
+            self._probe, self.hold_reason = None, ""
+
+    def _skip(self, utterance: Utterance, place: Place) -> list[Message]:
+        utterance.put(place)
+        utterance.data = None
+        if self.state is not State.OPEN:
+            return []
+        return [{"type": "Skip", "session": self.id, "index": utterance.index}]
+
+    def _move(self, state: State) -> None:
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"session {self.tag}: {self.state.name} -> {state.name}")
+        self.state = state
+
+    def check(self) -> None:
+        """Raise AssertionError when the table contradicts itself."""
+        assert all(not self.has_ended(index) for index in self.unended), "ended and unended at once"
+        assert self.acked <= self.through < self.next_index, "acknowledged more than has ended"
+        assert self.through + 1 not in self._above, "the mark of what has ended lags"
+        assert self._probe is None or self._probe in self.unended, "waits for the answer to nothing"
+
+
+CLOSED_TEXTS = {
+    "taken_over": ("another client resumed it", ""),
+    "detached": ("the node heard nothing from here for too long", "open a new session"),
+    "slow_consumer": ("too much was left unread", "read outcomes() while submitting"),
+    "shutting_down": ("the node is stopping", "submit what has no outcome again when it is back"),
+}

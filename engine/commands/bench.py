@@ -1,0 +1,49 @@
+"""``bench NAME``: run a benchmark. Each is a module of the ``bench`` package with ``main(argv)``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+from pathlib import Path
+
+from ipc.errors import DragomanError
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "bench",
+        help="measure this machine",
+        description="Run a benchmark; without a name, list them. Everything after the name goes to the benchmark.",
+        epilog="examples:\n  run_node.py bench pipeline\n  run_node.py bench hop --json\n"
+        "\nexit codes: 0 done, 1 a correctness metric failed, 2 usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help="which benchmark")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own arguments: --json, --connect E, --help")
+
+
+def run(args: argparse.Namespace) -> int:
+    names = benchmarks()
+    if args.name is None:
+        print("\n".join(f"{name:12} {theory}" for name, theory in names.items()) or "no benchmarks are installed")
+        return 0
+    if args.name not in names:
+        from engine.commands.inputs import UsageError
+
+        raise UsageError(f"there is no benchmark {args.name!r}", f"use one of: {', '.join(names) or 'none installed'}")
+    return int(importlib.import_module(f"bench.{args.name}").main(args.rest) or 0)
+
+
+def benchmarks() -> dict[str, str]:
+    """Name -> first line of its docstring, for every module of ``bench`` that defines ``main``; none is imported."""
+    spec = importlib.util.find_spec("bench")
+    if spec is None or not spec.submodule_search_locations:
+        raise DragomanError("the benchmarks are not installed here", "run this in a clone of the repository")
+    found = {}
+    for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("[a-z]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found

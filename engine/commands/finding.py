@@ -1,0 +1,58 @@
+"""Where the running node is: the folder its supervisor keeps locked, and the sockets in it.
+
+A node that died without a farewell leaves its folder and its sockets behind; its lock is free then, so it is not found.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from engine.commands.asking import START_ONE, NoNode
+from engine.supervisor import folder
+
+
+def running() -> Path | None:
+    """The folder of the node that clients find by themselves, or None when none is alive."""
+    for base in folder.candidates(os.environ, os.getuid()):
+        try:
+            home = (base / folder.DEFAULT).resolve(strict=True)
+        except OSError:
+            continue
+        if _is_locked(home / "lock"):
+            return home
+    return None
+
+
+def client_endpoint() -> str | None:
+    """Where clients reach the running node; None without one."""
+    home = running()
+    return f"ipc://{home / 'client'}" if home else None
+
+
+def ctl_endpoint(given: str | None) -> str:
+    """The operators' socket: the one given (a node's client socket names its node too), or the running node's.
+
+    Raises NoNode when nothing is given and no node runs.
+    """
+    if given:
+        return given.removesuffix("/client") + "/ctl" if given.startswith("ipc://") and given.endswith("/client") else given
+    home = running()
+    if home is None:
+        raise NoNode("no node of this user is running on this machine", START_ONE)
+    return f"ipc://{home / 'ctl'}"
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,89 @@
+"""``models``: the models a configuration names, and clockwork models made without a download."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from engine.commands import FAILED, OK, choosing
+from engine.commands.inputs import UsageError
+from engine.commands.tables import nbytes, table
+from engine.config import Config, StageSection
+from ipc.errors import DragomanError
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "models",
+        help="list models, or make clockwork ones",
+        description="List the models of a configuration, or write clockwork models: real file formats, hand-set weights,\n"
+        "fixed words; no download and no training.",
+        epilog="examples:\n  run_node.py models list --config node.toml\n  run_node.py models synthesize asr --out models/asr\n"
+        "\nexit codes: 0 ok, 1 a required model is missing or could not be made, 2 usage, 78 configuration",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_subparsers(dest="what", required=True, metavar="list | synthesize")
+    listing = what.add_parser("list", help="the models the configuration names: size, languages, what is missing")
+    choosing.add_config(listing)
+    making = what.add_parser("synthesize", help="write a clockwork model")
+    making.add_argument("kind", help="asr | asr-tones | nmt | repair | tts")
+    making.add_argument("--out", required=True, metavar="DIR", help="where to write it")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _list(args) if args.what == "list" else _synthesize(args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    config, words = choosing.config(args)
+    print(words)
+    rows, ok = inventory(config)
+    print(table(["stage", "kind", "model", "size", "languages", "state"], rows))
+    return OK if ok else FAILED
+
+
+def inventory(config: Config) -> tuple[list[list[Any]], bool]:
+    """A row per stage, and whether every required model can be used as far as its files tell."""
+    rows, ok = [], True
+    for name, section in config.stages.items():
+        row, usable = _facts(name, section)
+        rows.append(row)
+        ok = ok and (usable or not section.required)
+    return rows, ok
+
+
+def _facts(name: str, section: StageSection) -> tuple[list[Any], bool]:
+    import stages
+    from stages.base import StageError
+
+    kind = section.kind or name
+    try:
+        facts = stages.find(kind).describe(section.model, section.options)
+    except StageError as error:
+        return [name, kind, section.model, None, None, error.text], False
+    except (ImportError, KeyError) as error:
+        return [name, kind, section.model, None, None, str(error.args[0] if error.args else error)], False
+    languages = "any" if facts.languages is None else " ".join(sorted(facts.languages))
+    return [name, kind, section.model, nbytes(facts.weights_bytes), languages, "there"], True
+
+
+def _synthesize(args: argparse.Namespace) -> int:
+    from models import clockwork
+
+    if args.kind not in clockwork.KINDS:
+        raise UsageError(f"there is no clockwork model {args.kind!r}", f"use one of: {', '.join(clockwork.KINDS)}")
+    try:
+        path = clockwork.synthesize(args.kind, Path(args.out))
+    except ImportError as error:
+        raise DragomanError(f"cannot make a {args.kind} model: {error}", f"pip install {error.name}") from error
+    except OSError as error:
+        raise DragomanError(f"cannot write to {args.out}: {error.strerror}", "give another --out") from error
+    print(f"{path}  ({nbytes(_size(path))}); use it as the model of a {args.kind.partition('-')[0]} stage")
+    return OK
+
+
+def _size(path: Path) -> int:
+    from stages.base import weights_bytes
+
+    return weights_bytes(str(path))

@@ -1,0 +1,56 @@
+"""Which node does the work: the one named, the one that runs, or a private one that lives as long as the command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.commands import choosing, finding
+from engine.config import Config
+
+STANDARD_PIPELINES = {"full": "audio", "transcribe": "audio", "translate-text": "text", "speak": "text"}
+
+
+def add_node(parser: argparse.ArgumentParser) -> None:
+    """The options that choose a node."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--connect", metavar="ENDPOINT", help="use the node at this client endpoint")
+    which.add_argument("--private", action="store_true", help="start a node for this command alone, even if one runs")
+    choosing.add_config(parser)
+
+
+@contextmanager
+def client(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Any]:
+    """A client of the node chosen; ``say`` hears which one it is. Raises DragomanError when there is none."""
+    from engine.client import Client
+
+    endpoint = args.connect or (None if args.private or args.config else finding.client_endpoint())
+    if endpoint:
+        say(f"using the {'node' if args.connect else 'running node'} at {endpoint}")
+        with Client(endpoint) as found:
+            yield found
+        return
+    config, words = choosing.config(args)
+    say(words)
+    with private(config, say) as found:
+        yield found
+
+
+@contextmanager
+def private(config: Config, say: Callable[[str], None]) -> Iterator[Any]:
+    """A client of a node of this command's own; the node is stopped at the end."""
+    from engine.node import Node
+
+    say("starting a private node")
+    with Node(config) as node, node.client() as found:
+        yield found
+
+
+def takes(pipeline: str, limits: Any) -> str:
+    """What a pipeline's utterances are: "text" or "audio"; by the standard names, else by its first stage's name."""
+    if pipeline in STANDARD_PIPELINES:
+        return STANDARD_PIPELINES[pipeline]
+    stages = (limits or {}).get("pipelines", {}).get(pipeline, ())
+    return "text" if stages and stages[0] in ("repair", "nmt", "tts") else "audio"

@@ -1,0 +1,156 @@
+"""The results of a run on disk: one line of ``results.jsonl`` per outcome, one WAV per spoken one, ``timeline.json``.
+
+Lines are written when their outcome arrives and flushed, so that a run cut short has lost nothing that had ended. A row
+is made from the outcome alone; what was never submitted (a file that is no sound) gets a row of the same shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from engine import media, timeline
+from engine.commands.inputs import Utterance
+from engine.outcome import Outcome
+from ipc.errors import DragomanError
+
+Row = dict[str, Any]
+
+
+def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Row:
+    """The row of an outcome; ``audio`` is the name of its WAV file, if it has one. What was rejected is an error too."""
+    texts = outcome.texts
+    return {
+        "session": outcome.session,
+        "utterance_index": outcome.index,
+        "outcome": "error" if outcome.outcome == "rejected" else outcome.outcome,
+        "code": outcome.code or None,
+        "input": utterance.name,
+        "transcript": texts.get("asr"),
+        "repaired": texts.get("repair"),
+        "translation": texts.get("nmt"),
+        "audio": audio,
+        "error": outcome.error or None,
+        "degraded": outcome.degraded or None,
+        "language": outcome.language or None,
+        "stages": [stage_row(record) for record in outcome.stages],
+    }
+
+
+def refusal_row(utterance: Utterance, session: str, index: int | None, code: str, error: str) -> Row:
+    """The row of an utterance that no node accepted."""
+    row: Row = dict.fromkeys(
+        ("session", "utterance_index", "outcome", "code", "input", "transcript", "repaired", "translation", "audio",
+         "error", "degraded", "language")
+    )  # fmt: skip
+    row.update(session=session, utterance_index=index, outcome="error", code=code, input=utterance.name, error=error)
+    row["stages"] = []
+    return row
+
+
+def stage_row(record: Mapping[str, Any]) -> Row:
+    """One attempt at one stage, with times in ms."""
+    return {
+        "stage": record["stage"],
+        "state": record["state"],
+        "attempt": record.get("attempt", 0),
+        "worker": record.get("worker") or None,
+        "device": record.get("device") or None,
+        "reason": record.get("reason") or None,
+        "waiting_ms": timeline.waiting_ms(record),
+        "processing_ms": timeline.processing_ms(record),
+        "queued_ns": record.get("queued_ns", 0),
+        "begun_ns": record.get("begun_ns", 0),
+        "ended_ns": record.get("ended_ns", 0),
+    }
+
+
+class Results:
+    """The folder of one run. ``open`` makes it, ``add`` writes one row, ``close`` writes the timeline."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[Row] = []
+        self._file: TextIO | None = None
+
+    def open(self) -> None:
+        """Make the folder and begin ``results.jsonl``. Raises DragomanError when it cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / "results.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise DragomanError(f"cannot write to {self.folder}: {error.strerror}", "give another --out") from error
+
+    def add(self, row: Row) -> None:
+        assert self._file is not None
+        self.rows.append(row)
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def save_audio(self, utterance: Utterance, samples: np.ndarray | None, rate_hz: int) -> str | None:
+        """Write the WAV of an outcome that has samples; its name, or None."""
+        if samples is None or not len(samples):
+            return None
+        media.write_wav(self.folder / utterance.wav_name, samples, rate_hz)
+        return utterance.wav_name
+
+    def chart(self) -> dict[str, Any]:
+        """The Chrome trace of everything so far."""
+        return timeline.trace((row["session"], row["utterance_index"], row["stages"]) for row in self.rows)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            (self.folder / "timeline.json").write_text(json.dumps(self.chart()), encoding="utf-8")
+
+
+def all_ok(rows: Iterable[Row]) -> bool:
+    return all(row["outcome"] == "ok" for row in rows)
+
+
+def counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rows ended how: ok, error, skipped."""
+    return {"ok": 0, "error": 0, "skipped": 0} | Counter(row["outcome"] for row in rows)
+
+
+def stage_means(rows: Iterable[Row]) -> list[Row]:
+    """Per stage, in the order met: attempts by state, mean waiting and processing in ms."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        for record in row["stages"]:
+            found.setdefault(record["stage"], []).append(record)
+    return [
+        {
+            "stage": stage,
+            "attempts": sum(record["processing_ms"] is not None for record in records),
+            "states": dict(Counter(record["state"] for record in records)),
+            "waiting_ms": _mean([record["waiting_ms"] for record in records]),
+            "processing_ms": _mean([record["processing_ms"] for record in records]),
+        }
+        for stage, records in found.items()
+    ]
+
+
+def summary(rows: Sequence[Row], chart: Mapping[str, Any]) -> Row:
+    """The run in figures: counts, stages, makespan, overlap, and the sum of all work by the makespan."""
+    makespan = timeline.makespan_s(chart)
+    work = sum(timeline.busy_s(chart).values())
+    return {
+        "outcomes": counts(rows),
+        "stages": stage_means(rows),
+        "makespan_s": makespan,
+        "work_s": work,
+        "overlap_share": timeline.overlap_share(chart),
+        "work_over_makespan": work / makespan if makespan else 0.0,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

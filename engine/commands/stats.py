@@ -1,0 +1,119 @@
+"""``stats``: what a running node is doing, as a page of tables or as the whole document in JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from engine.commands import asking, finding
+from engine.commands.tables import nbytes, table
+
+WATCH_S = 1.0
+JOBS_SHOWN = 20
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "stats",
+        help="what a running node is doing",
+        description="Totals, devices, stages, jobs in flight, leases and processes of the running node.",
+        epilog="examples:\n  run_node.py stats\n  run_node.py stats --json | jq .active\n  run_node.py stats --watch\n"
+        "\nexit codes: 0 shown, 1 no node answered",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole document as one JSON object")
+    parser.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    endpoint = finding.ctl_endpoint(args.connect)
+    pause = threading.Event()
+    while True:
+        stats = asking.ask(endpoint, "stats")
+        print(_json(stats, args.watch) if args.json else _screen(page(stats, endpoint), args.watch), flush=True)
+        if not args.watch:
+            return 0
+        pause.wait(WATCH_S)
+
+
+def page(stats: Mapping[str, Any], endpoint: str) -> str:
+    """The document as text."""
+    parts = [_head(stats, endpoint), _totals(stats)]
+    for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _processes(stats)):
+        if rows:
+            parts.append(f"{title}\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _head(stats: Mapping[str, Any], endpoint: str) -> str:
+    reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
+    return f"node {stats.get('node', '?')} at {endpoint}\nmode {stats.get('mode', '?')}{reason}, {stats.get('gpu_count', 0)} GPUs"
+
+
+def _totals(stats: Mapping[str, Any]) -> str:
+    usage = stats.get("queue_usage")
+    first = f"active {stats.get('active', 0)} of {stats.get('max_concurrent', 0)}, queued {stats.get('queued', 0)}"
+    if isinstance(usage, (int, float)):
+        first += f" (queue {usage:.0%} full)"
+    rate = stats.get("success_rate")
+    second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
+    return first + "\n" + second + (f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else "")
+
+
+def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    head = ["stage", "concurrency", "waiting", "running", "done", "failed", "wait ms", "work ms"]
+    report = stats.get("scheduler") or {}
+    concurrency = report.get("concurrency") or {}
+    rows = [
+        [name, concurrency.get(name), s.get("waiting"), s.get("running"), s.get("done"), s.get("failed"),
+         s.get("avg_waiting_ms"), s.get("avg_processing_ms")]
+        for name, s in (report.get("stages") or {}).items()
+    ]  # fmt: skip
+    return "Stages", head, rows
+
+
+def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    memory = (stats.get("arbiter") or {}).get("devices") or {}
+    work = {d["device"]: d for d in stats.get("per_gpu") or []}
+    rows = []
+    for name in [*memory, *(n for n in work if n not in memory)]:
+        m, w = memory.get(name, {}), work.get(name, {})
+        rows.append([name, nbytes(m.get("total_bytes")), nbytes(m.get("free_bytes")), nbytes(m.get("grantable_bytes")),
+                     w.get("requests"), w.get("avg_time_s"), w.get("request_queue"), w.get("response_queue")])  # fmt: skip
+    return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
+
+
+def _jobs(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    jobs = stats.get("jobs") or []
+    rows = [
+        [j["session"], j["index"], " ".join(f"{stage}:{state}" for stage, state in j["stages"].items())]
+        for j in jobs[:JOBS_SHOWN]
+    ]
+    return f"Jobs in flight ({len(jobs)}; the first {len(rows)})", ["session", "index", "stages"], rows
+
+
+def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    rows = [[x.get("lease"), x.get("worker"), x.get("device"), nbytes(x.get("nbytes")), x.get("state"),
+             nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
+            for x in stats.get("leases") or []]  # fmt: skip
+    return "Leases", ["lease", "worker", "device", "granted", "state", "measured"], rows
+
+
+def _processes(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    rows = [[p.get("role"), p.get("incarnation"), p.get("pid"), p.get("phase"), p.get("age_ms")]
+            for p in stats.get("processes") or []]  # fmt: skip
+    return "Processes", ["process", "life", "pid", "phase", "heard ms ago"], rows
+
+
+def _json(stats: Mapping[str, Any], one_line: bool) -> str:
+    return json.dumps(stats, ensure_ascii=False, indent=None if one_line else 2, default=str)
+
+
+def _screen(text: str, watch: bool) -> str:
+    clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
+    return clear + text

@@ -1,0 +1,177 @@
+"""``translate``: sound or text files through a node, results in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.commands import FAILED, INTERRUPTED, OK, inputs, nodes
+from engine.commands.delivery import Delivery, Wish
+from engine.commands.inputs import UsageError, Utterance
+from engine.commands.progress import Bar
+from engine.commands.reading import ReadAhead
+from engine.commands.results import Results, all_ok, summary
+from engine.commands.tables import cell, table
+
+EXAMPLES = """examples:
+  run_node.py translate talk.mp3 --out OUT --source en --target de
+  run_node.py translate recordings/ --out OUT --sessions 3
+  run_node.py translate talk.mp3 --out OUT --pipeline transcribe
+  run_node.py translate lines.txt --out OUT --pipeline translate-text --target fr
+  run_node.py translate lines.txt --out OUT --pipeline speak --source de
+
+One sound file is one utterance, a .txt file is one utterance a line; folders give their files. Files are dealt out to
+the sessions in turn. OUT gets NNN_name.wav for each spoken result, results.jsonl (one object per outcome, as they
+come) and timeline.json (open it in chrome://tracing or ui.perfetto.dev).
+
+exit codes: 0 every utterance ok, 1 not every one, or no node, 2 usage, 78 configuration, 130 interrupted"""
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "translate",
+        help="translate sound or text files",
+        description="Translate files with the running node, or with a private one when none runs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="sound of any codec, .txt files, or folders of them")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--source", default="en", metavar="LANG", help="language spoken or written (default: en)")
+    parser.add_argument("--target", default="de", metavar="LANG", help="language wanted (default: de)")
+    parser.add_argument("--pipeline", metavar="NAME", help="full | transcribe | translate-text | speak, or one of the "
+                        "configuration's (default: full; translate-text when all inputs are .txt)")  # fmt: skip
+    parser.add_argument("--sessions", type=_count, default=1, metavar="N", help="speakers at once (default: 1)")
+    parser.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave a stage out; may be repeated")
+    parser.add_argument("--budget", type=_seconds, metavar="S", help="seconds each utterance may take (default: the node's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no tables")
+    nodes.add_node(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    pipeline = args.pipeline or ("translate-text" if inputs.all_text(args.inputs) else "full")
+    say = speaker(args.json or args.quiet)
+    results = Results(Path(args.out))
+    with ExitStack() as stack:
+        # What can be wrong without a node is found before one is started, and reading begins before it is ready.
+        planned = _plan(args, pipeline, None) if pipeline in nodes.STANDARD_PIPELINES else None
+        results.open()
+        stack.callback(results.close)
+        read = stack.enter_context(ReadAhead(planned.work)) if planned else None
+        client = stack.enter_context(nodes.client(args, say))
+        planned = planned or _plan(args, pipeline, client.limits)
+        read = read or stack.enter_context(ReadAhead(planned.work))
+        wanted = wish(args, pipeline, planned.sessions, client.limits)
+        shown = not (args.json or args.quiet)
+        delivery = deliver(client, wanted, results, read, len(planned.work), say, shown=shown)
+    report(results, args.json, args.quiet)
+    return exit_code(delivery.interrupted, results)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be done: every utterance, and in how many sessions."""
+
+    work: list[Utterance]
+    sessions: int
+
+
+def _plan(args: argparse.Namespace, pipeline: str, limits: Any) -> Planned:
+    files = inputs.expand(args.inputs, takes_text=nodes.takes(pipeline, limits) == "text")
+    sessions = min(args.sessions, len(files))
+    work = list(inputs.utterances(files, sessions))
+    if not work:
+        raise UsageError(f"there is no line of text in {', '.join(args.inputs)}", "give a file that says something")
+    return Planned(work, sessions)
+
+
+def wish(args: argparse.Namespace, pipeline: str, sessions: int, limits: Mapping[str, Any]) -> Wish:
+    """What every session and utterance of this command is opened and submitted with."""
+    return Wish(
+        sessions=sessions,
+        pipeline=pipeline,
+        languages=((args.source, args.target),),
+        skip=tuple(args.skip),
+        budget_s=args.budget,
+        max_utterance_s=float(limits["max_utterance_s"]),
+    )
+
+
+def deliver(client: Any, wish: Wish, results: Results, work: ReadAhead, total: int, say: Callable[[str], None],
+            *, shown: bool, heard: bool = False) -> Delivery:  # fmt: skip
+    """Carry ``work`` through, with a progress bar when ``shown``; the delivery that did it."""
+    with Bar(total, shown and sys.stderr.isatty()) as bar:
+        delivery = Delivery(client, wish, results, told=bar.ended, say=bar.say if shown else say,
+                            heard=bar.heard if heard else None)  # fmt: skip
+        delivery.run(work)
+    return delivery
+
+
+def report(results: Results, as_json: bool, quiet: bool) -> None:
+    """What the run came to: one JSON object, or tables."""
+    figures = summary(results.rows, results.chart())
+    if as_json:
+        ok = all_ok(results.rows)
+        print(json.dumps({"ok": ok, "out": str(results.folder), **figures, "results": results.rows}, ensure_ascii=False))
+        return
+    for row in results.rows:
+        if row["outcome"] != "ok":
+            print(f"{row['input']}: {row['outcome']} ({row['code']}) {row['error'] or ''}".rstrip(), file=sys.stderr)
+    if not quiet:
+        print(stage_table(figures))
+        print(f"\n{totals(figures)}\nresults in {results.folder}")
+
+
+def stage_table(figures: Mapping[str, Any]) -> str:
+    """A row per stage: attempts, how they ended, mean times."""
+    rows = [
+        [s["stage"], s["attempts"], ", ".join(f"{n} {state}" for state, n in s["states"].items()),
+         s["waiting_ms"], s["processing_ms"]]
+        for s in figures["stages"]
+    ]  # fmt: skip
+    return table(["stage", "attempts", "states", "mean wait ms", "mean work ms"], rows)
+
+
+def totals(figures: Mapping[str, Any]) -> str:
+    """One line: how the utterances ended and how much ran at once."""
+    ends = ", ".join(f"{n} {outcome}" for outcome, n in figures["outcomes"].items() if n) or "nothing"
+    if not figures["makespan_s"]:
+        return ends
+    return (
+        f"{ends}; {cell(figures['makespan_s'])} s from the first run's begin to the last one's end, "
+        f"{figures['overlap_share']:.0%} of it with two or more workers busy"
+    )
+
+
+def exit_code(interrupted: bool, results: Results) -> int:
+    if interrupted:
+        return INTERRUPTED
+    return OK if all_ok(results.rows) else FAILED
+
+
+def speaker(silent: bool) -> Callable[[str], None]:
+    """Where lines for the user go while the work is under way: standard error, or nowhere."""
+    return (lambda line: None) if silent else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of sessions (1 to 1024)")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds

@@ -1,0 +1,236 @@
+"""The configuration's papers, made from its types: the sample file, the sample environment, the reference page.
+
+A field's meaning is the comment beside it in ``engine/config.py``, so there is one place to write it. Run
+``python -m engine.config_docs`` in a checkout to write the three files anew; a test compares them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import config
+from engine.config import Config, StageSection
+from engine.config_env import variable
+from engine.config_rules import MANY_BYTES, Between, Like, OneOf, rule_for, words
+
+FILES = {
+    "node.toml.sample": "render_sample",
+    ".env.sample": "render_env_sample",
+    "docs/configuration.md": "render_reference",
+}
+
+SAMPLE_HEAD = """\
+# A Dragoman node. Copy to node.toml and change what you need: every line that begins with "# " and a field is that
+# field's default. `run_node.py serve --config node.toml --print-config` shows what is in force.
+"""
+
+SAMPLE_STAGES = """\
+# [stages.NAME]: one stage each. A model is a path (from this file's folder) or a name its library knows.
+# `run_node.py models synthesize KIND --out DIR` makes small ones without a download.
+
+[stages.asr]
+model = "models/asr"  # a faster-whisper folder
+
+[stages.repair]
+model = "models/repair.gguf"
+required = false  # without llama-cpp-python or the file, utterances go on unrepaired
+
+[stages.nmt]
+model = "models/nmt"  # a CTranslate2 M2M100 folder with its SentencePiece model
+
+[stages.tts]
+model = "models/tts"  # a Piper voice (.onnx), or a folder of them
+
+# Every field of a stage, with its default:
+"""
+
+SAMPLE_PIPELINES = """\
+[pipelines]  # name -> stage names in order; each takes what the one before it gives
+full = ["asr", "repair", "nmt", "tts"]
+transcribe = ["asr"]
+translate-text = ["nmt"]
+speak = ["tts"]
+"""
+
+ENV_HEAD = """\
+# Environment of a Dragoman node: any field of node.toml as DRAGOMAN_<SECTION>_<FIELD>. The environment goes before
+# this file (--env-file), and this file before node.toml. Lists: a,b. Tables: name=value,name=value.
+"""
+
+REFERENCE_HEAD = """\
+# Configuration
+
+*Made from the types in `engine/config.py` by `python -m engine.config_docs`; do not edit.*
+
+A node reads one TOML file: the one given with `--config`, else `./node.toml`, else `node.toml` in
+`$XDG_CONFIG_HOME/dragoman` (`~/.config/dragoman`). Without any it runs the embedded models. Over the file goes the env
+file (`--env-file F`), over that the environment. `node.toml.sample` and `.env.sample` list everything with its default.
+
+Every field has a variable `DRAGOMAN_<SECTION>_<FIELD>`: the field's name in capitals, with `_` for `.` and `-`. Lists
+are written `a,b`, tables `name=value,name=value`; a stage's own options `DRAGOMAN_STAGES_ASR_OPTIONS_BEAM_SIZE=2`.
+Variables set fields of stages that the file (or the embedded configuration) has; they make no new stages.
+
+A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
+valid value. The configuration is read once: a change needs a new start.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One field for people."""
+
+    name: str
+    type_: Any
+    default: Any
+    meaning: str
+
+
+def rows(struct: type[msgspec.Struct]) -> list[Row]:
+    """A section's fields with their meaning, in the order they are written."""
+    meanings = _comments(struct)
+    return [
+        Row(field.name, field.type, _default(field), meanings.get(field.name, ""))
+        for field in msgspec.structs.fields(struct)
+    ]
+
+
+def sections() -> Iterator[tuple[str, str, list[Row]]]:
+    """(name in the file, its docstring's meaning, fields) of every section, stages as ``stages.NAME``."""
+    for field in msgspec.structs.fields(Config):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield field.name, _meaning(field.type), rows(field.type)
+    yield "stages.NAME", _meaning(StageSection), rows(StageSection)
+
+
+def _comments(struct: type) -> dict[str, str]:
+    """Field name -> the comment on its line."""
+    found, name = {}, ""
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(struct)).readline):
+        if token.type == tokenize.NAME and token.line.startswith("    ") and token.start[1] == 4:
+            name = token.string
+        elif token.type == tokenize.COMMENT and name:
+            found[name] = token.string.lstrip("# ")
+        elif token.type == tokenize.NEWLINE:
+            name = ""
+    return found
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+
+
+def _meaning(struct: type) -> str:
+    return (struct.__doc__ or "").partition(": ")[2]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+# ---------------------------------------------------------------- the papers
+
+
+def render_sample() -> str:
+    """``node.toml.sample``: valid TOML that says the defaults as comments, with four stages and their pipelines."""
+    parts = [SAMPLE_HEAD]
+    for name, meaning, fields in sections():
+        lines = [_sample_line(row) for row in fields]
+        if name == "stages.NAME":
+            parts += [SAMPLE_STAGES.rstrip("\n"), *lines, ""]
+        else:
+            parts += [f"[{name}]  # {meaning}", *lines, ""]
+    parts += [SAMPLE_PIPELINES]
+    parts += [f"[rings]  # {_comments(Config)['rings']}", "# gateway = 134217728", ""]
+    return _with_top(parts)
+
+
+def _with_top(parts: list[str]) -> str:
+    """Fields of no section stand before the first table: TOML has no way back."""
+    head, *rest = parts
+    top = [_sample_line(row) for row in rows(Config) if row.name == "languages"]
+    return "\n".join([head, *top, "", *rest]).rstrip("\n") + "\n"
+
+
+def _sample_line(row: Row) -> str:
+    return f"# {row.name} = {_toml(row.default)}  # {row.meaning}"
+
+
+def render_env_sample() -> str:
+    """``.env.sample``: every variable, commented out, with its default."""
+    lines = [ENV_HEAD]
+    for name, meaning, fields in sections():
+        lines += [f"# [{name}] {meaning}"]
+        lines += [f"# {variable(f'{name}.{row.name}')}={_plain(row.default)}  # {row.meaning}" for row in fields]
+        lines += [""]
+    lines += [f"# {variable('pipelines.full')}=asr,repair,nmt,tts  # a pipeline: its stages in order"]
+    lines += [f"# {variable('rings.gateway')}=134217728  # {_comments(Config)['rings']}"]
+    lines += [f"# {variable('languages')}=  # {_comments(Config)['languages']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def render_reference() -> str:
+    """``docs/configuration.md``."""
+    lines = [REFERENCE_HEAD]
+    for name, meaning, fields in sections():
+        lines += [f"## `[{name}]`", "", f"{meaning[:1].upper()}{meaning[1:]}", ""]
+        lines += ["| field | type | default | values | meaning |", "|---|---|---|---|---|"]
+        lines += [_reference_line(name, row) for row in fields]
+        lines += [""]
+    lines += ["## The rest", "", "| field | type | default | values | meaning |", "|---|---|---|---|---|"]
+    lines += [_reference_line("", row) for row in rows(Config) if row.name in ("pipelines", "rings", "languages")]
+    return "\n".join(lines) + "\n"
+
+
+def _reference_line(section: str, row: Row) -> str:
+    field = f"{section}.{row.name}".lstrip(".").replace("NAME", "name")
+    values = _values(field).replace("|", "\\|")
+    meaning = row.meaning.replace("|", "\\|")
+    return f"| `{row.name}` | {words(row.type_)} | `{_toml(row.default)}` | {values} | {meaning} |"
+
+
+def _values(field: str) -> str:
+    """What a field may be, in words."""
+    match rule_for(field):
+        case OneOf(choices):
+            return ", ".join(choices)
+        case Between(low, high, why):
+            return f"{low:,.10g} to {high:,.10g}{why}" if high < MANY_BYTES else f"from {low:,.10g}{why}"
+        case Like(_, examples):
+            return examples
+    return ""
+
+
+def write(root: Path) -> list[Path]:
+    """Write the three papers below ``root``; returns those that changed."""
+    changed = []
+    for name, renderer in FILES.items():
+        path, text = root / name, globals()[renderer]()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    for written in write(Path(inspect.getfile(config)).resolve().parent.parent):
+        print(f"written: {written}")

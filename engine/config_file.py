@@ -1,0 +1,89 @@
+"""Reading the configuration: a TOML file, then the environment over it, checked once.
+
+Later wins: defaults, the file, the env file, the environment. The file is the one given, else ``./node.toml``, else
+``node.toml`` in the user's configuration folder; where there is none the caller decides what to start from.
+A stage's ``model`` that is a path beside the file is meant from there, not from where the node was started.
+
+Everything a user can get wrong here is a ``ConfigError`` of one line: the file or variable, the field, what is wrong
+with it, and the nearest value that would be right.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import config_env
+from engine.config import Config
+from engine.config_docs import render_env_sample, render_reference, render_sample
+from engine.config_rules import Problem, check, check_complete
+from ipc.errors import ConfigError
+
+__all__ = ["find", "from_dict", "load", "render_env_sample", "render_reference", "render_sample"]
+
+FILE = "node.toml"
+
+
+def find(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Path | None:
+    """The file to read when none is named: ./node.toml, else the user's; None: there is none."""
+    env = os.environ if env is None else env
+    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or "/nonexistent") / ".config")
+    places = ((cwd or Path.cwd()) / FILE, home / "dragoman" / FILE)
+    return next((path for path in places if path.is_file()), None)
+
+
+def load(
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    env_file: Path | None = None,
+    *,
+    base: Config | None = None,
+) -> Config:
+    """The configuration in ``path`` (None: ``base``, or the defaults) under ``env_file`` and ``env``. ConfigError."""
+    tree = msgspec.to_builtins(base or Config()) if path is None else _read(path)
+    sources: dict[str, str] = {}
+    if env_file is not None:
+        sources |= config_env.apply(tree, config_env.read_file(env_file), f"{env_file}:")
+    sources |= config_env.apply(tree, os.environ if env is None else env, "environment variable")
+    config = _checked(tree, str(path) if path else "configuration", sources, complete=path is not None)
+    return config if path is None else _from_its_folder(config, path.parent)
+
+
+def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+    """A configuration given as plain values, as the file would hold them. ConfigError naming ``where``."""
+    return _checked(tree, where, {}, complete=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path} ({error.strerror})", "check --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", "node.toml.sample shows how it is written") from error
+
+
+def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *, complete: bool) -> Config:
+    try:
+        config = check(tree)
+        if complete:
+            check_complete(config)
+    except Problem as problem:
+        origin = sources.get(problem.field, where)
+        raise ConfigError(" ".join(f"{origin}: {problem}".split())) from problem
+    return config
+
+
+def _from_its_folder(config: Config, folder: Path) -> Config:
+    """Models beside the file get whole paths; hub names and everything else stay as they are."""
+    moved = {
+        name: msgspec.structs.replace(section, model=str((folder / section.model).resolve()))
+        for name, section in config.stages.items()
+        if section.model and (folder / section.model).exists()
+    }
+    return msgspec.structs.replace(config, stages={**config.stages, **moved})

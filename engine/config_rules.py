@@ -1,0 +1,252 @@
+"""What a configuration may say: types, bounds, choices, and what must fit together. One table, one check.
+
+``check`` turns a tree of plain values (from TOML, the environment or a caller's dict) into a ``Config`` or raises
+``Problem`` with the one field that is wrong and the nearest value that would be right. Pure but for importing stage
+modules, which are import-light.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+import msgspec
+
+import stages
+from engine.config import Config, StageSection
+from ipc.ring import BLOCK
+
+MIB = 2**20
+LONGEST_UTTERANCE_S = 600
+LEAST_DEADLINE_S = 0.01
+DAY_S = 86_400
+MANY_BYTES = 2**50
+
+
+class Problem(Exception):
+    """One field is wrong. ``field`` is its dotted name, ``text`` goes on after it."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(f"{field} {text}")
+        self.field = field
+        self.text = text
+
+
+# ---------------------------------------------------------------- rules for one value
+
+
+@dataclass(frozen=True)
+class OneOf:
+    choices: tuple[str, ...]
+
+    def complaint(self, value: Any) -> str | None:
+        if value in self.choices:
+            return None
+        return f"is {value!r}; {nearest(value, self.choices)}use {' or '.join(self.choices)}"
+
+
+@dataclass(frozen=True)
+class Between:
+    low: float
+    high: float
+    why: str = ""
+
+    def complaint(self, value: Any) -> str | None:
+        if self.low <= value <= self.high:
+            return None
+        edge, word = (self.high, "highest") if value > self.high else (self.low, "lowest")
+        return f"is {value}; the {word} is {edge:g}{self.why}"
+
+
+@dataclass(frozen=True)
+class Like:
+    pattern: str
+    examples: str
+
+    def complaint(self, value: Any) -> str | None:
+        return None if re.fullmatch(self.pattern, value) else f"has {value!r}; write {self.examples}"
+
+
+Rule = Union[OneOf, Between, Like]
+
+DEVICE = Like(r"auto|cpu|cuda:\d+|(GPU|MIG)-[0-9A-Za-z/-]+", "auto, cpu, cuda:0 or a GPU's UUID")
+NAME = Like(r"[a-z][a-z0-9_-]{0,31}", "a small letter, then small letters, digits, - or _ (at most 32)")
+DEADLINE = Between(LEAST_DEADLINE_S, DAY_S, " s")
+BYTES = Between(0, MANY_BYTES, " bytes")
+SHARE_OF_AUDIO = Between(0, 1000)
+
+# Field -> rule; a list's or table's rule is applied to each of its values. "*" stands for any name.
+RULES: dict[str, Rule] = {
+    "node.mode": OneOf(("pipelined", "serial")),
+    "node.endpoints": Like(r"(ipc|tcp)://.+", "ipc://PATH or tcp://ADDRESS:PORT"),
+    "node.max_utterance_s": Between(0.1, LONGEST_UTTERANCE_S, " s"),
+    "node.max_text_chars": Between(1, 16_000),
+    "node.window": Between(1, 4096),
+    "node.max_sessions": Between(1, 65_536),
+    "node.ring_budget_bytes": BYTES,
+    "node.outbox_session_bytes": Between(BLOCK, MANY_BYTES, " bytes"),
+    "node.outbox_node_bytes": Between(BLOCK, MANY_BYTES, " bytes"),
+    "node.capacity_factor": Between(1, 10_000),
+    "node.send_ahead": Between(0, 8),
+    "node.max_retries": Between(0, 100),
+    "node.log_level": OneOf(("debug", "info", "warning", "error")),
+    "deadlines.budget_per_audio": SHARE_OF_AUDIO,
+    "deadlines.ride_s": Between(0, 1, " s"),
+    "deadlines.*": DEADLINE,
+    "devices.use": DEVICE,
+    "devices.max_bytes": Between(MIB, MANY_BYTES, " bytes"),
+    "devices.reserve_bytes": BYTES,
+    "devices.safety_margin": Between(0, 0.9),
+    "devices.max_models": Between(1, 1000),
+    "devices.max_restarts": Between(0, 1000),
+    "stages.*.devices": DEVICE,
+    "stages.*.instances": Between(1, 64),
+    "stages.*.max_batch": Between(1, 256),
+    "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
+    "stages.*.timeout_base_s": DEADLINE,
+    "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
+    "stages.*.threads": Between(0, 1024),
+    "stages.*.estimate_bytes": BYTES,
+    "rings": Between(2 * BLOCK, MANY_BYTES, " bytes"),
+    "languages": Like(r"[a-z]{2,3}([_-][0-9A-Za-z]+)*", "codes like en, de or zh"),
+}
+
+
+def rule_for(field: str) -> Rule | None:
+    """The rule of a dotted field name, if it has one."""
+    section, _, rest = field.partition(".")
+    _, _, last = field.rpartition(".")
+    for key in (field, f"{section}.*.{last}" if "." in rest else f"{section}.*"):
+        if key in RULES:
+            return RULES[key]
+    return None
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """"did you mean ...? " or nothing."""
+    close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+# ---------------------------------------------------------------- the whole tree
+
+
+def check(tree: Mapping[str, Any]) -> Config:
+    """The configuration that ``tree`` says. Raises Problem for the first field that is wrong."""
+    _check_table(Config, tree, "")
+    config = msgspec.convert(tree, Config)
+    check_together(config)
+    return config
+
+
+def check_together(config: Config) -> None:
+    """What no field says alone: names that must exist, stages whose kinds must fit. Raises Problem."""
+    if config.deadlines.silent_s <= config.deadlines.heartbeat_s:
+        least = 2 * config.deadlines.heartbeat_s
+        raise Problem("deadlines.silent_s", f"is not longer than heartbeat_s; set it to {least:g} or more")
+    if config.node.outbox_node_bytes < config.node.outbox_session_bytes:
+        least = config.node.outbox_session_bytes
+        raise Problem("node.outbox_node_bytes", f"is smaller than outbox_session_bytes; the lowest is {least}")
+    for name, section in config.stages.items():
+        _check_stage(name, section)
+    for name, members in config.pipelines.items():
+        _check_pipeline(name, members, config.stages)
+    for name in config.rings:
+        if name != "gateway" and name not in config.stages:
+            raise Problem(f"rings.{name}", f"is no producer; {_among(name, ('gateway', *config.stages))}")
+    for name in config.devices.max_bytes:
+        if complaint := DEVICE.complaint(name):
+            raise Problem("devices.max_bytes", complaint)
+
+
+def check_complete(config: Config) -> None:
+    """That there is something to run. Raises Problem."""
+    if not config.stages:
+        raise Problem("stages", "is empty; name at least one, for example [stages.asr] model = \"models/asr\"")
+    if not config.pipelines:
+        example = ", ".join(f'"{name}"' for name in config.stages)
+        raise Problem("pipelines", f"is empty; name at least one, for example full = [{example}]")
+
+
+def _check_table(struct: type[msgspec.Struct], table: Any, prefix: str) -> None:
+    if not isinstance(table, Mapping):
+        raise Problem(prefix.rstrip("."), f"is {table!r}; write a table [{prefix.rstrip('.')}]")
+    known = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for name, value in table.items():
+        if name not in known:
+            raise Problem(prefix + name, f"is unknown; {_among(name, known)}")
+        _check_value(prefix + name, value, known[name])
+
+
+def _check_value(field: str, value: Any, type_: Any) -> None:
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return _check_table(type_, value, f"{field}.")
+    if type_ == dict[str, StageSection] and isinstance(value, Mapping):
+        for name, table in value.items():
+            if complaint := NAME.complaint(name):
+                raise Problem(f"stages.{name}", complaint)
+            _check_table(StageSection, table, f"{field}.{name}.")
+        return None
+    try:
+        typed = msgspec.convert(value, type_)
+    except msgspec.ValidationError:
+        raise Problem(field, f"is {value!r}; it must be {words(type_)}") from None
+    rule = rule_for(field)
+    values = typed.values() if isinstance(typed, dict) else typed if isinstance(typed, tuple) else (typed,)
+    for one in values if rule else ():
+        if rule and (complaint := rule.complaint(one)):
+            raise Problem(field, complaint)
+    return None
+
+
+def _check_stage(name: str, section: StageSection) -> None:
+    kind = section.kind or name
+    if kind not in stages.KINDS:
+        field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
+        raise Problem(field, f"is no kind of stage; {_among(kind, stages.KINDS)}")
+    try:
+        stages.find(kind).check_options(section.options)
+    except ValueError as error:
+        raise Problem(f"stages.{name}.options", f"cannot be used: {error}") from error
+
+
+def _check_pipeline(name: str, members: tuple[str, ...], sections: Mapping[str, StageSection]) -> None:
+    field = f"pipelines.{name}"
+    if complaint := NAME.complaint(name):
+        raise Problem(field, complaint)
+    if not members:
+        raise Problem(field, "is empty; name at least one stage")
+    for member in members:
+        if member not in sections:
+            raise Problem(field, f"names stage {member!r}, which is not configured; {_among(member, sections)}")
+        if members.count(member) > 1:
+            raise Problem(field, f"names stage {member!r} twice; once is enough")
+    flowing, before = "", ""
+    for member in members:
+        declaration = stages.find(sections[member].kind or member).declare(sections[member].options)
+        if flowing and declaration.accepts != flowing:
+            raise Problem(field, f"does not fit: {before} gives {flowing}, {member} takes {declaration.accepts}")
+        flowing = declaration.accepts if declaration.emits == "same" else declaration.emits
+        before = member
+
+
+def _among(name: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    return f"{nearest(name, choices)}there {'is' if len(choices) == 1 else 'are'} {', '.join(choices) or 'none'}"
+
+
+def words(type_: Any) -> str:
+    """A field's type for people."""
+    plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    if type_ in plain:
+        return plain[type_]
+    if type_ == tuple[str, ...]:
+        return "a list of texts"
+    if type_ == dict[str, int]:
+        return "a table of whole numbers"
+    if type_ == dict[str, tuple[str, ...]]:
+        return "a table of lists of texts"
+    return "a table"

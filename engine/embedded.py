@@ -1,0 +1,95 @@
+"""The configuration used when no file is given: the models that come with Dragoman, on whatever devices there are.
+
+The models are synthesized (``models.clockwork``) into the user's cache, once for each version of their construction:
+the folder's name carries a digest of the code that writes them. They are written beside it and moved into place, so
+two nodes starting at once cannot see half a model.
+
+These models are real files for the real libraries, but they know only a few words: see ``SAYING``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine import __version__
+from engine.config import Config, StageSection
+from ipc.errors import DragomanError
+
+SAYING = "no configuration file: using the embedded clockwork models (they say fixed sentences; make a node.toml for real ones)"
+STAGES = ("asr", "repair", "nmt", "tts")
+PIPELINES = {
+    "full": STAGES,
+    "transcribe": ("asr",),
+    "translate-text": ("nmt",),
+    "speak": ("tts",),
+}
+NEEDS = {"asr": "ctranslate2", "repair": "gguf", "nmt": "sentencepiece", "tts": "onnx"}
+
+Synthesize = Callable[[str, Path], Path]
+
+
+def config(folder: Path | None = None, synthesize: Synthesize | None = None) -> Config:
+    """The embedded configuration, its models made if they are not there. Raises DragomanError."""
+    models = ensure_models(folder or cache_folder(os.environ), synthesize or _synthesize)
+    stages = {name: StageSection(model=str(models[name]), required=name != "repair") for name in STAGES}
+    return Config(stages=stages, pipelines=dict(PIPELINES))
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where the models are kept: in the user's cache, named by version and by the code that makes them."""
+    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or tempfile.gettempdir()) / ".cache")
+    return base / "dragoman" / f"clockwork-{__version__}-{construction_digest()}"
+
+
+def construction_digest() -> str:
+    """Eight hex digits that change whenever the code that writes the models does."""
+    import models.clockwork
+
+    digest = hashlib.sha256()
+    for file in sorted(Path(models.clockwork.__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def ensure_models(folder: Path, synthesize: Synthesize) -> dict[str, Path]:
+    """Path of each stage's model, as the stage takes it. What is missing is made; repair may stay missing."""
+    return {kind: _ensure(kind, folder, synthesize) for kind in STAGES}
+
+
+def _ensure(kind: str, folder: Path, synthesize: Synthesize) -> Path:
+    home = folder / kind
+    if not home.is_dir():
+        try:
+            _make(kind, home, synthesize)
+        except ImportError as error:
+            if kind != "repair":  # without its model repair is absent, and its utterances skip it
+                raise DragomanError(f"cannot make the embedded {kind} model: {error}", f"pip install {NEEDS[kind]}")
+        except OSError as error:
+            raise DragomanError(f"cannot write the embedded models to {folder}: {error}", "set XDG_CACHE_HOME") from error
+    return home / "repair.gguf" if kind == "repair" else home
+
+
+def _make(kind: str, home: Path, synthesize: Synthesize) -> None:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=home.parent))
+    try:
+        synthesize(kind, fresh)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(home)
+        except OSError:
+            if not home.is_dir():  # another process was first: its bytes are the same
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _synthesize(kind: str, out: Path) -> Path:
+    import models.clockwork
+
+    return models.clockwork.synthesize(kind, out)

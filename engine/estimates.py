@@ -1,0 +1,73 @@
+"""What a model will need on a device, before it is loaded: context + (weights + workspace) x 1.2.
+
+Pure. The figures are a table by *runtime library* (a stage's ``requires``), never by model: the weights come from the
+model's own files, and the rest is what the library takes around them. They are first guesses that err upward; the
+arbiter's measurements show by how much (``stats``: ``nbytes`` against ``measured_bytes``), and a configuration's
+``estimate_bytes`` replaces them.
+
+A lease is standing, so the workspace is that of the largest batch the stage may run. It does not depend on the audio's
+length: Whisper-like models pad every window to 30 s, the others work on one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+MIB = 2**20
+START_FACTOR = 1.2  # nothing is measured yet
+ALLOCATION = MIB  # drivers hand out memory in pieces
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What one library takes besides the weights, in bytes."""
+
+    context_bytes: int  # a process's context on a GPU, with the library's kernels
+    host_bytes: int  # a process with the library imported, without a model
+    workspace_bytes: int  # buffers for one utterance
+    per_item_bytes: int  # ... for each further one in a batch
+    converts: bool = False  # it may hold the weights in another number format than the file
+
+
+PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_item_bytes=0)
+RUNTIMES = {
+    "faster_whisper": Runtime(450 * MIB, 160 * MIB, 400 * MIB, 250 * MIB, converts=True),
+    "ctranslate2": Runtime(450 * MIB, 110 * MIB, 100 * MIB, 30 * MIB, converts=True),
+    "llama_cpp": Runtime(500 * MIB, 90 * MIB, 400 * MIB, 120 * MIB),
+    "onnxruntime": Runtime(500 * MIB, 110 * MIB, 150 * MIB, 100 * MIB),
+    "piper": Runtime(500 * MIB, 130 * MIB, 150 * MIB, 100 * MIB),
+}
+
+# Number formats a converting library may hold, in bytes a weight; files are taken to hold two (float16).
+_BYTES_A_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int16": 2.0}
+_FILE_BYTES_A_WEIGHT = 2.0
+
+
+def estimate(
+    weights_bytes: int,
+    *,
+    kind: Literal["cpu", "cuda"],
+    libraries: Iterable[str] = (),
+    compute_type: str = "default",
+    max_batch: int = 1,
+) -> int:
+    """Bytes a worker will need on its device: ``kind`` of device, ``libraries`` the stage requires.
+
+    Of several known libraries the most demanding figure counts, each for itself; unknown ones count nothing, so that a
+    stage without a runtime (a simulated one) is its weights and its process.
+    """
+    known = [RUNTIMES[name] for name in libraries if name in RUNTIMES] or [PLAIN]
+    around = max(r.context_bytes if kind == "cuda" else r.host_bytes for r in known)
+    workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
+    growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
+    total = around + (weights_bytes * growth + workspace) * START_FACTOR
+    return -(-int(total) // ALLOCATION) * ALLOCATION
+
+
+def _growth(kind: str, compute_type: str) -> float:
+    """Weights in memory over weights in the file. An 8-bit format is counted like the file: it is loaded first."""
+    if compute_type in ("default", "auto", ""):
+        compute_type = "float32" if kind == "cpu" else "float16"  # a CPU has no float16 arithmetic
+    return max(1.0, _BYTES_A_WEIGHT.get(compute_type, _FILE_BYTES_A_WEIGHT) / _FILE_BYTES_A_WEIGHT)

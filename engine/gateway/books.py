@@ -1,0 +1,236 @@
+"""What the gateway's cores share, and the actions decided so far. The books decide nothing.
+
+Intake takes utterances in, Delivery brings outcomes out, Gateway composes them and keeps the timers; each changes the
+books and adds actions, and the shell carries them out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.boot import GatewayBoot
+from engine.config import DeadlinesSection
+from engine.gateway.catalog import Catalog
+from engine.gateway.events import Note, Post, Tell, Write
+from engine.gateway.ingress import Ingress
+from engine.gateway.ledger import Ledger
+from engine.gateway.outbox import Outbox
+from engine.gateway.sessions import Session, Sessions
+from engine.gateway.validate import LONGEST_ITEMSIZE, SAMPLE_RATE
+from ipc import messages
+from ipc.messages import Acked, Capacity, Copied, Ref
+
+Action = Any  # one of events' Tell, Post, Write, Note, AllFlushed
+
+LOCAL_OWNER = "local"  # who may enter the node's folder
+ANSWER_BYTES = 200  # of a message without samples, roughly, queue entry included
+LONGEST_RETRY_S, SHORTEST_RETRY_S = 5.0, 0.02
+
+
+@dataclass
+class Totals:
+    """Counters since the start, for the report."""
+
+    accepted: int = 0
+    rejected: int = 0
+    busy: int = 0
+    outcomes: int = 0
+    held: int = 0  # ended, waiting for a lower index, now
+    held_max: int = 0
+
+
+@dataclass
+class Books:
+    """See the module's docstring. ``new_token`` makes the sessions' secrets; ``ring_blocks`` 0: no audio is taken."""
+
+    boot: GatewayBoot
+    deadlines: DeadlinesSection
+    incarnation: int
+    new_token: Callable[[], str]
+    ring_name: str = "gateway"
+    ring_blocks: int = 0
+    first_generation: int = 1
+    hooks: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        boot = self.boot
+        self.catalog = Catalog(boot)
+        self.sessions = Sessions()
+        self.ledger = Ledger()
+        longest = int(boot.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
+        self.ingress = Ingress(self.ring_blocks, longest, self.first_generation, self.deadlines.reserve_after_s)
+        self.outbox = Outbox(boot.outbox_session_bytes, boot.outbox_node_bytes)
+        self.capacity = Capacity(1)
+        self.draining = False
+        self.totals = Totals()
+        self.now = 0.0  # of the event being handled
+        self.slow: set[bytes] = set()  # connections whose answers pile up unread
+        self.ready: dict[str, None] = {}  # sessions that may have something to send or to finish
+        self._actions: list[Action] = []
+        self._posted = False
+        self._copied: list[int] = []
+        self._acked: dict[str, int] = {}
+        self._ride_until = 0.0
+        self._wakes: list[tuple[float, str]] = []
+
+    # ---------------------------------------------------------------- actions
+
+    def tell(
+        self, client: bytes | None, message: Any, payload: bytes | None = None, nbytes: int = ANSWER_BYTES
+    ) -> None:
+        """Send to a client; ``nbytes`` counts as an answer it may not have read (0: counted elsewhere)."""
+        if client is None:
+            return
+        known = self.sessions.clients.get(client)
+        if known is not None:
+            known.answer_bytes += nbytes
+            known.told_at = self.now
+            if known.answer_bytes > self.boot.outbox_session_bytes:
+                self.slow.add(client)
+        self._actions.append(Tell(client, message, payload))
+
+    def post(self, message: Any) -> None:
+        """Send to the scheduler in this turn."""
+        self._posted = True
+        self._actions.append(Post(message))
+
+    def write(self, ref: Ref, payload: bytes) -> None:
+        self._actions.append(Write(ref, payload))
+
+    def note(self, level: str, text: str) -> None:
+        self._actions.append(Note(level, text))
+
+    def act(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def announce(self, session: Session) -> None:
+        """Tell the scheduler of the session, once, before its first utterance."""
+        if session.announced:
+            return
+        session.announced = True
+        opened = session.opened
+        self.post(
+            messages.Session(
+                id=session.id,
+                owner=LOCAL_OWNER,
+                pipeline=self.catalog.stages_of(opened.pipeline),
+                source=opened.source,
+                target=opened.target,
+                models=opened.models,
+                priority=opened.priority,
+                partials=opened.partials,
+                window=session.window,
+                token=session.token,
+                first_index=opened.first_index,
+            )
+        )
+
+    # ---------------------------------------------------------------- what rides along
+
+    def ride_copied(self, ticket: int, now: float) -> None:
+        """This result slot has been copied out."""
+        self._wait_for_ride(now)
+        self._copied.append(ticket)
+
+    def ride_acked(self, session: str, through: int, now: float) -> None:
+        """The client has everything up to here."""
+        self._wait_for_ride(now)
+        self._acked[session] = through
+
+    def send_riders(self, now: float) -> None:
+        """At the turn's end: along with what was posted, or alone after ``ride_s``."""
+        if self.riding and (self._posted or now >= self._ride_until):
+            if self._copied:
+                self.post(Copied(tuple(self._copied)))
+            for session, through in self._acked.items():
+                self.post(Acked(session, through))
+            self._copied, self._acked = [], {}
+        self._posted = False
+
+    @property
+    def riding(self) -> bool:
+        return bool(self._copied or self._acked)
+
+    @property
+    def ride_until(self) -> float:
+        return self._ride_until
+
+    def forget_rider(self, session: str) -> None:
+        """The session is over: its acknowledgement is no news."""
+        self._acked.pop(session, None)
+
+    def _wait_for_ride(self, now: float) -> None:
+        if not self.riding:
+            self._ride_until = now + self.deadlines.ride_s
+
+    # ---------------------------------------------------------------- timers
+
+    def wake(self, session: Session, when: float) -> None:
+        """Review the session at ``when`` at the latest."""
+        if when < session.wake_at:
+            session.wake_at = when
+            heapq.heappush(self._wakes, (when, session.id))
+
+    def wake_for_gap(self, session: Session, now: float) -> None:
+        """If an index is missing: in time for the notice about the lowest one."""
+        if session.has_gap:
+            gap_s = self.deadlines.gap_s
+            self.wake(session, session.gap_deadline(session.gap_since, gap_s, now) - self.notice_s)
+
+    def due(self, now: float) -> list[Session]:
+        """Sessions whose time has come."""
+        found = []
+        while self._wakes and self._wakes[0][0] <= now:
+            when, id = heapq.heappop(self._wakes)
+            session = self.sessions.get(id)
+            if session is not None and session.wake_at == when:
+                session.wake_at = float("inf")
+                found.append(session)
+        return found
+
+    @property
+    def next_wake(self) -> float:
+        return self._wakes[0][0] if self._wakes else float("inf")
+
+    # ---------------------------------------------------------------- figures
+
+    @property
+    def notice_s(self) -> float:
+        """How long before a missing index is given up its ``Gap`` notice goes out."""
+        return self.deadlines.gap_s / 2
+
+    def share(self, session: Session) -> int:
+        """How many unended utterances the session may have at any time."""
+        working = self.ledger.working + (self.ledger.unended(session.id) == 0)
+        return min(session.window, max(1, self.capacity.n // working))
+
+    def retry_after_s(self) -> float:
+        """When a place should be free: the excess over the capacity at the measured rate."""
+        if self.capacity.rate <= 0:
+            return self.deadlines.retry_after_s
+        excess = max(1, self.ledger.total - self.capacity.n + 1)
+        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, excess / self.capacity.rate))
+
+    def check(self) -> None:
+        """Invariants of every core, and of what they say of each other."""
+        self.sessions.check()
+        self.ledger.check()
+        self.ingress.check()
+        self.outbox.check()
+        held = 0
+        for session in self.sessions:
+            entries = self.ledger.of(session.id)
+            session.check(entries)
+            held += len(session.order.held)
+            for index, entry in entries.items():
+                ended = entry.state.value == "ended"
+                assert ended == (self.outbox.get(session.id, index) is not None), (session.id, index, entry.state)
+                assert ended == (index < session.order.next or index in session.order.held), (session.id, index)
+        assert held == self.totals.held, (held, self.totals.held)

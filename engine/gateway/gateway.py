@@ -1,0 +1,226 @@
+"""The gateway's core: clients' messages and the scheduler's in, actions out.
+
+It composes the cores: Intake takes in, Delivery brings out, and here stand the messages that are short, what happens
+when a client goes or comes back, the timers, and the end of the node. ``handle(event, now)`` returns actions; every
+turn of the shell's loop ends with ``TurnEnd``, in which outcomes, notices and riding messages go out. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from engine.gateway.books import Action, Books
+from engine.gateway.delivery import Delivery
+from engine.gateway.events import Arrived, ClientLost, DrainNode, JobEnded, TurnEnd
+from engine.gateway.intake import Intake
+from engine.gateway.sessions import Session
+from engine.gateway.validate import Refused
+from engine.gateway.watch import Watch
+from ipc.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Ack,
+    Cancel,
+    CancelJob,
+    Capacity,
+    Close,
+    Closed,
+    Free,
+    Hello,
+    JobAccepted,
+    Open,
+    Ping,
+    Pong,
+    Progress,
+    Rejected,
+    Resume,
+    Skip,
+    Submit,
+    UnknownSession,
+    Welcome,
+)
+
+CLOSE_MODES = ("drain", "abort")
+
+
+class Gateway:
+    """See the module's docstring."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.intake = Intake(books)
+        self.delivery = Delivery(books)
+        self.watch = Watch(books, self.delivery)
+
+    def handle(self, event: Any, now: float) -> list[Action]:
+        """One event; returns what is to be done, in order."""
+        self.books.now = now
+        match event:
+            case Arrived(client, messages, payload):
+                for message in messages:
+                    self._client(client, message, payload, now)
+            case JobAccepted(session, index):
+                self._job_accepted(session, index)
+            case JobEnded():
+                self._job_ended(event, now)
+            case Free(jobs):
+                for session, index in jobs:
+                    self.books.ingress.give(session, index)
+            case Progress(message):
+                self.delivery.progress(message)
+            case Capacity():
+                self.books.capacity = event
+                self.watch.share_changed(now)
+            case ClientLost(client):
+                self.watch.lost(client, now)
+            case DrainNode(budget_s):
+                self.watch.drain(budget_s, now)
+            case TurnEnd():
+                self.watch.turn_end(now)
+        return self.books.take_actions()
+
+    def deadline(self) -> float:
+        """When ``TurnEnd`` is needed next even if nothing arrives (monotonic seconds; inf: not at all)."""
+        return self.watch.deadline()
+
+    # ---------------------------------------------------------------- clients
+
+    def _client(self, client: bytes, message: Any, payload: bytes | None, now: float) -> None:
+        books = self.books
+        match message:
+            case Ping():
+                books.tell(client, Pong(books.incarnation))
+            case Hello(version):
+                self._hello(client, version)
+            case Open():
+                self.intake.open(client, message, now)
+                self.watch.probe_later(now)
+            case Resume(token, last_received):
+                self._resume(client, token, last_received, now)
+            case Rejected():  # did not decode
+                books.totals.rejected += 1
+                books.tell(client, message)
+            case _:
+                session = books.sessions.held_by(client, message.session)
+                if session is None:
+                    books.tell(client, UnknownSession(message.session[:128]))
+                else:
+                    self._utterance(session, message, payload, now)
+
+    def _utterance(self, session: Session, message: Any, payload: bytes | None, now: float) -> None:
+        index = getattr(message, "index", None)
+        try:
+            match message:
+                case Submit():
+                    self.intake.submit(session, message, payload if message.text is None else None, now)
+                case Ack(_, through):
+                    self.delivery.ack(session, through, now)
+                case Skip(_, at):
+                    self._never_sent(session, at, "gap", now)
+                case Cancel(_, at):
+                    self._cancel(session, at, now)
+                case Close(_, mode):
+                    self._close(session, mode, now)
+        except Refused as refused:
+            self.intake.reject(session, index, refused)
+
+    def _hello(self, client: bytes, version: int) -> None:
+        books = self.books
+        if version == PROTOCOL_VERSION:
+            return books.tell(client, Welcome(PROTOCOL_VERSION, books.incarnation, books.catalog.limits()))
+        books.totals.rejected += 1
+        text = f"protocol version {version} is not spoken here"
+        return books.tell(client, Rejected("unsupported", text, accepted=(str(PROTOCOL_VERSION),)))
+
+    def _resume(self, client: bytes, token: str, last_received: int, now: float) -> None:
+        """The right token has the session; who had it before is told. Unacknowledged outcomes go out again."""
+        books = self.books
+        session = books.sessions.by_token(token)
+        if session is None:
+            return books.tell(client, UnknownSession(token[:128]))
+        if last_received >= session.order.next:
+            books.totals.rejected += 1
+            text = f"outcome {last_received} was never made; the last one is {session.order.next - 1}"
+            return books.tell(client, Rejected("bad_index", text, session.id, last_received))
+        if session.client not in (None, client):
+            books.tell(session.client, Closed(session.id, "taken_over"))
+        session.refused.clear()
+        books.ingress.withdraw(session.id)
+        books.sessions.attach(session, client, now)
+        session.queue.clear()  # all of them count as sent while the acknowledgement is taken
+        self.delivery.ack(session, last_received, now)
+        session.requeue()
+        session.closed_at = math.inf
+        self.intake.tell_opened(session)
+        self.watch.probe_later(now)
+        books.ready[session.id] = None
+        return books.wake_for_gap(session, now)
+
+    # ---------------------------------------------------------------- indices
+
+    def _never_sent(self, session: Session, index: int, code: str, now: float) -> None:
+        """Skip, or cancel before it came: ends at once. A known index keeps its own end."""
+        if self.books.ledger.get(session.id, index) is None:
+            self.intake.in_window(session, index)
+            self.delivery.end_missing(session, index, code, now)
+
+    def _cancel(self, session: Session, index: int, now: float) -> None:
+        """One ``skipped(cancelled)`` in every state before the end; ignored afterwards."""
+        if index <= session.acked or self.books.outbox.get(session.id, index) is not None:
+            return
+        if self.books.ledger.get(session.id, index) is not None:
+            self.books.post(CancelJob(session.id, index))
+        else:
+            self._never_sent(session, index, "cancelled", now)
+
+    def _close(self, session: Session, mode: str, now: float) -> None:
+        if mode not in CLOSE_MODES:
+            raise Refused("bad_message", f"no close mode {mode[:32]!r}", CLOSE_MODES)
+        if session.closing != "abort":
+            session.closing = mode
+        session.refused.clear()
+        self.books.ingress.withdraw(session.id)
+        self.delivery.end_all_missing(session, now)
+        if mode == "abort":
+            self.delivery.cancel_all(session)
+        self.books.ready[session.id] = None
+
+    # ---------------------------------------------------------------- the scheduler's word
+
+    def _job_accepted(self, id: str, index: int) -> None:
+        books = self.books
+        session = books.sessions.get(id)
+        if session is not None and books.ledger.accept(id, index):
+            books.tell(session.client, Accepted(id, index))
+
+    def _job_ended(self, event: JobEnded, now: float) -> None:
+        books, outcome = self.books, event.outcome
+        if event.ticket:
+            books.ride_copied(event.ticket, now)
+        session = books.sessions.get(outcome.session)
+        if session is not None and books.ledger.end(outcome.session, outcome.index):
+            self.delivery.end(session, outcome, event.payload)
+
+    # ---------------------------------------------------------------- seeing
+
+    def snapshot(self) -> dict[str, Any]:
+        """The gateway's part of the node's statistics."""
+        books, totals = self.books, self.books.totals
+        return {
+            "sessions": len(books.sessions),
+            "accepted": totals.accepted,
+            "rejected": totals.rejected,
+            "busy": totals.busy,
+            "outcomes": totals.outcomes,
+            "response_queue": books.outbox.count,
+            "held": totals.held,
+            "held_max": totals.held_max,
+            "outbox_bytes": books.outbox.total_bytes,
+            "ring": {"blocks": books.ingress.blocks.count, "free": books.ingress.blocks.free},
+            "clients": len(books.sessions.clients),
+        }
+
+    def check(self) -> None:
+        """Invariants of every core and between them."""
+        self.books.check()

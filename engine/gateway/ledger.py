@@ -1,0 +1,140 @@
+"""What is accepted and not acknowledged: one entry per utterance, from admission to acknowledgement.
+
+    admitted -> accepted -> ended -> (acknowledged: forgotten)
+        \\----------------->/
+    missing: ended without ever having been admitted (gap, Skip, cancelled before it came)
+
+An admitted utterance is known to this process only; the scheduler's word makes it accepted: now two processes know it.
+Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ipc.errors import IllegalMove
+
+
+class State(enum.Enum):
+    """Where an utterance stands."""
+
+    ADMITTED = "admitted"
+    ACCEPTED = "accepted"
+    ENDED = "ended"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.ADMITTED: frozenset({State.ACCEPTED, State.ENDED}),
+    State.ACCEPTED: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One utterance. ``digest`` None: it was never sent, only its end is known."""
+
+    index: int
+    digest: tuple[str, int, int, int] | None
+    taken_at: float
+    state: State = State.ADMITTED
+
+    def move(self, state: State) -> None:
+        """Change the state. Raises IllegalMove and changes nothing if the table has no such move."""
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"utterance {self.index}: {self.state.value} -> {state.value}")
+        self.state = state
+
+
+class Ledger:
+    """Entries of all sessions, and how many of them have not ended."""
+
+    def __init__(self) -> None:
+        self.total = 0  # unended, node-wide
+        self._entries: dict[str, dict[int, Entry]] = {}
+        self._unended: dict[str, int] = {}  # only sessions with work stand here
+
+    def open(self, session: str) -> None:
+        self._entries[session] = {}
+
+    def get(self, session: str, index: int) -> Entry | None:
+        return self._entries.get(session, {}).get(index)
+
+    def of(self, session: str) -> dict[int, Entry]:
+        """The session's entries by index (not to be changed)."""
+        return self._entries.get(session, {})
+
+    def admit(self, session: str, index: int, digest: tuple[str, int, int, int], now: float) -> Entry:
+        """Enter an utterance. Raises ValueError if the index is known."""
+        entry = self._enter(session, Entry(index, digest, now))
+        self._count(session, 1)
+        return entry
+
+    def enter_missing(self, session: str, index: int, now: float) -> Entry:
+        """Enter an index that was never admitted and has ended. Raises ValueError if the index is known."""
+        return self._enter(session, Entry(index, None, now, State.ENDED))
+
+    def accept(self, session: str, index: int) -> bool:
+        """The scheduler has it. False when nobody waits for that word any more."""
+        entry = self.get(session, index)
+        if entry is None or entry.state is not State.ADMITTED:
+            return False
+        entry.move(State.ACCEPTED)
+        return True
+
+    def end(self, session: str, index: int) -> bool:
+        """It has ended. False when it is unknown or had ended before: the first end holds."""
+        entry = self.get(session, index)
+        if entry is None or entry.state is State.ENDED:
+            return False
+        entry.move(State.ENDED)
+        self._count(session, -1)
+        return True
+
+    def forget(self, session: str, index: int) -> None:
+        """Acknowledged. Raises ValueError while it has not ended."""
+        entry = self._entries[session].pop(index)
+        if entry.state is not State.ENDED:
+            self._entries[session][index] = entry
+            raise ValueError(f"{session} {index} is acknowledged before its end")
+
+    def drop(self, session: str) -> None:
+        """Forget a session and everything of it."""
+        self._count(session, -self.unended(session))
+        self._entries.pop(session, None)
+
+    def unended(self, session: str) -> int:
+        return self._unended.get(session, 0)
+
+    def unended_indices(self, session: str) -> Iterator[int]:
+        return (index for index, entry in self.of(session).items() if entry.state is not State.ENDED)
+
+    @property
+    def working(self) -> int:
+        """Sessions with an unended utterance."""
+        return len(self._unended)
+
+    def _enter(self, session: str, entry: Entry) -> Entry:
+        mine = self._entries[session]
+        if entry.index in mine:
+            raise ValueError(f"{session} {entry.index} is known")
+        mine[entry.index] = entry
+        return entry
+
+    def _count(self, session: str, change: int) -> None:
+        self.total += change
+        left = self._unended.get(session, 0) + change
+        if left:
+            self._unended[session] = left
+        else:
+            self._unended.pop(session, None)
+
+    def check(self) -> None:
+        """Invariant: the counts are the counts."""
+        for session, entries in self._entries.items():
+            unended = sum(entry.state is not State.ENDED for entry in entries.values())
+            assert unended == self.unended(session), f"{session}: {unended} unended, counted {self.unended(session)}"
+        assert sum(self._unended.values()) == self.total
+        assert all(count > 0 for count in self._unended.values())

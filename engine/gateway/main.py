@@ -1,0 +1,258 @@
+"""The gateway's process: sockets, rings and time around the core.
+
+A turn: wait; read the supervisor, the scheduler and the clients; feed the core; end the turn; send one frame to the
+scheduler and as few as possible to each client; beat. A send to a client that fails means that it is gone. Samples are
+copied once into the gateway's own ring, results once out of the workers' (all of those mapped read-only).
+The client socket is bound at ``Serve`` only, and then the process's memory is capped.
+"""
+
+from __future__ import annotations
+
+import resource
+import secrets
+from typing import Any
+
+import msgspec
+import numpy as np
+import zmq
+
+from engine import logs, process
+from engine.boot import Boot, GatewayBoot
+from engine.gateway import wire
+from engine.gateway.books import Books
+from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode, JobEnded, Note, Post, Tell, TurnEnd, Write
+from engine.gateway.gateway import Gateway
+from engine.gateway.validate import LONGEST_ITEMSIZE, SAMPLE_RATE, WIRE_DTYPES
+from ipc.errors import PeerGone, StaleData
+from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
+from ipc.ring import DTYPES, Ring, generation
+from ipc.sockets import Dealer, Door, Poll
+
+HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and the outbox
+DOOR_SLACK_BYTES = 2**20
+TOKEN_BYTES = 16
+WIRE_NAMES = {kind.newbyteorder("=").name: name for name, kind in WIRE_DTYPES.items()}
+
+
+class Shell:
+    """See the module's docstring."""
+
+    def __init__(self, boot: Boot, body: GatewayBoot) -> None:
+        self.boot = boot
+        self.body = body
+        self.log = logs.get()
+        self.rings: dict[str, Ring] = {}
+        self.core: Gateway
+        self.lifeline = process.Lifeline(boot)
+        self.poll = Poll()
+        self.scheduler: Dealer | None = None
+        self.door: Door | None = None
+        self.letters: dict[bytes, wire.Letter] = {}
+        self.bad_frames = 0
+        self.phase = "started"
+        self.stopping = False
+
+    def run(self) -> None:
+        """Until ``Stop``."""
+        self.start()
+        while not self.stopping:
+            self.turn()
+        self.close()
+
+    def start(self) -> None:
+        """Map the rings, make the core, connect to the supervisor."""
+        for grant in self.boot.rings:
+            self.rings[grant.name] = Ring(grant.name, grant.fd, grant.blocks, writable=grant.writable)
+        own = next((ring for ring in self.rings.values() if ring.writable), None)
+        self.core = Gateway(
+            Books(
+                self.body,
+                self.boot.deadlines,
+                self.boot.incarnation,
+                new_token=lambda: secrets.token_hex(TOKEN_BYTES),
+                ring_name=own.name if own is not None else "",
+                ring_blocks=own.blocks if own is not None else 0,
+                first_generation=generation(self.boot.incarnation, 0),
+                hooks=self.boot.hooks,
+            )
+        )
+        self.lifeline.start()
+        self.poll.add(self.lifeline.link)
+        self.poll.add(self.lifeline.death_fd)
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        now = process.now()
+        readable = self.poll.wait(max(0.0, min(self.lifeline.due_in(now), self.core.deadline() - now)))
+        if self.lifeline.death_fd in readable:
+            process.leave(process.ORPHANED)
+        if self.lifeline.link.socket in readable:
+            self._read_supervisor()
+        if self.scheduler is not None and self.scheduler.socket in readable:
+            self._read_scheduler(self.scheduler)
+        if self.door is not None and self.door.socket in readable:
+            self._read_clients(self.door)
+        self._feed(TurnEnd())
+        self._send()
+        self._beat()
+
+    # ---------------------------------------------------------------- in
+
+    def _read_supervisor(self) -> None:
+        for message in self.lifeline.read():
+            match message:
+                case Up("scheduler", incarnation, endpoint):
+                    self._meet_scheduler(incarnation, endpoint)
+                case Serve():
+                    self._serve()
+                case Drain(budget_ms):
+                    self.phase = "draining"
+                    self._feed(DrainNode(budget_ms / 1000))
+                case Stop():
+                    self.stopping = True
+
+    def _read_scheduler(self, link: Dealer) -> None:
+        for _, epoch, batch in link.drain():
+            if epoch != link.epoch:
+                continue
+            for message in batch:
+                self._feed(self._fetch(message) if isinstance(message, JobOutcome) else message)
+
+    def _read_clients(self, door: Door) -> None:
+        for client, frames in door.drain():
+            messages, payload = wire.read(frames)
+            self.bad_frames += any(type(message) is wire.Rejected for message in messages)
+            self._feed(Arrived(client, messages, payload))
+
+    def _fetch(self, message: JobOutcome) -> JobEnded:
+        """Copy the result out at once: no slot waits for order or for a client."""
+        outcome, ref = message.outcome, message.ref
+        if ref is None:
+            return JobEnded(outcome, None, message.ticket)
+        try:
+            ring = self.rings.get(ref.ring)
+            if ring is None or ref.dtype not in WIRE_NAMES:
+                raise StaleData(f"no result can lie in ring {ref.ring!r} as {ref.dtype!r}")
+            payload = ring.copy(ref)
+        except StaleData as error:
+            self.log.error("session %s index %s: result lost: %s", outcome.session, outcome.index, error)
+            lost = {"outcome": "error", "code": "failed", "error": "the result was lost in shared memory"}
+            return JobEnded(msgspec.structs.replace(outcome, **lost), None, message.ticket)
+        told = msgspec.structs.replace(
+            outcome, dtype=WIRE_NAMES[ref.dtype], nbytes=ref.nbytes, sample_rate=ref.sample_rate
+        )
+        return JobEnded(told, payload, message.ticket)
+
+    # ---------------------------------------------------------------- out
+
+    def _feed(self, event: Any) -> None:
+        for action in self.core.handle(event, process.now()):
+            match action:
+                case Tell(client, message, payload):
+                    self.letters.setdefault(client, wire.Letter()).add(message, payload)
+                case Post(message):
+                    if self.scheduler is not None:
+                        self.scheduler.post(message)
+                case Write(ref, payload):
+                    samples = np.frombuffer(payload, dtype=DTYPES[ref.dtype])
+                    self.rings[ref.ring].write(ref.offset, ref.nbytes, ref.generation, samples, ref.sample_rate)
+                case Note(level, text):
+                    getattr(self.log, level)(text)
+                case AllFlushed():
+                    self.phase = "flushed"
+                    self.lifeline.post(Flushed())
+
+    def _send(self) -> None:
+        """Everything this turn decided: first the scheduler, who waits for nobody."""
+        self._flush_scheduler()
+        while self.letters:
+            letters, self.letters = self.letters, {}
+            for client, letter in letters.items():
+                if not self._deliver(client, letter):
+                    self._feed(ClientLost(client))
+        self._flush_scheduler()
+
+    def _deliver(self, client: bytes, letter: wire.Letter) -> bool:
+        if self.door is None:
+            return False
+        try:
+            for batch, payload in letter.frames:
+                self.door.send(client, batch, payload)
+        except PeerGone:
+            return False
+        return True
+
+    def _flush_scheduler(self) -> None:
+        if self.scheduler is None:
+            return
+        try:
+            self.scheduler.flush()
+        except PeerGone:
+            self.log.error("the scheduler takes no more messages")  # the supervisor sees its silence
+
+    def _beat(self) -> None:
+        now = process.now()
+        self.lifeline.beat(self.phase, now)
+        if self.lifeline.report_due(now):
+            bad = self.bad_frames + (self.scheduler.bad_frames if self.scheduler is not None else 0)
+            self.lifeline.report(self.core.snapshot() | {"bad_frames": bad}, now)
+        self.lifeline.flush()
+
+    # ---------------------------------------------------------------- beginnings and ends
+
+    def _meet_scheduler(self, incarnation: int, endpoint: str) -> None:
+        """Connect to this life of the scheduler, and speak first."""
+        if self.scheduler is not None:
+            self.poll.remove(self.scheduler)
+            self.scheduler.close()
+        address = endpoint or self.boot.endpoints["scheduler"]
+        self.scheduler = Dealer(address, self.boot.role, self.boot.incarnation, ToGateway)
+        self.scheduler.epoch = incarnation
+        self.scheduler.post(Here())
+        self.poll.add(self.scheduler)
+
+    def _serve(self) -> None:
+        """Open the door to clients, then cap this process's memory."""
+        if self.door is not None:
+            return
+        longest = int(self.body.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
+        try:
+            # Twice the longest utterance, so that one that is too long is still answered by name.
+            self.door = Door(list(self.body.endpoints), 2 * longest + DOOR_SLACK_BYTES)
+        except zmq.ZMQError as error:
+            wanted = ", ".join(self.body.endpoints)
+            self.log.error("cannot bind %s for clients (%s); free it or change node.endpoints", wanted, error)
+            process.leave(process.BOOT_FAILED)
+        self.poll.add(self.door)
+        cap_memory(self.body.outbox_node_bytes + HEADROOM_BYTES)
+        self.phase = "serving"
+        self.lifeline.post(Serving(self.body.endpoints))
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        for link in (self.door, self.scheduler, self.lifeline):
+            if link is not None:
+                link.close()
+
+
+def cap_memory(more_bytes: int) -> None:
+    """Limit this process's address space to its present size and ``more_bytes``."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = size + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def main() -> None:
+    """Entry point of ``python -m engine.gateway.main``."""
+    boot = process.enter()
+    if not isinstance(boot.body, GatewayBoot):
+        logs.get().error("the boot record is not a gateway's")
+        process.leave(process.BOOT_FAILED)
+    Shell(boot, boot.body).run()
+    process.leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The node's way from its first process to its last. Pure: events and ``now`` in, actions out.
+
+::
+
+    starting ──Serving──► serving ──drain──► draining ──Drained and Flushed, or too late──► stopping ──all dead──► ended
+        └──────────────── failure, stop asked before anything was served ──────────────────────▲
+
+* **starting**: everything is spawned at once; each newcomer learns who else is up; the scheduler says ``Ready``, the
+  gateway is told to ``Serve``, and its ``Serving`` makes the node ready.
+* **serving**: dead workers come back while their budget lasts. Scheduler, gateway and arbiter do not come back in this
+  release: their death ends the node, in order and with one line.
+* **draining**: no new work; what runs may end within ``drain_s``, what ended may be fetched for ``flush_s`` more.
+* **stopping**: ``Stop`` to workers, scheduler, gateway, arbiter in that order, ``stop_s`` each, then SIGKILL. A second
+  request to stop, or the host's death, skips the order: SIGKILL to all.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import DeadlinesSection
+from engine.exits import FAILED, INTERRUPTED, OK
+from engine.supervisor.roster import LIVING, Post, Record, Roster, State
+from ipc.errors import IllegalMove
+from ipc.messages import (
+    Alive,
+    Condemn,
+    Drain,
+    Drained,
+    Failing,
+    Flushed,
+    Gone,
+    Ready,
+    Report,
+    Serve,
+    Serving,
+    Stop,
+    Up,
+)  # fmt: skip
+
+
+class Phase(enum.Enum):
+    """Where the node stands."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+MOVES: dict[Phase, frozenset[Phase]] = {
+    Phase.STARTING: frozenset({Phase.SERVING, Phase.STOPPING}),
+    Phase.SERVING: frozenset({Phase.DRAINING, Phase.STOPPING}),
+    Phase.DRAINING: frozenset({Phase.STOPPING}),
+    Phase.STOPPING: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Spawned:
+    role: str
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True)
+class NotSpawned:
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message of a process to the supervisor."""
+
+    role: str
+    incarnation: int
+    message: Any
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A process is dead. ``code``: exit status, or minus the signal's number; ``words``: the last line it wrote."""
+
+    role: str
+    code: int
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """A signal, or an operator. The first drains, the second stops at once, and so does ``at_once``."""
+
+    at_once: bool = False
+
+
+@dataclass(frozen=True)
+class HostGone:
+    """The process that embeds this node is dead."""
+
+
+Event = Tick | Spawned | NotSpawned | Heard | Exited | StopAsked | HostGone
+
+
+# ---------------------------------------------------------------- actions besides the roster's
+
+
+@dataclass(frozen=True)
+class Say:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Warn:
+    """A line for the log."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Announce:
+    """The node is ready."""
+
+    endpoints: tuple[str, ...]
+    mode: str
+    mode_reason: str
+
+
+@dataclass(frozen=True)
+class End:
+    """Everything is dead: leave with this code, after this line on standard error ("" when all went well)."""
+
+    code: int
+    line: str
+
+
+class Lifecycle:
+    """The supervisor's core. ``may_fail``: workers whose stage the node can do without."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        endpoints: dict[str, str],
+        deadlines: DeadlinesSection,
+        may_fail: Collection[str] = (),
+    ) -> None:
+        self.roster = roster
+        self.phase = Phase.STARTING
+        self.mode = self.mode_reason = ""
+        self.endpoints: tuple[str, ...] = ()
+        self.reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._addresses = endpoints
+        self._limits = deadlines
+        self._may_fail = frozenset(may_fail)
+        self._code, self._line = OK, ""
+        self._drained = self._flushed = False
+        self._workers_ready = self._serve_told = False
+        self._drain_due = 0.0
+        self._killed_at: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[Any]:
+        """What is to be done about an event."""
+        match event:
+            case Tick():
+                actions = self._tick(now)
+            case Spawned(role, pid, start_time):
+                self.roster.spawned(role, pid, start_time)
+                actions = []
+            case NotSpawned(role, reason):
+                actions = self._died(role, 0, f"could not be started: {reason}", now)
+            case Heard(role, incarnation, message):
+                actions = self._heard(role, incarnation, message, now)
+            case Exited(role, code, words):
+                actions = self._died(role, code, self._reason(role, code, words), now)
+            case StopAsked(at_once):
+                actions = self._stop_asked(at_once, now)
+            case HostGone():
+                self._fail("")
+                actions = self._stop_at_once(now)
+        return actions + self._advance(now)
+
+    def next_due(self, now: float) -> float:
+        """When the next ``Tick`` is due."""
+        due = self.roster.next_due(now)
+        return min(due, self._drain_due) if self.phase is Phase.DRAINING else due
+
+    @property
+    def in_flight(self) -> int:
+        """Utterances accepted and not ended, by the scheduler's newest report."""
+        _, report = self.reports.get("scheduler", (0.0, {}))
+        return int(report.get("active", 0)) + int(report.get("queued", 0))
+
+    def unhealthy(self) -> str:
+        """Why the node is not serving; "" when it is."""
+        if self.phase is not Phase.SERVING:
+            return self.phase.value
+        missing = [r.role for r in self.roster if r.state is not State.UP and r.role not in self._may_fail]
+        return f"not up: {', '.join(missing)}" if missing else ""
+
+    def check(self) -> None:
+        """Raise AssertionError if phase and processes contradict each other."""
+        self.roster.check()
+        living = [r.role for r in self.roster.living()]
+        assert self.phase is not Phase.ENDED or not living or self._killed_at is not None, f"ended with {living}"
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"phase": self.phase.value, "mode": self.mode, "mode_reason": self.mode_reason}
+
+    # ------------------------------------------------------------ starting and serving
+
+    def _tick(self, now: float) -> list[Any]:
+        return list(self.roster.tick(now))
+
+    def _heard(self, role: str, incarnation: int, message: Any, now: float) -> list[Any]:
+        if not self.roster.is_current(role, incarnation):
+            return []
+        phase = message.phase if isinstance(message, Alive) else ""
+        actions = self._introduce(role) if self.roster.heard(role, incarnation, now, phase) else []
+        match message:
+            case Report(snapshot):
+                self.reports[role] = (now, snapshot)
+            case Ready(mode, reason) if self.phase is Phase.STARTING:
+                self.mode, self.mode_reason = mode, reason
+                self._workers_ready = True
+            case Serving(endpoints) if self.phase is Phase.STARTING:
+                self._move(Phase.SERVING)
+                self.endpoints = endpoints
+                actions.append(Announce(endpoints, self.mode, self.mode_reason))
+            case Failing(reason):
+                self._fail(reason)
+            case Condemn(worker, condemned, reason) if self.roster.can_condemn(worker, condemned):
+                actions.append(Warn(f"{worker} is condemned: {reason}"))
+                actions.append(self.roster.condemn(worker, reason, now))
+            case Drained():
+                self._drained = True
+                self._drain_due = min(self._drain_due, now + self._flush_limit)
+            case Flushed():
+                self._flushed = True
+        return actions + self._open_door()
+
+    def _open_door(self) -> list[Any]:
+        """``Serve``, once the workers are ready and the gateway is there to hear it, whichever comes last."""
+        if not self._workers_ready or self._serve_told or self.phase is not Phase.STARTING:
+            return []
+        told = self._post("gateway", Serve())
+        self._serve_told = bool(told)
+        return told
+
+    def _introduce(self, role: str) -> list[Any]:
+        """One ``Up`` per living role to the newcomer, and the newcomer to all of them."""
+        others = [r for r in self.roster.hearing() if r.role != role]
+        new = self.roster[role]
+        return [Post(role, new.incarnation, self._up(r)) for r in others] + [
+            Post(r.role, r.incarnation, self._up(new)) for r in others
+        ]
+
+    def _up(self, record: Record) -> Up:
+        return Up(record.role, record.incarnation, self._addresses.get(record.role, ""))
+
+    def _post(self, role: str, message: Any) -> list[Any]:
+        return [Post(r.role, r.incarnation, message) for r in self.roster.hearing() if r.role == role]
+
+    # ------------------------------------------------------------ deaths
+
+    def _reason(self, role: str, code: int, words: str) -> str:
+        record = self.roster[role]
+        if record.reason:
+            return record.reason
+        if code < 0:
+            return f"killed by signal {-code} ({signal.strsignal(-code)})"
+        return f"exit code {code}: {words}" if words else f"exit code {code}"
+
+    def _died(self, role: str, code: int, reason: str, now: float) -> list[Any]:
+        asked = self.roster.exited(role, code)
+        self.reports.pop(role, None)
+        if self.phase in (Phase.STOPPING, Phase.ENDED):
+            return [] if asked and code == OK else [Warn(f"{role} ended: {reason}")]
+        record = self.roster[role]
+        if not record.is_worker:
+            self._fail(f"{role} died ({reason}), and the node ends with it")
+            return []
+        final = not self.roster.can_restart(role, now)
+        if final and self.phase is Phase.STARTING and role not in self._may_fail:
+            self._fail(f"{role} cannot start: {reason}")
+            return []
+        news = Gone(role, record.incarnation, reason, final)
+        actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]
+        return actions + self._post("scheduler", news) + self._post("arbiter", news)
+
+    def _after_death(self, record: Record, reason: str, final: bool, now: float) -> str:
+        """Plan the next life, or none; returns the line for the log."""
+        text = f"{record.role} (life {record.incarnation}) died: {reason}; "
+        if final:
+            self.roster.give_up(record.role)
+            return text + "it will not be started again"
+        wait = self.roster.restart(record.role, now)
+        return text + (f"starting it again in {wait:.1f} s" if wait else "starting it again")
+
+    # ------------------------------------------------------------ stopping
+
+    @property
+    def _flush_limit(self) -> float:
+        return self._limits.flush_s + self._limits.heartbeat_s
+
+    def _stop_asked(self, at_once: bool, now: float) -> list[Any]:
+        if at_once or self.phase in (Phase.DRAINING, Phase.STOPPING):
+            self._code = self._code or (OK if at_once else INTERRUPTED)
+            return self._stop_at_once(now)
+        if self.phase is Phase.STARTING:
+            self._move(Phase.STOPPING)
+            return [Say("stopping")]
+        if self.phase is Phase.ENDED:
+            return []
+        self._move(Phase.DRAINING)
+        self._drain_due = now + self._limits.drain_s + self._flush_limit
+        drain = Drain(round(self._limits.drain_s * 1000))
+        said = Say(f"draining: {self.in_flight} in flight; a second signal stops at once")
+        return [said, *self._post("gateway", drain), *self._post("scheduler", drain)]
+
+    def _fail(self, line: str) -> None:
+        """The node ends, with this line. The first failure is the one that is told."""
+        if self._code == OK:
+            self._code, self._line = FAILED, line
+        if self.phase not in (Phase.STOPPING, Phase.ENDED):
+            self._move(Phase.STOPPING)
+
+    def _stop_at_once(self, now: float) -> list[Any]:
+        if self.phase not in (Phase.STOPPING, Phase.ENDED):
+            self._move(Phase.STOPPING)
+        self._cancel_spawns()
+        return [self.roster.kill(r.role, now) for r in self.roster.living() if r.state is not State.KILLED]
+
+    def _advance(self, now: float) -> list[Any]:
+        """Take the next step of the ladder when the present one is done."""
+        if self.phase is Phase.DRAINING and (now >= self._drain_due or (self._drained and self._flushed)):
+            self._move(Phase.STOPPING)
+        if self.phase is not Phase.STOPPING:
+            return []
+        self._cancel_spawns()
+        for step in self._steps():
+            living = [r for r in step if r.state in LIVING and not self._is_beyond(r, now)]
+            if living:
+                return [action for record in living for action in self._ask(record, now)]
+        self._move(Phase.ENDED)
+        return [End(self._code, self._line)]
+
+    def _steps(self) -> list[list[Record]]:
+        """The processes in the order they are stopped."""
+        workers = [r for r in self.roster if r.is_worker]
+        rest = {r.role: r for r in self.roster if not r.is_worker}
+        ordered = [rest.pop(role) for role in ("scheduler", "gateway", "arbiter") if role in rest]
+        return [workers, *([r] for r in ordered), list(rest.values())]
+
+    def _ask(self, record: Record, now: float) -> list[Any]:
+        if record.state is State.UP:
+            self.roster.ask_to_stop(record.role, now)
+            return [Post(record.role, record.incarnation, Stop())]
+        if record.state is State.STARTING:  # it has not spoken, so nothing can be said to it
+            return [self.roster.kill(record.role, now)]
+        return []
+
+    def _is_beyond(self, record: Record, now: float) -> bool:
+        """A process that even SIGKILL does not end (a driver holds it): nobody can do more, so nobody waits."""
+        if record.state is State.KILLED and now >= record.due:
+            self._killed_at = now
+            return True
+        return False
+
+    def _cancel_spawns(self) -> None:
+        for record in self.roster:
+            if record.state is State.WAITING:
+                self.roster.give_up(record.role)
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in MOVES[self.phase]:
+            raise IllegalMove(f"node: {self.phase.value} -> {phase.value}")
+        self.phase = phase

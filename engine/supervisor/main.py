@@ -1,0 +1,374 @@
+"""The supervisor's shell: makes the memory and the sockets, then loops around the lifecycle core.
+
+``run`` is the foreground node of ``run_node.py serve``; ``main`` is the same in a process of its own, started by
+``engine.Node``: configuration in an inherited memfd, the host's life as a pipe, the ready line back through another.
+
+One turn: wait for sockets, pidfds, output pipes, the signal pipe and the host; feed everything to the core; carry out
+its actions; one frame per peer. Signal handlers only enqueue: the interpreter writes the number into a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import zmq
+
+from engine import devices, exits, logs, process
+from engine.config import Config
+from engine.supervisor import environment, plan, stats, survey
+from engine.supervisor.children import Child, Children
+from engine.supervisor.folder import RunFolder, base_folder
+from engine.supervisor.lifecycle import (
+    Announce,
+    End,
+    Exited,
+    Heard,
+    HostGone,
+    Lifecycle,
+    NotSpawned,
+    Phase,
+    Say,
+    Spawned,
+    StopAsked,
+    Tick,
+    Warn,
+)  # fmt: skip
+from engine.supervisor.notify import notify
+from engine.supervisor.roster import Post, Roster, Signal, Spawn
+from ipc import memory
+from ipc.errors import ConfigError, DragomanError
+from ipc.messages import Answer, Ask, ToSupervisor, encode
+from ipc.ring import segment_bytes
+from ipc.sockets import Door, Poll, Router, peer_name, split_peer
+
+INCARNATION = 1  # a node has one supervisor in its life
+HOOKS = "DRAGOMAN_TEST_HOOKS"
+ROUTERS = ("supervisor", "scheduler", "arbiter")
+MAX_ASK_BYTES = 65_536
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MODULES = {"scheduler": "engine.scheduler.main", "gateway": "engine.gateway.main", "arbiter": "engine.arbiter.main"}
+WORKER_MODULE = "engine.worker.main"
+
+Ready = Callable[[dict[str, Any]], None]
+
+
+class Supervisor:
+    """One node, from its folder to its exit code.
+
+    announce: called with each line for the user. ready: called once with {"endpoints", "ctl", "mode", ...} or with
+    {"error"}. host_fd: a pipe whose end means that the embedding process is dead (-1: none). modules: role (or
+    "worker") -> module, instead of the real ones.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        announce: Callable[[str], None],
+        *,
+        publish: bool = False,
+        host_fd: int = -1,
+        ready: Ready | None = None,
+        modules: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self._announce = announce
+        self._publish = publish
+        self._host_fd = host_fd
+        self._ready = ready or (lambda news: None)
+        self._modules = {**MODULES, "worker": WORKER_MODULE, **(modules or {})}
+        self._hooks = parse_hooks(os.environ.get(HOOKS, ""))
+        self._poll = Poll()
+        self._watched: dict[int, Child] = {}  # pidfd -> child
+        self._outputs: dict[int, Child] = {}  # output pipe -> child
+
+    def run(self) -> int:
+        """Start, serve, stop; the exit code. Raises DragomanError when the node cannot start."""
+        self.folder = RunFolder(base_folder())
+        self.plan, self._devices = self._make_plan()
+        self.folder.open()
+        try:
+            self._open()
+            try:
+                return self._loop()
+            finally:
+                self._children.kill_all()
+        finally:
+            self.folder.close()
+
+    # ------------------------------------------------------------ start
+
+    def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
+        found = devices.discover(self.config.devices.use)
+        made = plan.make(
+            self.config,
+            found,
+            devices.host_memory(),
+            len(os.sched_getaffinity(0)),
+            survey.survey(self.config),
+            self.folder.endpoint("client"),
+        )
+        return made, {device.name: device.kind for device in found}
+
+    def _open(self) -> None:
+        """Everything a child may need exists before the first one starts."""
+        self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level)
+        if self._hooks:
+            self._logger.warning("test hooks are in force: %s", ", ".join(sorted(self._hooks)))
+        self._children = Children(logs.LineHandler())
+        self._rings = {name: self._make_ring(name, blocks) for name, blocks in self.plan.rings.items()}
+        self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
+        self._endpoints = {role: self.folder.endpoint(role) for role in ROUTERS}
+        self._router = Router(self._endpoints["supervisor"], INCARNATION, ToSupervisor)
+        self._ctl = Door([self.folder.endpoint("ctl")], MAX_ASK_BYTES)
+        deadlines = self.config.deadlines
+        roster = Roster(self.plan.roles, deadlines, self.config.devices.max_restarts)
+        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
+        self._signal_fd = catch_signals()
+        for thing in (self._router, self._ctl, self._signal_fd):
+            self._poll.add(thing)
+        if self._host_fd >= 0:
+            self._poll.add(self._host_fd)
+        for line in self._opening_lines():
+            self._announce(line)
+
+    def _make_ring(self, name: str, blocks: int) -> tuple[int, int]:
+        writable = memory.create(f"ring:{name}", segment_bytes(blocks))
+        return writable, memory.reopen_read_only(writable)
+
+    def _opening_lines(self) -> Iterator[str]:
+        made = self.plan
+        yield f"node {self.folder.node}, devices {', '.join(self._devices)}, operators at {self.folder.endpoint('ctl')}"
+        for stage in made.scheduler.stages:
+            if stage.absent:
+                yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
+        yield f"rings: {made.ring_bytes / 2**20:.1f} MiB of shared memory ({sizes})"
+
+    # ------------------------------------------------------------ the loop
+
+    def _loop(self) -> int:
+        self._end: End | None = None
+        self._handle(Tick())
+        while self._end is None:
+            at = process.now()
+            readable = self._poll.wait(max(0.0, self._life.next_due(at) - at))
+            self._read_processes()
+            self._read_outputs(readable)
+            self._read_deaths(readable)
+            self._read_signals(readable)
+            self._read_operators()
+            self._handle(Tick())
+            self._router.flush()
+        return self._leave(self._end)
+
+    def _handle(self, event: Any) -> None:
+        for action in self._life.handle(event, process.now()):
+            self._act(action)
+
+    def _act(self, action: Any) -> None:
+        match action:
+            case Post(role, incarnation, message):
+                self._router.post(peer_name(role, incarnation), message)
+            case Spawn():
+                self._spawn(action)
+            case Signal(role, number):
+                self._children.signal(role, number)
+            case Say(text):
+                notify("STOPPING=1")
+                self._announce(text)
+            case Warn(text):
+                self._logger.warning(text)
+            case Announce():
+                self._tell_ready(action)
+            case End():
+                self._end = action
+
+    def _spawn(self, wanted: Spawn) -> None:
+        boot = self.plan.boot(
+            wanted.role,
+            wanted.incarnation,
+            node=self.folder.node,
+            parent_pid=os.getpid(),
+            death_fd=self._death_fd,
+            endpoints=self._endpoints,
+            descriptors=self._rings,
+            hooks=self._hooks,
+        )
+        kind = "worker" if "@" in wanted.role else wanted.role
+        inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
+        try:
+            child = self._children.spawn(boot, self._modules[kind], self._environment(wanted.role), inherited)
+        except OSError as error:
+            self._handle(NotSpawned(wanted.role, str(error)))
+            return
+        self._watched[child.pidfd] = self._outputs[child.output.fd] = child
+        self._poll.add(child.pidfd)
+        self._poll.add(child.output.fd)
+        self._handle(Spawned(wanted.role, child.pid, child.start_time))
+
+    def _environment(self, role: str) -> dict[str, str]:
+        uuid = self.plan.uuids.get(role, "")
+        return environment.compose(
+            os.environ,
+            node=self.folder.node,
+            root=environment.package_root(),
+            device_uuid=uuid,
+            threads=self.plan.threads(role),
+            library_folders=environment.nvidia_library_folders(sys.path) if uuid else (),
+        )
+
+    def _read_processes(self) -> None:
+        for peer, _, batch in self._router.drain():
+            role, incarnation = split_peer(peer)
+            for message in batch:
+                self._handle(Heard(role, incarnation, message))
+
+    def _read_outputs(self, readable: set[Any]) -> None:
+        for fd in readable & self._outputs.keys():
+            if not self._outputs[fd].output.drain():
+                self._poll.remove(fd)
+                del self._outputs[fd]
+
+    def _read_deaths(self, readable: set[Any]) -> None:
+        for fd in readable & self._watched.keys():
+            child = self._watched.pop(fd)
+            self._poll.remove(fd)
+            if self._outputs.pop(child.output.fd, None):
+                self._poll.remove(child.output.fd)
+            code = self._children.reap(child)
+            self._handle(Exited(child.role, code, child.output.last))
+
+    def _read_signals(self, readable: set[Any]) -> None:
+        if self._signal_fd in readable:
+            for _ in os.read(self._signal_fd, 64):
+                self._handle(StopAsked())
+        if self._host_fd in readable and self._host_fd >= 0:
+            self._poll.remove(self._host_fd)
+            self._host_fd = -1
+            self._handle(HostGone())
+
+    # ------------------------------------------------------------ operators
+
+    def _read_operators(self) -> None:
+        for client, frames in self._ctl.drain():
+            *envelope, body = frames or [b""]
+            try:
+                answer = self._answer(msgspec.msgpack.decode(body, type=Ask))
+            except msgspec.MsgspecError as error:
+                answer = Answer(False, error=f"not a question of an operator: {error}")
+            try:
+                self._ctl.socket.send_multipart([client, *envelope, encode(answer)], zmq.DONTWAIT)
+            except zmq.ZMQError:
+                continue  # who asked has left
+
+    def _answer(self, ask: Ask) -> Answer:
+        now = process.now()
+        match ask.verb:
+            case "stats":
+                return Answer(True, self._stats(now))
+            case "health":
+                reason = self._life.unhealthy()
+                return Answer(True, {"ready": not reason, "reason": reason, "phase": self._life.phase.value})
+            case "drain":
+                in_flight = self._life.in_flight
+                if self._life.phase in (Phase.STARTING, Phase.SERVING):
+                    self._handle(StopAsked())
+                return Answer(True, {"in_flight": in_flight})
+            case other:
+                return Answer(False, error=f"no verb {other!r}; there are stats, health, drain")
+
+    def _stats(self, now: float) -> dict[str, Any]:
+        return stats.compose(self.folder.node, self._life, self._devices, self.plan.ring_bytes, now)
+
+    # ------------------------------------------------------------ ready, and the end
+
+    def _tell_ready(self, news: Announce) -> None:
+        if self._publish:
+            self.folder.publish()
+        for endpoint in news.endpoints:
+            self._announce(f"clients at {endpoint}")
+        self._announce(f"mode {news.mode} ({news.mode_reason})")
+        self._announce("ready")
+        self._ready({
+            "node": self.folder.node,
+            "endpoints": list(news.endpoints),
+            "ctl": self.folder.endpoint("ctl"),
+            "mode": news.mode,
+            "mode_reason": news.mode_reason,
+        })  # fmt: skip
+        notify("READY=1")
+
+    def _leave(self, end: End) -> int:
+        if end.line:
+            self._ready({"error": end.line, "code": end.code})
+            print(end.line, file=sys.stderr, flush=True)
+        return end.code
+
+
+def run(config: Config, *, foreground: bool = True, announce: Callable[[str], None] = print, **options: Any) -> int:
+    """Run a node until it ends; returns its exit code. Call it from the main thread.
+
+    ``foreground``: this is the node that clients find by themselves. ``options``: see ``Supervisor``.
+    Raises DragomanError (ConfigError: exit code 78) with one line when the node cannot start.
+    """
+    process.require_linux()
+    process.set_title("drg:supervisor")
+    return Supervisor(config, announce, **{"publish": foreground, **options}).run()
+
+
+def parse_hooks(text: str) -> dict[str, str]:
+    """ "name=value,name=value" as a dict. Raises ConfigError."""
+    pairs = [entry.partition("=") for entry in text.split(",") if entry.strip()]
+    if any(not sign for _, sign, _ in pairs):
+        raise ConfigError(f"{HOOKS} is {text!r}", "write name=value,name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def catch_signals() -> int:
+    """Make the stop signals readable on a descriptor, and do nothing else."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    return reading
+
+
+def main() -> None:
+    """A node in a process of its own, for ``engine.Node``."""
+    parser = argparse.ArgumentParser(description="A Dragoman node embedded in another program; started by it.")
+    parser.add_argument("--config-fd", type=int, required=True)
+    parser.add_argument("--host-fd", type=int, required=True, help="pipe whose end means that the host is dead")
+    parser.add_argument("--ready-fd", type=int, required=True, help="pipe for the ready line")
+    parser.add_argument("--publish", action="store_true", help="be the node that clients find by themselves")
+    parser.add_argument("--modules", type=json.loads, default={}, help="role -> module, for tests")
+    args = parser.parse_args()
+    config = msgspec.msgpack.decode(os.pread(args.config_fd, os.fstat(args.config_fd).st_size, 0), type=Config)
+    for fd in (args.config_fd, args.host_fd, args.ready_fd):
+        os.set_inheritable(fd, False)
+
+    def tell(news: dict[str, Any]) -> None:
+        try:
+            os.write(args.ready_fd, json.dumps(news).encode() + b"\n")
+        except BrokenPipeError:
+            return  # the host stopped listening; if it is dead, its pipe says so
+
+    try:
+        options = {"host_fd": args.host_fd, "ready": tell, "modules": args.modules}
+        code = run(config, foreground=args.publish, announce=lambda line: None, **options)
+    except DragomanError as error:
+        code = exits.CONFIGURATION if isinstance(error, ConfigError) else exits.FAILED
+        tell({"error": error.text, "mend": error.mend, "code": code})
+    process.leave(code)
+
+
+if __name__ == "__main__":
+    main()

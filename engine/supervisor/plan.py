@@ -1,0 +1,391 @@
+"""From a configuration and the machine's devices to what every process is told at its birth.
+
+``make`` decides all of it once: which stages can run and why not, which workers there are and on which device, how
+large each ring is, who may read whose ring, which languages a pipeline takes. ``Plan.boot`` then writes a role's boot
+record. Stage modules are import-light, so nothing here loads a model library.
+
+**Rings.** The budget (default: 256 MiB or 5 % of the memory, whichever is less) is halved: one half for the gateway's
+ring, the other divided evenly among the workers that emit arrays; ``rings.NAME`` overrides one. Each ring must hold one
+longest slot, or no such utterance could ever pass: that is an error here, naming the knob, and not a surprise later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from engine.boot import (
+    ArbiterBoot,
+    Boot,
+    DevicePlan,
+    GatewayBoot,
+    RingGrant,
+    SchedulerBoot,
+    StagePlan,
+    WorkerBoot,
+    WorkerPlan,
+)  # fmt: skip
+from engine.config import Config
+from engine.devices import Device, HostMemory
+from engine.supervisor.survey import Survey
+from ipc.errors import ConfigError, MemoryTooSmall
+from ipc.ring import BLOCK, blocks_for, segment_bytes
+
+DEFAULT_BUDGET_BYTES = 256 * 2**20
+DEFAULT_BUDGET_SHARE = 0.05
+GATEWAY = "gateway"
+SAMPLE_RATE_HZ = 16_000
+WIDEST_SAMPLE_BYTES = 4  # float32 on the wire
+CORES = ("arbiter", "scheduler", GATEWAY)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before anything starts."""
+
+    config: Config
+    scheduler: SchedulerBoot
+    gateway: GatewayBoot
+    arbiter: ArbiterBoot
+    workers: dict[str, WorkerBoot]  # role -> body
+    uuids: dict[str, str]  # role -> UUID of the one device it may see ("" on the CPU)
+    rings: dict[str, int]  # producer's role -> blocks
+    readers: dict[str, tuple[str, ...]]  # role -> rings it may read
+    may_fail: frozenset[str] = field(default_factory=frozenset)  # workers the node can do without
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """All processes, in the order they are started."""
+        return (*CORES, *self.workers)
+
+    @property
+    def ring_bytes(self) -> int:
+        """Shared memory of all rings."""
+        return sum(segment_bytes(blocks) for blocks in self.rings.values())
+
+    def threads(self, role: str) -> int:
+        return self.workers[role].threads if role in self.workers else 1
+
+    def boot(
+        self,
+        role: str,
+        incarnation: int,
+        *,
+        node: str,
+        parent_pid: int,
+        death_fd: int,
+        endpoints: Mapping[str, str],
+        descriptors: Mapping[str, tuple[int, int]],
+        hooks: Mapping[str, str],
+    ) -> Boot:
+        """The boot record of one life of a role. ``descriptors``: ring -> (writable, read-only)."""
+        own = [RingGrant(role, descriptors[role][0], self.rings[role], True)] if role in self.rings else []
+        read = [RingGrant(n, descriptors[n][1], self.rings[n], False) for n in self.readers.get(role, ())]
+        return Boot(
+            role=role,
+            incarnation=incarnation,
+            node=node,
+            parent_pid=parent_pid,
+            death_fd=death_fd,
+            endpoints=dict(endpoints),
+            rings=(*own, *read),
+            deadlines=self.config.deadlines,
+            log_level=self.config.node.log_level,
+            hooks=dict(hooks),
+            body=self._body(role),
+        )
+
+    def _body(self, role: str) -> SchedulerBoot | GatewayBoot | ArbiterBoot | WorkerBoot:
+        match role:
+            case "scheduler":
+                return self.scheduler
+            case "gateway":
+                return self.gateway
+            case "arbiter":
+                return self.arbiter
+            case _:
+                return self.workers[role]
+
+
+def make(
+    config: Config,
+    devices: Sequence[Device],
+    memory: HostMemory,
+    cores: int,
+    surveys: Mapping[str, Survey],
+    client_endpoint: str,
+) -> Plan:
+    """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
+
+    Raises ConfigError, or MemoryTooSmall when a ring cannot hold one longest slot.
+    """
+    homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
+    rings = _rings(config, homes, surveys, memory)
+    plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
+    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    kinds = {device.name: device for device in devices}
+    return Plan(
+        config=config,
+        scheduler=SchedulerBoot(
+            stages=plans,
+            pipelines=config.pipelines,
+            mode=config.node.mode,
+            mode_reason=mode_reason(config.node.mode, devices),
+            send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
+            max_retries=config.node.max_retries,
+            capacity_factor=config.node.capacity_factor,
+        ),
+        gateway=_gateway(config, plans, surveys, client_endpoint),
+        arbiter=ArbiterBoot(tuple(_device(config, device) for device in devices)),
+        workers=workers,
+        uuids={role: kinds[body.device].uuid for role, body in workers.items()},
+        rings=rings,
+        readers=_readers(config, homes, surveys, rings),
+        may_fail=frozenset(role for role, body in workers.items() if _dispensable(config, surveys, body.stage)),
+    )
+
+
+def mode_reason(mode: str, devices: Sequence[Device]) -> str:
+    """Why the node runs as it does, in a few words."""
+    where = "" if any(device.kind == "cuda" for device in devices) else ", no GPU: every stage on the CPU"
+    return f"as configured{where}" if mode == "serial" else f"stages overlap{where}"
+
+
+def default_budget(total_bytes: int) -> int:
+    """Bytes of all rings when the configuration does not say."""
+    return min(DEFAULT_BUDGET_BYTES, int(DEFAULT_BUDGET_SHARE * total_bytes))
+
+
+# ---------------------------------------------------------------- workers
+
+
+def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]) -> tuple[tuple[Device, int], ...]:
+    """(device, n) of each worker of a stage; none if it is absent."""
+    if survey.absent:
+        return ()
+    section = config.stages[stage]
+    found = [device for entry in section.devices for device in _named(entry, stage, devices, survey)]
+    return tuple((device, n) for device in dict.fromkeys(found) for n in range(section.instances))
+
+
+def _named(entry: str, stage: str, devices: Sequence[Device], survey: Survey) -> list[Device]:
+    gpus = [device for device in devices if device.kind == "cuda"]
+    if entry == "auto":
+        chosen = gpus or list(devices)
+    else:
+        chosen = [device for device in devices if entry in (device.name, device.uuid)]
+    if not chosen:
+        there = ", ".join(device.name for device in devices)
+        raise ConfigError(f"stages.{stage}.devices names {entry!r}, the node has {there}", "set it to auto")
+    if not survey.declaration.cpu_allowed and any(device.kind == "cpu" for device in chosen):
+        raise ConfigError(f"stage {stage} cannot run on the CPU", f"set stages.{stage}.devices to a GPU")
+    return chosen
+
+
+def _stage(
+    config: Config, name: str, survey: Survey, homes: Sequence[tuple[Device, int]], rings: Mapping[str, int]
+) -> StagePlan:
+    section, declaration = config.stages[name], survey.declaration
+    output = declaration.output
+    roles = [(role_of(name, device, n), device) for device, n in homes]
+    return StagePlan(
+        name=name,
+        kind=section.kind or name,
+        accepts=declaration.accepts,
+        emits=declaration.emits,
+        output_base=output.base if output else 0,
+        output_per_byte=output.per_byte if output else 0.0,
+        output_per_char=output.per_char if output else 0,
+        max_chars=declaration.max_chars,
+        max_batch=section.max_batch,
+        max_delay_ms=section.max_delay_ms,
+        timeout_base_s=section.timeout_base_s,
+        timeout_per_audio=section.timeout_per_audio,
+        model=section.model,
+        absent=survey.absent,
+        workers=tuple(WorkerPlan(role=r, stage=name, device=d.name, ring_blocks=rings.get(r, 0)) for r, d in roles),
+    )
+
+
+def role_of(stage: str, device: Device, n: int) -> str:
+    return f"{stage}@{device.name}/{n}"
+
+
+def _worker(
+    config: Config,
+    worker: WorkerPlan,
+    survey: Survey,
+    homes: Mapping[str, Sequence[tuple[Device, int]]],
+    cores: int,
+    devices: Sequence[Device],
+) -> WorkerBoot:
+    section = config.stages[worker.stage]
+    kind = next(device.kind for device in devices if device.name == worker.device)
+    alike = sum(device.kind == kind for pairs in homes.values() for device, _ in pairs)
+    return WorkerBoot(
+        stage=worker.stage,
+        kind=section.kind or worker.stage,
+        model=section.model,
+        compute_type=section.compute_type,
+        device=worker.device,
+        library_device=kind,
+        threads=section.threads or max(1, cores // max(1, alike)),
+        max_batch=section.max_batch,
+        estimate_bytes=section.estimate_bytes or survey.estimates[kind],
+        options=section.options,
+    )
+
+
+def _dispensable(config: Config, surveys: Mapping[str, Survey], stage: str) -> bool:
+    return not config.stages[stage].required or surveys[stage].declaration.optional
+
+
+def _device(config: Config, device: Device) -> DevicePlan:
+    section = config.devices
+    return DevicePlan(
+        name=device.name,
+        uuid=device.uuid,
+        memory_source=device.memory_source,
+        total_bytes=device.total_bytes,
+        ceiling_bytes=section.max_bytes.get(device.name, section.max_bytes.get(device.uuid, 0) if device.uuid else 0),
+        reserve_bytes=section.reserve_bytes,
+        safety_margin=section.safety_margin,
+        max_models=section.max_models,
+    )
+
+
+# ---------------------------------------------------------------- rings
+
+
+def _rings(
+    config: Config,
+    homes: Mapping[str, Sequence[tuple[Device, int]]],
+    surveys: Mapping[str, Survey],
+    memory: HostMemory,
+) -> dict[str, int]:
+    """Blocks of each ring by its producer's role, each large enough for one longest slot."""
+    budget = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
+    emitting = [(s, role_of(s, d, n)) for s, pairs in homes.items() if surveys[s].declaration.output for d, n in pairs]
+    share = budget // 2 // max(1, len(emitting))
+    rings = {GATEWAY: _blocks(config, GATEWAY, budget // 2, longest_input_bytes(config))}
+    for stage, role in emitting:
+        rings[role] = _blocks(config, stage, share, longest_output_bytes(config, surveys[stage]))
+    total = sum(segment_bytes(blocks) for blocks in rings.values())
+    if total > memory.available_bytes:
+        raise MemoryTooSmall(
+            f"the rings need {_mib(total)} of shared memory and {_mib(memory.available_bytes)} are available",
+            "lower node.ring_budget_bytes or node.max_utterance_s",
+        )
+    return rings
+
+
+def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> int:
+    """Blocks of a ring: its share or its override, never less than one longest slot."""
+    given = config.rings.get(name)
+    blocks = (share_bytes if given is None else given) // BLOCK
+    needed = blocks_for(longest_bytes)
+    if blocks >= needed:
+        return blocks
+    knob = f"rings.{name}" if given is not None else "node.ring_budget_bytes"
+    shorter = "node.max_utterance_s" if name == GATEWAY else "the longest text or audio the stage takes"
+    raise MemoryTooSmall(
+        f"{knob} gives the ring of {name} {_mib(blocks * BLOCK)}, and its longest array needs {_mib(needed * BLOCK)}",
+        f"raise {knob}, set rings.{name} to at least {needed * BLOCK}, or lower {shorter}",
+    )
+
+
+def longest_input_bytes(config: Config) -> int:
+    """The longest utterance a client may send, in its widest form."""
+    return int(config.node.max_utterance_s * SAMPLE_RATE_HZ) * WIDEST_SAMPLE_BYTES
+
+
+def longest_output_bytes(config: Config, survey: Survey) -> int:
+    """The longest array a stage may emit."""
+    declaration = survey.declaration
+    if declaration.output is None:
+        return 0
+    if declaration.accepts == "audio":
+        return declaration.output.bound(longest_input_bytes(config), 0)
+    return declaration.output.bound(0, declaration.max_chars)
+
+
+def _readers(
+    config: Config,
+    homes: Mapping[str, Sequence[tuple[Device, int]]],
+    surveys: Mapping[str, Survey],
+    rings: Mapping[str, int],
+) -> dict[str, tuple[str, ...]]:
+    """The rings each process may read: the gateway all, a worker those its input can lie in, others none."""
+    readers = {GATEWAY: tuple(name for name in rings if name != GATEWAY)}
+    for stage, pairs in homes.items():
+        if surveys[stage].declaration.accepts != "audio":
+            continue
+        before = _before(config, stage)
+        produced = [role_of(s, d, n) for s in before for d, n in homes.get(s, ())]
+        sources = (GATEWAY, *(role for role in produced if role in rings))
+        for device, n in pairs:
+            readers[role_of(stage, device, n)] = sources
+    return readers
+
+
+def _before(config: Config, stage: str) -> list[str]:
+    """Stages that come before this one in some pipeline."""
+    found = (s for stages in config.pipelines.values() if stage in stages for s in stages[: stages.index(stage)])
+    return list(dict.fromkeys(found))
+
+
+# ---------------------------------------------------------------- the gateway's part
+
+
+def _gateway(
+    config: Config, plans: tuple[StagePlan, ...], surveys: Mapping[str, Survey], client_endpoint: str
+) -> GatewayBoot:
+    node = config.node
+    spoken = {name: languages(config, name, surveys) for name in config.pipelines}
+    return GatewayBoot(
+        stages=plans,
+        pipelines=config.pipelines,
+        sources={name: pair[0] for name, pair in spoken.items()},
+        targets={name: pair[1] for name, pair in spoken.items()},
+        endpoints=(client_endpoint, *node.endpoints),
+        max_utterance_s=node.max_utterance_s,
+        max_text_chars=node.max_text_chars,
+        window=node.window,
+        max_sessions=node.max_sessions,
+        outbox_session_bytes=node.outbox_session_bytes,
+        outbox_node_bytes=node.outbox_node_bytes,
+    )
+
+
+def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(sources, targets) a pipeline takes; an empty tuple means: not checked.
+
+    A stage before the translation limits the source, one after it the target, the translation both.
+    Raises ConfigError when no language is left.
+    """
+    configured = frozenset(config.languages)
+    source = target = configured or None
+    translated = False
+    for stage in config.pipelines[pipeline]:
+        survey = surveys[stage]
+        known = survey.facts.languages if not survey.absent else None
+        if not translated:
+            source = _both(source, known)
+        translated = translated or survey.declaration.translates
+        if translated:
+            target = _both(target, known)
+    if source == frozenset() or (translated and target == frozenset()):
+        raise ConfigError(
+            f"pipeline {pipeline}: no language is known to all of its models", "choose models that share one"
+        )
+    return tuple(sorted(source or ())), tuple(sorted(target or ())) if translated else ()
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one & other
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"

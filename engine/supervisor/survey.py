@@ -1,0 +1,80 @@
+"""What can be known of a stage before anything is loaded: its declaration, its model's files, whether it can run.
+
+An *absent* stage gets no worker and its utterances skip it; that is allowed for stages the node can do without (they
+say ``optional``, or the configuration says ``required = false``). For any other stage the same finding ends the start
+with one line that names what is missing and the command that mends it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from engine import estimates
+from engine.config import Config, StageSection
+from ipc.errors import ConfigError, DragomanError
+from stages import find
+from stages.base import Declaration, ModelFacts, StageError
+
+KINDS_OF_DEVICE = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One stage. ``estimates``: memory its model needs, by kind of device."""
+
+    declaration: Declaration
+    facts: ModelFacts = field(default_factory=ModelFacts)
+    estimates: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, 0))
+    absent: str = ""  # why it cannot run
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported (it is not)."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def survey(config: Config, installed: Callable[[str], bool] = is_installed) -> dict[str, Survey]:
+    """Look at every stage of the configuration. Raises ConfigError or DragomanError in one line."""
+    return {name: _survey(name, section, installed) for name, section in config.stages.items()}
+
+
+def _survey(name: str, section: StageSection, installed: Callable[[str], bool]) -> Survey:
+    kind = section.kind or name
+    try:
+        stage = find(kind)
+        declaration = stage.declare(section.options)
+        stage.check_options(section.options)
+    except KeyError as error:
+        raise ConfigError(f"stages.{name}: {error.args[0]}", f"set stages.{name}.kind") from error
+    except ValueError as error:
+        raise ConfigError(f"stages.{name}: {error}") from error
+    dispensable = declaration.optional or not section.required
+    missing = [module for module in declaration.requires if not installed(module)]
+    if missing:
+        return _absent(name, declaration, f"not installed: {', '.join(missing)}", declaration.install_hint, dispensable)
+    try:
+        facts = stage.describe(section.model, section.options)
+    except StageError as error:
+        return _absent(name, declaration, error.text, "", dispensable)
+    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k) for k in KINDS_OF_DEVICE})
+
+
+def _estimate(declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str) -> int:
+    return estimates.estimate(
+        facts.weights_bytes,
+        kind=kind,  # type: ignore[arg-type]
+        libraries=declaration.requires,
+        compute_type=section.compute_type,
+        max_batch=section.max_batch,
+    )
+
+
+def _absent(name: str, declaration: Declaration, reason: str, mend: str, dispensable: bool) -> Survey:
+    if not dispensable:
+        raise DragomanError(f"stage {name} cannot run: {reason}", mend)
+    return Survey(declaration, absent=reason)

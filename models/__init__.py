@@ -1,0 +1,1 @@
+"""Models the project can make itself."""

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Dragoman's command line: ``python run_node.py VERB ...``. The verbs live in ``engine/commands``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from engine import __version__
+from engine.commands import CONFIGURATION, FAILED, INTERRUPTED, USAGE, VERBS
+from engine.commands.inputs import UsageError
+from ipc.errors import ConfigError, DragomanError
+
+DESCRIPTION = "Dragoman: a node that translates speech on this machine's own GPUs (or its CPU)."
+EPILOG = """examples:
+  run_node.py demo                                       see it work, without a download
+  run_node.py serve                                      run the node; then, elsewhere:
+  run_node.py translate talk.mp3 --out OUT --source en --target de
+  run_node.py stats                                      what the node is doing
+  run_node.py doctor                                     what is missing here
+
+run_node.py VERB --help tells more. Exit codes: 0 ok, 1 failed, 2 usage, 78 configuration, 130 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. What a user can mend is one line on standard error."""
+    args = parser().parse_args(argv)
+    try:
+        return int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
+    except UsageError as error:
+        return _say(error, USAGE)
+    except ConfigError as error:
+        return _say(error, CONFIGURATION)
+    except DragomanError as error:
+        return _say(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        sys.stderr.close()
+        return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="run_node.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"dragoman {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        importlib.import_module(f"engine.commands.{verb}").add(verbs)
+    return top
+
+
+def _say(error: DragomanError, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+#!/bin/bash
+# Installs llama-cpp-python, the runtime of the optional repair stage, into the environment of the Python given.
+#
+# It comes as source and builds for minutes, so it is built once, trimmed (no server, tools, tests, TLS: 3 minutes
+# instead of 9 on two cores) and for any machine with the same vector units instead of exactly this one, and the wheel
+# is kept in the user's cache. When the build fails the node works without repair, and this says so and exits 0.
+set -uo pipefail
+
+python=$1
+version=0.3.36
+cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/dragoman/wheels
+if grep -qw avx2 /proc/cpuinfo 2>/dev/null; then units=avx2; avx=ON; else units=plain; avx=OFF; fi
+cache=$cache/$units
+work= job=
+
+installed() { "$python" -c "import importlib.metadata as m, sys; sys.exit(m.version('llama-cpp-python') != '$version')" 2>/dev/null; }
+install() { "$python" -m pip install --disable-pip-version-check --quiet "$1"; }
+kept() { ls "$cache"/llama_cpp_python-$version-*.whl 2>/dev/null | head -1; }
+
+without_repair() {
+    echo "== the repair stage is left out: $1; everything else works. Mend it and run: make env" >&2
+    exit 0
+}
+
+build() {
+    local log started
+    work=$(mktemp -d)
+    log=$work/build.log
+    job=
+    trap '[ -z "$job" ] || kill $job 2>/dev/null; rm -rf "$work"' EXIT # a background job does not hear Ctrl-C
+    echo 'set(LLAMA_BUILD_COMMON OFF CACHE BOOL "" FORCE)' >"$work/trim.cmake"
+    CMAKE_ARGS="-DCMAKE_PROJECT_llama.cpp_INCLUDE=$work/trim.cmake -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
+        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+        -DGGML_NATIVE=OFF -DGGML_AVX2=$avx -DGGML_FMA=$avx -DGGML_F16C=$avx -DGGML_BMI2=$avx"
+    export CMAKE_ARGS=${CMAKE_ARGS//$'\n'/ }
+    "$python" -m pip wheel --disable-pip-version-check --verbose --no-deps --no-binary llama-cpp-python \
+        --wheel-dir "$work/wheel" "llama-cpp-python==$version" >"$log" 2>&1 &
+    job=$!
+    started=$SECONDS
+    while kill -0 $job 2>/dev/null; do
+        sleep 5
+        (((SECONDS - started) % 15 < 5)) || continue
+        echo "   building llama-cpp-python: $((SECONDS - started)) s, step $(grep -o '\[[0-9]*/[0-9]*\]' "$log" | tail -1)"
+    done
+    if ! wait $job; then
+        tail -n 15 "$log" >&2
+        return 1
+    fi
+    job=
+    mkdir -p "$cache" && mv "$work"/wheel/llama_cpp_python-*.whl "$cache"/
+}
+
+installed && exit 0
+if [ -z "$(kept)" ]; then
+    command -v g++ >/dev/null || command -v c++ >/dev/null ||
+        without_repair "llama-cpp-python needs a C++ compiler (apt-get install g++)"
+    echo "== building llama-cpp-python $version for the repair stage: about 3 minutes on two cores, once; kept in $cache"
+    build || without_repair "llama-cpp-python did not build (its last lines stand above)"
+fi
+install "$(kept)" || without_repair "llama-cpp-python did not install"

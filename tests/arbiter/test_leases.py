@@ -1,0 +1,374 @@
+"""What a user may expect of leases: nothing is promised twice, nobody waits for ever, and every refusal says why."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from engine.arbiter.lease import MOVES, Lease, LeaseState, move
+from engine.arbiter.leases import GIB, FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.room import Limits, Reading
+from ipc.errors import IllegalMove
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
+
+GPU = "cuda:0"
+MIB = 2**20
+
+
+class Bench:
+    """A book over one or more devices, with a clock that only moves when told."""
+
+    def __init__(self, *limits: Limits, waits: Waits | None = None) -> None:
+        self.book = Leases(limits or (Limits(GPU, 24 * GIB),), waits or Waits())
+        self.now = 100.0
+        self._ids = itertools.count(1)
+
+    def feed(self, event) -> list:
+        actions = self.book.handle(event, self.now)
+        self.book.check()
+        return [action.message for action in actions if isinstance(action, Send)]
+
+    def read(self, free: int, total: int = 24 * GIB, device: str = GPU, taken_at: float | None = None) -> list:
+        return self.feed(Reading(device, total, free, self.now if taken_at is None else taken_at))
+
+    def ask(self, worker: str, nbytes: int, device: str = GPU, model: str = "", incarnation: int = 1) -> list:
+        message = LeaseRequest(next(self._ids), worker, device, nbytes, model)
+        return self.feed(FromWorker(f"{worker}#{incarnation}", message))
+
+    def settle(self, worker: str, lease: int, measured: int = -1, ok: bool = True, incarnation: int = 1) -> list:
+        return self.feed(FromWorker(f"{worker}#{incarnation}", Settled(lease, measured, ok)))
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+
+    def row(self, device: str = GPU) -> dict:
+        return self.book.snapshot(self.now)["devices"][device]
+
+    def states(self) -> list[str]:
+        return [row["state"] for row in self.book.snapshot(self.now)["leases"]]
+
+    def load(self, worker: str, nbytes: int, free_after: int, **kw) -> int:
+        """A whole load: asked, granted, settled and read; returns the lease."""
+        (granted,) = self.ask(worker, nbytes, **kw)
+        assert isinstance(granted, Granted), granted
+        self.settle(worker, granted.lease, nbytes)
+        self.later(0.1)
+        self.read(free_after)
+        return granted.lease
+
+
+def test_24_gib_card_10_foreign_8_granted_but_not_yet_allocated_leaves_6_and_4_6_after_the_margin():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(14 * GIB)
+    bench.ask("asr@cuda:0/0", 8 * GIB)
+    assert bench.row()["grantable_bytes"] == 6 * GIB  # and not 14, as the driver alone would say
+
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.1))
+    bench.read(14 * GIB)
+    bench.ask("asr@cuda:0/0", 8 * GIB)
+    assert bench.row()["grantable_bytes"] == pytest.approx(4.6 * GIB, abs=1)
+    assert bench.row()["foreign_bytes"] == 10 * GIB
+
+
+def test_what_the_loader_has_allocated_is_not_counted_twice():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(14 * GIB)
+    bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.later(0.1)
+    bench.read(9 * GIB)  # 5 of its 8 are there
+    assert bench.row() | {"grantable_bytes": 6 * GIB, "held_bytes": 5 * GIB, "foreign_bytes": 10 * GIB} == bench.row()
+
+
+def test_growth_beyond_a_grant_is_foreign_until_its_holder_measured_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.later(0.1)
+    bench.read(14 * GIB)
+    assert bench.row()["foreign_bytes"] == 2 * GIB
+    bench.settle("asr@cuda:0/0", granted.lease, 10 * GIB)
+    bench.later(0.1)
+    bench.read(14 * GIB)
+    assert (bench.row()["foreign_bytes"], bench.row()["held_bytes"]) == (0, 10 * GIB)
+
+
+def test_another_programs_growth_during_a_load_is_put_right_by_the_measurement():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    bench.settle("asr@cuda:0/0", granted.lease, 5 * GIB)
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (5 * GIB, 3 * GIB)
+    assert bench.row()["grantable_bytes"] == 13 * GIB  # 16 free, of which 3 are still promised
+
+
+def test_one_load_at_a_time_per_device():
+    bench = Bench(Limits(GPU, 24 * GIB), Limits("cuda:1", 24 * GIB))
+    bench.read(24 * GIB)
+    bench.read(24 * GIB, device="cuda:1")
+    (first,) = bench.ask("asr@cuda:0/0", GIB)
+    (wait,) = bench.ask("nmt@cuda:0/0", GIB)
+    assert wait == LeaseWait("waiting for asr@cuda:0/0 to load on cuda:0", 2)
+    assert isinstance(bench.ask("nmt@cuda:1/0", GIB, device="cuda:1")[0], Granted)  # the other device is free
+    assert bench.settle("asr@cuda:0/0", first.lease, GIB) == []  # the reading is from before the load's end
+    bench.later(0.01)
+    (second,) = bench.read(23 * GIB)
+    assert second.id == 2
+
+
+def test_the_end_of_a_load_asks_for_a_fresh_reading():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB)
+    actions = bench.book.handle(FromWorker("asr@cuda:0/0#1", Settled(granted.lease)), bench.now)
+    assert actions == [Sample(GPU)]
+
+
+def test_a_failed_load_gives_its_turn_and_its_bytes_back():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 20 * GIB)
+    bench.ask("nmt@cuda:0/0", 10 * GIB)
+    bench.settle("asr@cuda:0/0", granted.lease, ok=False)
+    assert bench.states() == ["draining"]
+    bench.feed(FromWorker("asr@cuda:0/0#1", Release(granted.lease)))  # says the same again
+    bench.later(0.1)
+    (answer,) = bench.read(24 * GIB)
+    assert (answer.id, bench.states()) == (2, ["granted"])
+
+
+def test_what_never_fits_is_denied_at_once_with_bytes_needed_and_there():
+    bench = Bench(Limits(GPU, 24 * GIB))
+    bench.read(24 * GIB)
+    (denied,) = bench.ask("asr@cuda:0/0", 30 * GIB)
+    assert denied.code == "no_vram"
+    assert "needs 30.0 GiB" in denied.reason and "21.6 GiB" in denied.reason
+    assert "\n" not in denied.reason
+
+
+def test_a_ceiling_bounds_what_is_granted_below_what_the_card_has():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=8 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    assert isinstance(bench.ask("asr@cuda:0/0", 9 * GIB)[0], Denied)
+    bench.load("asr@cuda:0/0", 5 * GIB, 19 * GIB)
+    (wait,) = bench.ask("nmt@cuda:0/0", 4 * GIB)
+    assert isinstance(wait, LeaseWait)
+    assert isinstance(bench.ask("tts@cuda:0/0", 3 * GIB)[0], Granted)
+
+
+def test_a_reserve_larger_than_the_margin_is_kept():
+    bench = Bench(Limits(GPU, 24 * GIB, reserve_bytes=6 * GIB))
+    bench.read(24 * GIB)
+    assert isinstance(bench.ask("asr@cuda:0/0", 18 * GIB + 1)[0], Denied)
+    assert isinstance(bench.ask("asr@cuda:0/0", 18 * GIB)[0], Granted)
+
+
+def test_an_unknown_device_is_denied():
+    (denied,) = Bench().ask("asr@cuda:7/0", GIB, device="cuda:7")
+    assert denied.code == "no_vram" and "cuda:7" in denied.reason
+
+
+def test_a_request_waits_for_memory_in_words_and_is_denied_after_the_limit():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(4 * GIB)
+    (wait,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    assert wait.id == 1 and "needs 8.0 GiB" in wait.reason and "4.0 GiB can be granted" in wait.reason
+    for _ in range(59):
+        bench.later(1.0)
+        assert bench.read(4 * GIB) == []  # the reason is the same: said once
+    bench.later(1.5)
+    (denied,) = bench.read(4 * GIB)
+    assert (denied.id, denied.code) == (1, "no_vram")
+    assert "needs 8.0 GiB" in denied.reason
+    assert bench.book.snapshot(bench.now)["waiting"] == []
+
+
+def test_a_changed_reason_is_said_again():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (first,) = bench.ask("asr@cuda:0/0", 20 * GIB)
+    (turn,) = bench.ask("nmt@cuda:0/0", 8 * GIB)
+    assert "to load" in turn.reason
+    bench.settle("asr@cuda:0/0", first.lease, 20 * GIB)
+    bench.later(0.1)
+    (room,) = bench.read(4 * GIB)
+    assert isinstance(room, LeaseWait) and "needs 8.0 GiB" in room.reason
+
+
+def test_patience_does_not_run_while_somebody_else_loads():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (first,) = bench.ask("asr@cuda:0/0", 20 * GIB)
+    bench.ask("nmt@cuda:0/0", 8 * GIB)
+    for _ in range(200):  # a long load
+        bench.later(1.0)
+        assert bench.read(24 * GIB) == []
+    bench.settle("asr@cuda:0/0", first.lease, 20 * GIB)
+    bench.later(0.1)
+    (room,) = bench.read(4 * GIB)
+    assert isinstance(room, LeaseWait)
+
+
+def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waited_half_its_time():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(10 * GIB)
+    bench.ask("repair@cuda:0/0", 12 * GIB)
+    bench.load("nmt@cuda:0/0", GIB, 9 * GIB)  # passes
+    bench.later(31.0)
+    bench.read(9 * GIB)
+    (behind,) = bench.ask("tts@cuda:0/0", GIB)
+    assert isinstance(behind, LeaseWait) and "repair@cuda:0/0" in behind.reason
+    bench.later(1.0)
+    answer, _ = bench.read(14 * GIB)  # room for the elder first
+    assert (answer.id, type(answer)) == (1, Granted)
+
+
+def test_at_most_max_models_models_on_a_device_where_instances_of_one_are_one():
+    bench = Bench(Limits(GPU, 24 * GIB, max_models=2))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", GIB, 23 * GIB, model="w")
+    bench.load("nmt@cuda:0/0", GIB, 22 * GIB, model="m")
+    bench.load("asr@cuda:0/1", GIB, 21 * GIB, model="w")
+    (wait,) = bench.ask("tts@cuda:0/0", GIB, model="v")
+    assert isinstance(wait, LeaseWait) and "max_models" in wait.reason
+
+
+def test_nothing_is_granted_upon_an_old_reading_or_none():
+    bench = Bench()
+    assert bench.ask("asr@cuda:0/0", GIB) == []  # the first reading is on its way
+    bench.later(2.5)
+    (wait,) = bench.feed(Tick())
+    assert isinstance(wait, LeaseWait) and "cannot be read" in wait.reason
+    (granted,) = bench.read(24 * GIB)
+    assert isinstance(granted, Granted)
+    bench.settle("asr@cuda:0/0", granted.lease, GIB)
+    bench.later(0.1)
+    bench.read(23 * GIB)
+    bench.later(2.1)
+    (wait,) = bench.ask("nmt@cuda:0/0", GIB)
+    assert "cannot be read" in wait.reason
+    assert isinstance(bench.read(23 * GIB)[0], Granted)
+
+
+def test_a_dead_holders_bytes_count_until_the_driver_shows_them_back():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 20 * GIB, 4 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.ask("asr@cuda:0/0", 20 * GIB, incarnation=2)
+    bench.later(1.0)
+    bench.read(4 * GIB)  # the driver lags
+    assert bench.states() == ["draining"]
+    bench.later(1.0)
+    (granted,) = bench.read(24 * GIB)
+    assert (type(granted), bench.states()) == (Granted, ["granted"])
+
+
+def test_what_is_not_shown_back_in_time_is_a_deficit_and_ends_when_it_is():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 20 * GIB, 4 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.later(5.1)
+    bench.read(4 * GIB)
+    assert (bench.states(), bench.row()["deficit_bytes"]) == (["deficit"], 20 * GIB)
+    assert bench.row()["grantable_bytes"] == 4 * GIB
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert (bench.states(), bench.row()["grantable_bytes"]) == ([], 24 * GIB)
+
+
+def test_host_memory_is_back_with_the_first_reading_after_a_death():
+    bench = Bench(Limits("cpu", 16 * GIB, returns_at_once=True))
+    bench.read(16 * GIB, 16 * GIB, "cpu")
+    (granted,) = bench.ask("asr@cpu/0", 4 * GIB, device="cpu")
+    bench.settle("asr@cpu/0", granted.lease, 4 * GIB)
+    bench.later(0.1)
+    bench.read(12 * GIB, 16 * GIB, "cpu")
+    bench.feed(Gone("asr@cpu/0", 1))
+    assert bench.states() == ["draining"]
+    bench.read(12 * GIB, 16 * GIB, "cpu", taken_at=bench.now - 0.05)  # from before the death
+    assert bench.states() == ["draining"]
+    bench.later(0.1)
+    bench.read(13 * GIB, 16 * GIB, "cpu")  # another program has taken the rest meanwhile
+    assert bench.states() == []
+
+
+def test_a_frame_of_the_dead_that_comes_late_gets_no_lease():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 3))
+    assert bench.ask("asr@cuda:0/0", GIB, incarnation=3) == []
+    assert bench.ask("asr@cuda:0/0", GIB, incarnation=2) == []
+    assert isinstance(bench.ask("asr@cuda:0/0", GIB, incarnation=4)[0], Granted)
+
+
+def test_a_question_repeated_gets_the_same_answer_and_no_second_lease():
+    bench = Bench()
+    bench.read(24 * GIB)
+    question = FromWorker("asr@cuda:0/0#1", LeaseRequest(7, "asr@cuda:0/0", GPU, GIB))
+    assert bench.feed(question) == bench.feed(question)
+    waiting = FromWorker("nmt@cuda:0/0#1", LeaseRequest(8, "nmt@cuda:0/0", GPU, GIB))
+    assert bench.feed(waiting) == bench.feed(waiting)
+    assert bench.states() == ["granted"]
+
+
+def test_nobody_ends_a_lease_that_is_not_its_own():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB)
+    bench.feed(FromWorker("nmt@cuda:0/0#1", Release(granted.lease)))
+    bench.feed(FromWorker("nmt@cuda:0/0#1", Settled(granted.lease)))
+    assert bench.states() == ["granted"]
+
+
+def test_a_dying_worker_with_two_questions_leaves_nothing_granted():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", GIB)
+    bench.ask("asr@cuda:0/0", GIB)
+    assert bench.feed(Gone("asr@cuda:0/0", 1)) == []
+    assert bench.states() == ["draining"]
+
+
+def test_the_report_has_the_fields_operators_read():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", GIB, 23 * GIB, model="whisper")
+    bench.ask("nmt@cuda:0/0", GIB)
+    bench.ask("tts@cuda:0/0", GIB)
+    report = bench.book.snapshot(bench.now)
+    assert {"total_bytes", "free_bytes", "grantable_bytes", "held_bytes", "foreign_bytes", "snapshot_age_ms"} <= set(
+        report["devices"][GPU]
+    )
+    assert {"lease", "worker", "device", "nbytes", "state", "measured_bytes"} <= set(report["leases"][0])
+    assert {"id", "worker", "device", "nbytes", "reason"} <= set(report["waiting"][0])
+    assert set(report["load_times_ms"]) == {"whisper"}
+
+
+@pytest.mark.parametrize("before", LeaseState)
+@pytest.mark.parametrize("after", LeaseState)
+def test_a_lease_moves_by_its_table_and_an_illegal_move_changes_nothing(before, after):
+    lease = Lease("asr@cpu/0#1", 1, "cpu", GIB, "", before, 1.0)
+    if after in MOVES[before]:
+        move(lease, after, 2.0)
+        assert (lease.state, lease.since) == (after, 2.0)
+        return
+    with pytest.raises(IllegalMove):
+        move(lease, after, 2.0)
+    assert (lease.state, lease.since) == (before, 1.0)
+
+
+def test_time_alone_is_asked_for_when_it_matters():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    assert bench.book.due_in(bench.now) is None
+    bench.read(4 * GIB)
+    bench.ask("asr@cuda:0/0", 8 * GIB)
+    assert bench.book.due_in(bench.now) == pytest.approx(30.0)
+    bench.later(31.0)
+    bench.read(4 * GIB)
+    assert bench.book.due_in(bench.now) == pytest.approx(29.0)

@@ -1,0 +1,130 @@
+"""The command line explains itself, and a user's mistake is one line and the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_node
+from engine.commands import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No running node, no configuration and no cache of the user's is seen."""
+    for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"):
+        folder = tmp_path / name.lower()
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    for name in [n for n in os.environ if n.startswith("DRAGOMAN_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("engine.commands.finding.running", lambda: None)
+
+
+def call(*argv: str) -> int:
+    try:
+        return run_node.main(argv)
+    except SystemExit as exit:  # argparse's way of leaving
+        return int(exit.code or 0)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_and_exit_codes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(verb, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"run_node.py {verb}" in text
+    assert "examples:" in text
+    assert "exit codes:" in text
+
+
+def test_the_top_level_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("fly",),
+        ("translate", "a.wav"),
+        ("translate", "a.wav", "--out", "o", "--sessions", "0"),
+        ("translate", "a.wav", "--out", "o", "--budget", "soon"),
+        ("translate", "a.wav", "--out", "o", "--connect", "ipc://x", "--private"),
+        ("models", "synthesize", "asr"),
+        ("stats", "--jsno"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*argv) == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (("translate", "gone.wav", "--out", "o"), 2, "gone.wav"),
+        (("bench", "no-such"), 2, "no-such"),
+        (("models", "synthesize", "poet", "--out", "o"), 2, "asr-tones"),
+        (("stats",), 1, "run_node.py serve"),
+        (("stats", "--json"), 1, "run_node.py serve"),
+        (("health",), 1, "run_node.py serve"),
+        (("serve", "--config", "gone.toml"), 78, "gone.toml"),
+        (("translate", "run.wav", "--out", "o", "--config", "gone.toml"), 78, "gone.toml"),
+        (("serve", "--env-file", "gone.env"), 78, "gone.env"),
+        (("translate", "run.wav", "--out", "run.wav/o", "--private"), 1, "cannot write"),
+    ],
+)
+def test_a_users_mistake_is_one_line_that_says_what_to_do(
+    argv: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.wav").write_bytes(b"")
+    assert call(*argv) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1, err
+
+
+def test_nothing_is_written_before_the_inputs_are_known_to_be_there(tmp_path: Path) -> None:
+    assert call("translate", "gone.wav", "--out", "o") == 2
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_connect_endpoint_where_nothing_answers_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for endpoint in (f"ipc://{tmp_path}/ctl", "not an address"):
+        assert call("health", "--connect", endpoint) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_it_starts_as_a_script_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_node.py"), "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("dragoman ")
+
+
+def test_the_command_line_imports_no_model_library_and_no_transport_of_the_node_to_show_help() -> None:
+    code = (
+        "import sys, run_node\n"
+        "try: run_node.main(['translate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'ctranslate2', 'faster_whisper', 'onnxruntime', 'llama_cpp', 'piper', 'av', 'engine.node'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bench_lists_the_benchmarks_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("bench") == 0
+    assert "harness" not in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""The doctor: a machine that can run the node is healthy, and whatever is missing comes with what mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from engine.commands import doctor
+from engine.commands.doctor import FLOORS, Facts, Finding, examine
+
+GIB = 2**30
+CPU = {"name": "cpu", "kind": "cpu", "label": "CPU, 8 cores", "total_bytes": 16 * GIB}
+GPU = {"name": "cuda:0", "kind": "cuda", "label": "NVIDIA L4", "total_bytes": 24 * GIB}
+GOOD = Facts(
+    python=(3, 12, 1),
+    system="Linux",
+    kernel="6.1.0-18-amd64",
+    cores=8,
+    packages=dict.fromkeys([*FLOORS, "llama-cpp-python"], "99.1.0"),
+    libzmq="4.3.5",
+    onnx_dists={"onnxruntime": "1.31.1"},
+    onnx_version="1.31.1",
+    onnx_providers=("CPUExecutionProvider",),
+    memory_total=16 * GIB,
+    memory_available=12 * GIB,
+    devices=[CPU],
+)
+
+
+def about(topic: str, **changes: Any) -> Finding:
+    facts = dataclasses.replace(GOOD, **changes)
+    return next(f for f in examine(facts) if f.topic == topic)
+
+
+def packages(**changes: str | None) -> dict[str, str | None]:
+    return GOOD.packages | {name.replace("_", "-"): version for name, version in changes.items()}
+
+
+def test_a_good_machine_without_a_gpu_is_healthy_and_told_that_it_has_none() -> None:
+    findings = examine(GOOD)
+    assert all(f.state != "bad" for f in findings)
+    assert [f.topic for f in findings if f.state == "note"] == ["GPU"]
+
+
+def test_every_finding_that_is_not_ok_has_a_mend() -> None:
+    worst = Facts((3, 10, 0), "Darwin", "23.1", 4, dict.fromkeys([*FLOORS, "llama-cpp-python"]), None, {}, None)
+    for finding in examine(worst):
+        assert finding.state == "ok" or finding.mend, finding
+
+
+@pytest.mark.parametrize(
+    ("topic", "changes"),
+    [
+        ("python", {"python": (3, 10, 9)}),
+        ("python", {"python": (3, 14, 0)}),
+        ("kernel", {"kernel": "5.3.18"}),
+        ("kernel", {"system": "Darwin", "kernel": "23.1"}),
+        ("libzmq", {"libzmq": "4.3.4"}),
+        ("libzmq", {"libzmq": None}),
+        ("ctranslate2", {"packages": packages(ctranslate2="4.8.0")}),
+        ("msgpack", {"packages": packages(msgpack="1.2.0")}),
+        ("msgspec", {"packages": packages(msgspec=None)}),
+        ("onnxruntime", {"onnx_dists": {}, "onnx_version": None}),
+        ("onnxruntime", {"onnx_version": None, "onnx_error": "half removed"}),
+    ],
+)
+def test_what_stops_the_node_is_bad(topic: str, changes: dict[str, Any]) -> None:
+    assert about(topic, **changes).state == "bad"
+
+
+@pytest.mark.parametrize(
+    ("topic", "changes"),
+    [
+        ("python", {"python": (3, 11, 0)}),
+        ("python", {"python": (3, 13, 9)}),
+        ("kernel", {"kernel": "5.4.0-generic"}),
+        ("kernel", {"kernel": "10.0"}),
+        ("ctranslate2", {"packages": packages(ctranslate2="4.8.1")}),
+        ("ctranslate2", {"packages": packages(ctranslate2="4.10.0")}),
+        ("msgpack", {"packages": packages(msgpack="1.2.1")}),
+    ],
+)
+def test_floors_themselves_are_good_enough(topic: str, changes: dict[str, Any]) -> None:
+    assert about(topic, **changes).state == "ok"
+
+
+def test_repair_may_be_missing() -> None:
+    finding = about("llama-cpp-python", packages=packages(llama_cpp_python=None))
+    assert finding.state == "note"
+    assert "skipped" in finding.text
+    assert "pip install" in finding.mend
+
+
+def test_a_gpu_with_the_cpu_onnxruntime_in_force_is_noted() -> None:
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.26.0"}
+    finding = about("onnxruntime", devices=[GPU, CPU], onnx_dists=both)
+    assert finding.state == "note"
+    assert "in force is the CPU one" in finding.text
+    assert "onnxruntime-gpu" in finding.mend
+    cuda = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert about("onnxruntime", devices=[GPU, CPU], onnx_dists=both, onnx_providers=cuda).state == "ok"
+
+
+def test_devices_are_shown_with_their_memory_and_a_sick_driver_is_noted() -> None:
+    assert about("cuda:0", devices=[GPU, CPU]).text == "NVIDIA L4, 24.0 GiB"
+    assert about("devices", devices=[], device_error="driver mismatch").state == "note"
+
+
+def test_little_memory_is_noted() -> None:
+    assert about("memory", memory_available=GIB).state == "note"
+
+
+@pytest.mark.parametrize(
+    ("version", "floor", "enough"),
+    [("4.8.1", "4.8.1", True), ("4.8", "4.8.1", False), ("10.0", "5.4", True), ("5.4.0-150-generic", "5.4", True),
+     ("4.8.1rc1", "4.8.1", True), ("1.2.1+cu12", "1.2.1", True), ("", "1", False)],
+)  # fmt: skip
+def test_versions_compare_by_their_numbers(version: str, floor: str, enough: bool) -> None:
+    assert doctor.at_least(version, floor) is enough
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    facts = doctor.collect()
+    assert facts.python[:2] >= (3, 11)
+    assert facts.packages["numpy"]
+    assert facts.memory_total > 0
+    assert any(d["kind"] == "cpu" for d in facts.devices)

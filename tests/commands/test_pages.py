@@ -1,0 +1,97 @@
+"""What the commands print: tables that line up, statistics that show what is there, a configuration that reads back."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from engine import media
+from engine.commands import choosing, demo, nodes, stats, tables
+from engine.config import Config, DeviceSection, NodeSection, StageSection
+
+STATS = {
+    "node": "5f3a09bc",
+    "mode": "pipelined",
+    "mode_reason": "stages overlap",
+    "gpu_count": 0,
+    "max_concurrent": 40,
+    "active": 3,
+    "queued": 1,
+    "queue_usage": 0.1,
+    "total": 12,
+    "failed": 1,
+    "rejected": 2,
+    "oom_errors": 0,
+    "success_rate": 0.9,
+    "per_gpu": [{"device": "cpu", "requests": 9, "avg_time_s": 0.15, "request_queue": 1, "response_queue": 0}],
+    "jobs": [{"session": "s0.1", "index": 4, "stages": {"asr": "completed", "nmt": "processing"}}],
+    "leases": [{"lease": 1, "worker": "asr@cpu/0", "device": "cpu", "nbytes": 2**20, "state": "held", "measured_bytes": -1}],
+    "processes": [{"role": "gateway", "incarnation": 1, "pid": 77, "start_time": 5, "phase": "serving", "age_ms": 12}],
+    "scheduler": {
+        "concurrency": {"asr": 1},
+        "stages": {"asr": {"waiting": 2, "running": 1, "done": 8, "failed": 1, "avg_waiting_ms": 12.5, "avg_processing_ms": 150.0}},
+    },
+    "arbiter": {"devices": {"cpu": {"total_bytes": 2**34, "free_bytes": 2**33, "grantable_bytes": 2**32}}},
+}
+
+
+def test_statistics_show_totals_stages_jobs_leases_and_processes() -> None:
+    page = stats.page(STATS, "ipc://x/ctl")
+    for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%", "nmt:processing",
+                  "asr@cpu/0", "16.0 GiB", "gateway", "12.5"):  # fmt: skip
+        assert shown in page
+
+
+def test_statistics_of_a_node_that_has_not_reported_yet_can_be_shown() -> None:
+    assert "mode ?" in stats.page({}, "ipc://x/ctl")
+
+
+def test_columns_line_up_in_every_script() -> None:
+    lines = tables.table(["a", "b"], [["狐狸", 1], ["fox", 200], [None, None]]).splitlines()
+    assert {tables.width(line) for line in lines[1:4]} == {tables.width(lines[1])}
+    assert lines[3].endswith("200")
+
+
+def test_texts_are_shortened_by_the_columns_they_take() -> None:
+    assert tables.shorten("敏捷的棕色狐狸", 7) == "敏捷的…"
+    assert tables.shorten("fox", 3) == "fox"
+
+
+def test_sizes_are_for_people() -> None:
+    assert [tables.nbytes(n) for n in (None, 0, 1536, 24 * 2**30)] == ["-", "0 B", "1.5 KiB", "24.0 GiB"]
+
+
+def test_the_printed_configuration_reads_back_as_the_same_one() -> None:
+    config = Config(
+        node=NodeSection(mode="serial", endpoints=("tcp://*:5",)),
+        devices=DeviceSection(max_bytes={"cuda:0": 2**33}),
+        stages={
+            "asr": StageSection(model='C:\\odd "path"\\ü', options={"beam_size": 5, "vad_filter": False}),
+            "sim": StageSection(kind="simulated", options={"cues": [{"index": 1, "action": "fail", "ms": 2.5}], "deep": {"a": [1]}}),
+        },
+        pipelines={"full": ("asr", "sim"), "odd name": ("asr",)},
+        rings={"gateway": 2**20},
+        languages=("en", "de"),
+    )
+    read = tomllib.loads(choosing.as_toml(config))
+    assert msgspec.convert(read, Config, strict=False) == config
+    assert msgspec.convert(tomllib.loads(choosing.as_toml(Config())), Config) == Config()
+
+
+def test_pipelines_take_what_their_first_stage_takes() -> None:
+    assert [nodes.takes(p, {}) for p in ("full", "transcribe", "translate-text", "speak")] == ["audio", "audio", "text", "text"]
+    assert nodes.takes("mine", {"pipelines": {"mine": ["nmt", "tts"]}}) == "text"
+    assert nodes.takes("mine", {"pipelines": {"mine": ["asr"]}}) == "audio"
+
+
+def test_the_demo_makes_its_own_sounds_the_same_every_time_and_one_is_silence(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = demo.make_clips(tmp_path / "a"), demo.make_clips(tmp_path / "b")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    loud = [bool(np.abs(media.read(path, 10).samples).max()) for path in first]
+    assert loud.count(False) == 1
+    assert len({p.read_bytes() for p in first}) == len(first)

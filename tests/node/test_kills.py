@@ -1,0 +1,78 @@
+"""A worker's death costs time and nothing else: no client notices, no other process changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.node import Node
+from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, identities, kill, process_of
+
+HELD = 3  # the index at which the stage holds still until it is killed
+
+
+def run(node: Node, count: int, on_progress=None) -> tuple[list, Marks]:
+    marks = Marks()
+    with node.client() as client:
+        with client.session(source="en", target="de", tag="t", on_progress=on_progress) as session:
+            for index in range(count):
+                session.submit(marks.make("t", index))
+            outcomes = list(session.outcomes(timeout_s=30))
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    return outcomes, marks
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killing_a_worker_while_it_processes_loses_nothing(stage: str) -> None:
+    with Node(config(cues={stage: [{"index": HELD, "action": "hang", "attempt": 1}]})) as node:
+        before = identities(node)
+        killed = []
+
+        def watch(progress) -> None:
+            held = progress.stage == stage and progress.index == HELD and progress.state == "processing"
+            if held and not killed:
+                killed.append(process_of(node, f"{stage}@cpu/0")["pid"])
+                kill(killed[0])
+
+        outcomes, marks = run(node, 12, watch)
+        after = identities(node)
+    assert killed, "the stage never said that it was processing"
+    assert [o.outcome for o in outcomes] == ["ok"] * 12 and not marks.mixed_up
+    assert_in_order(outcomes)
+    attempts = [record["attempt"] for record in outcomes[HELD].stages if record["stage"] == stage]
+    assert max(attempts) >= 2
+    victim = f"{stage}@cpu/0"
+    assert before[victim] != after[victim]
+    assert {r: p for r, p in before.items() if r != victim} == {r: p for r, p in after.items() if r != victim}
+
+
+def test_killing_a_worker_with_a_batch_sent_ahead_runs_both_again() -> None:
+    with Node(config(cues={"nmt": [{"index": 0, "action": "kill", "attempt": 1}]})) as node:
+        outcomes, marks = run(node, 6)
+    assert_in_order(outcomes)
+    assert [o.outcome for o in outcomes] == ["ok"] * 6 and not marks.mixed_up
+    assert max(r["attempt"] for r in outcomes[0].stages if r["stage"] == "nmt") == 2
+
+
+@pytest.mark.parametrize("action", ["segv", "exit"])
+def test_any_other_death_is_a_death(action: str) -> None:
+    with Node(config(cues={"repair": [{"index": 2, "action": action, "attempt": 1}]})) as node:
+        outcomes, _ = run(node, 5)
+    assert_in_order(outcomes)
+    assert [o.outcome for o in outcomes] == ["ok"] * 5
+
+
+def test_a_hung_worker_is_killed_at_its_time_out_and_its_job_runs_again() -> None:
+    cues = {"asr": [{"index": 1, "action": "hang", "attempt": 1}]}
+    with Node(config(cues=cues, stages={"asr": {"timeout_base_s": 0.5, "timeout_per_audio": 0.0}})) as node:
+        outcomes, _ = run(node, 4)
+    assert_in_order(outcomes)
+    assert [o.outcome for o in outcomes] == ["ok"] * 4
+    assert any("hung" in r.get("reason", "") for r in outcomes[1].stages)
+
+
+def test_an_utterance_that_kills_every_worker_ends_as_poison_and_its_neighbours_do_not() -> None:
+    with Node(config(cues={"asr": [{"index": 1, "action": "kill", "attempt": 0}]}, devices={"max_restarts": 9})) as node:
+        outcomes, _ = run(node, 4)
+    assert_in_order(outcomes)
+    assert [(o.outcome, o.code) for o in outcomes] == [("ok", ""), ("error", "poison"), ("ok", ""), ("ok", "")]

@@ -1,0 +1,348 @@
+"""Promises about the node's life: ready by message, the right death ends it, it stops in order and leaves nobody."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.config import DeadlinesSection
+from engine.exits import BOOT_FAILED
+from engine.supervisor.lifecycle import (
+    MOVES, Announce, End, Exited, Heard, HostGone, Lifecycle, NotSpawned, Phase, Say, StopAsked, Tick,
+)  # fmt: skip
+from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
+from ipc.errors import IllegalMove
+from ipc.messages import (
+    Alive, Condemn, Drain, Drained, Failing, Flushed, Gone, Ready, Report, Serve, Serving, Stop, Up,
+)  # fmt: skip
+
+LIMITS = DeadlinesSection()
+WORKER, OTHER = "asr@cpu/0", "nmt@cpu/0"
+ROLES = ("arbiter", "scheduler", "gateway", WORKER, OTHER)
+
+
+class World:
+    """A lifecycle, and what came out of it."""
+
+    def __init__(self, may_fail: tuple[str, ...] = (), max_restarts: int = 5) -> None:
+        self.now = 0.0
+        self.life = Lifecycle(Roster(ROLES, LIMITS, max_restarts), {"scheduler": "ipc://s"}, LIMITS, may_fail)
+        self.actions = self.do(Tick())
+
+    def do(self, event: Any, after: float = 0.0) -> list[Any]:
+        self.now += after
+        self.actions = self.life.handle(event, self.now)
+        self.life.check()
+        return self.actions
+
+    def say(self, role: str, message: Any) -> list[Any]:
+        return self.do(Heard(role, self.life.roster[role].incarnation, message))
+
+    def posted(self, kind: type) -> list[str]:
+        return [a.role for a in self.actions if isinstance(a, Post) and isinstance(a.message, kind)]
+
+    def serving(self) -> World:
+        for role in ROLES:
+            self.say(role, Alive("loaded" if "@" in role else "started"))
+        self.say("scheduler", Ready("pipelined", "why not"))
+        self.say("gateway", Serving(("ipc://client",)))
+        return self
+
+    def wait(self, seconds: float) -> list[Any]:
+        """Let time pass tick by tick; everybody who lives keeps saying so."""
+        actions: list[Any] = []
+        for _ in range(round(seconds / LIMITS.heartbeat_s)):
+            self.now += LIMITS.heartbeat_s
+            for record in self.life.roster.hearing():
+                actions += self.life.handle(Heard(record.role, record.incarnation, Alive()), self.now)
+            actions += self.do(Tick())
+        return actions
+
+
+@pytest.mark.parametrize("start", Phase)
+@pytest.mark.parametrize("end", Phase)
+def test_a_phase_that_does_not_follow_is_refused(start: Phase, end: Phase) -> None:
+    world = World()
+    world.life.phase = start
+    if end in MOVES[start]:
+        world.life._move(end)
+        assert world.life.phase is end
+    else:
+        with pytest.raises(IllegalMove):
+            world.life._move(end)
+        assert world.life.phase is start
+
+
+def test_a_newcomer_learns_who_is_there_and_they_learn_of_it() -> None:
+    world = World()
+    world.say("scheduler", Alive("started"))
+    assert world.say("gateway", Alive("started")) == [
+        Post("gateway", 1, Up("scheduler", 1, "ipc://s")),
+        Post("scheduler", 1, Up("gateway", 1, "")),
+    ]
+    assert world.say("gateway", Alive("started")) == []
+
+
+def test_ready_serve_serving_and_only_then_ready() -> None:
+    world = World()
+    for role in ROLES:
+        world.say(role, Alive("started"))
+    world.say("scheduler", Ready("serial", "as configured"))
+    assert world.posted(Serve) == ["gateway"] and world.life.phase is Phase.STARTING
+    assert world.say("gateway", Serving(("ipc://x",))) == [Announce(("ipc://x",), "serial", "as configured")]
+    assert world.life.phase is Phase.SERVING and world.life.unhealthy() == ""
+
+
+def test_a_gateway_that_comes_last_is_told_to_serve_all_the_same() -> None:
+    world = World()
+    world.say("scheduler", Alive("started"))
+    world.say("scheduler", Ready("pipelined", ""))
+    assert world.posted(Serve) == []
+    world.say("gateway", Alive("started"))
+    assert world.posted(Serve) == ["gateway"]
+    world.say("gateway", Alive("started"))
+    assert world.posted(Serve) == []
+
+
+def test_a_dead_worker_is_announced_and_comes_back() -> None:
+    world = World().serving()
+    world.do(Exited(WORKER, -9))
+    gone = [a.message for a in world.actions if isinstance(a, Post)]
+    assert [(g.role, g.incarnation, g.final) for g in gone] == [(WORKER, 1, False)] * 2
+    assert world.posted(Gone) == ["scheduler", "arbiter"]
+    assert "not up: asr@cpu/0" in world.life.unhealthy()
+    assert Spawn(WORKER, 2) in world.do(Tick())
+    world.say(WORKER, Alive("started"))
+    assert set(world.posted(Up)) == set(ROLES)
+
+
+def test_a_worker_whose_budget_is_spent_is_gone_for_good_and_the_node_goes_on() -> None:
+    world = World(max_restarts=1).serving()
+    for life in (1, 2):
+        world.do(Exited(WORKER, -9))
+        final = [a.message.final for a in world.actions if isinstance(a, Post)]
+        assert final == [life == 2] * 2
+        world.do(Tick())
+        if life == 1:
+            world.say(WORKER, Alive("loaded"))
+    assert world.life.phase is Phase.SERVING
+    assert world.life.roster[WORKER].state is State.SPENT
+
+
+@pytest.mark.parametrize("role", ["scheduler", "gateway", "arbiter"])
+def test_the_death_of_a_process_that_does_not_come_back_ends_the_node_with_one_line(role: str) -> None:
+    world = World().serving()
+    world.do(Exited(role, -11))
+    assert set(world.posted(Stop)) == {WORKER, OTHER}
+    end = stop_everything(world)
+    assert end.code == 1
+    assert role in end.line and "signal 11" in end.line and "\n" not in end.line
+
+
+@pytest.mark.parametrize("code", [BOOT_FAILED, 1])
+def test_a_worker_that_cannot_boot_ends_the_start_with_its_last_words(code: int) -> None:
+    world = World()
+    world.do(Exited(WORKER, code, "the model file is broken"))
+    end = stop_everything(world)
+    assert end.code == 1 and WORKER in end.line and "the model file is broken" in end.line
+
+
+def test_a_stage_the_node_can_do_without_may_fail_to_boot() -> None:
+    world = World(may_fail=(WORKER,))
+    world.say("scheduler", Alive("started"))
+    world.do(Exited(WORKER, BOOT_FAILED, "no such file"))
+    assert world.life.phase is Phase.STARTING
+    assert [a.message.final for a in world.actions if isinstance(a, Post)] == [True]
+
+
+def test_the_scheduler_s_failing_ends_the_start_with_its_line() -> None:
+    world = World()
+    world.say("scheduler", Alive("started"))
+    world.say("scheduler", Failing("asr: no tokenizer.json in /models/x"))
+    assert stop_everything(world) == End(1, "asr: no tokenizer.json in /models/x")
+
+
+def test_condemned_by_the_scheduler() -> None:
+    world = World().serving()
+    world.say("scheduler", Condemn(WORKER, 7, "an earlier life"))
+    assert not any(isinstance(a, Signal) for a in world.actions)
+    world.say("scheduler", Condemn(WORKER, 1, "run over its limit"))
+    assert Signal(WORKER, signal.SIGABRT) in world.actions
+    world.say("scheduler", Condemn(WORKER, 1, "again"))
+    assert not any(isinstance(a, Signal) for a in world.actions)
+    world.do(Exited(WORKER, -6))
+    assert "run over its limit" in [a.message.reason for a in world.actions if isinstance(a, Post)]
+
+
+def test_the_first_signal_drains_and_says_how_many_are_in_flight() -> None:
+    world = World().serving()
+    world.say("scheduler", Report({"active": 3, "queued": 4}))
+    world.do(StopAsked())
+    assert [a.text for a in world.actions if isinstance(a, Say)] == ["draining: 7 in flight; a second signal stops at once"]
+    assert world.posted(Drain) == ["gateway", "scheduler"]
+    world.say("scheduler", Drained())
+    assert world.life.phase is Phase.DRAINING
+    world.say("gateway", Flushed())
+    assert world.posted(Stop) == [WORKER, OTHER]
+
+
+def test_the_order_is_workers_scheduler_gateway_arbiter() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("scheduler", Drained())
+    world.say("gateway", Flushed())
+    order = [world.posted(Stop)]
+    for role in (OTHER, WORKER, "scheduler", "gateway"):
+        world.do(Exited(role, 0))
+        order.append(world.posted(Stop))
+    assert order == [[WORKER, OTHER], [], ["scheduler"], ["gateway"], ["arbiter"]]
+    assert world.do(Exited("arbiter", 0)) == [End(0, "")]
+
+
+def test_a_drain_that_takes_too_long_is_ended_by_its_deadlines() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    actions = world.wait(LIMITS.drain_s + LIMITS.flush_s + 2)
+    assert [a.role for a in actions if isinstance(a, Post) and isinstance(a.message, Stop)] == [WORKER, OTHER]
+
+
+def test_who_does_not_obey_stop_is_killed() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("scheduler", Drained())
+    world.say("gateway", Flushed())
+    world.do(Exited(OTHER, 0))
+    actions = world.wait(LIMITS.stop_s + 1)
+    assert [a for a in actions if isinstance(a, Signal)] == [Signal(WORKER, signal.SIGKILL)]
+    world.do(Exited(WORKER, -9))
+    assert world.posted(Stop) == ["scheduler"]
+
+
+def test_the_second_signal_kills_everything_at_once() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.do(StopAsked())
+    assert world.actions == [Signal(role, signal.SIGKILL) for role in ROLES]
+    for role in ROLES:
+        world.do(Exited(role, -9))
+    assert [a for a in world.actions if isinstance(a, End)] == [End(130, "")]
+
+
+def test_the_host_s_death_kills_everything_at_once() -> None:
+    world = World().serving()
+    assert world.do(HostGone()) == [Signal(role, signal.SIGKILL) for role in ROLES]
+
+
+def test_a_stop_before_anything_was_served_needs_no_drain() -> None:
+    world = World()
+    world.say(WORKER, Alive("loading"))
+    world.do(StopAsked())
+    assert world.posted(Stop) == [WORKER] and Signal(OTHER, signal.SIGKILL) in world.actions
+    assert stop_everything(world) == End(0, "")
+
+
+def test_a_process_that_even_sigkill_does_not_end_does_not_hold_up_the_stop() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.do(StopAsked())
+    for role in ROLES[1:]:
+        world.do(Exited(role, -9))
+    actions = world.wait(LIMITS.stop_s + 1)
+    assert End(130, "") in actions
+
+
+def test_no_process_is_started_while_the_node_stops() -> None:
+    world = World().serving()
+    world.do(Exited(WORKER, -9))
+    world.do(StopAsked())
+    world.do(StopAsked())
+    assert not any(isinstance(a, Spawn) for a in world.wait(5))
+
+
+def test_a_process_that_could_not_be_started_is_tried_again() -> None:
+    world = World()
+    world.do(NotSpawned(WORKER, "Resource temporarily unavailable"))
+    assert Spawn(WORKER, 2) in world.wait(1)
+
+
+def stop_everything(world: World) -> End:
+    """Obey every Stop and every signal until the end."""
+    while True:
+        for action in world.actions:
+            if isinstance(action, End):
+                return action
+        stopping = [r.role for r in world.life.roster if r.state in (State.STOPPING, State.KILLED, State.CONDEMNED)]
+        assert stopping, "nobody is asked to stop and the node has not ended"
+        world.do(Exited(stopping[0], 0))
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Whatever happens in whatever order: the tables hold, and once asked to stop the node ends with nobody left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(max_restarts=2)
+        self.ended = False
+
+    def act(self, actions: list[Any]) -> None:
+        for action in actions:
+            assert not self.ended, f"{action} after the end"
+            if isinstance(action, Post):
+                assert self.world.life.roster[action.role].incarnation == action.incarnation
+            self.ended = self.ended or isinstance(action, End)
+
+    @precondition(lambda self: not self.ended)
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 5.0, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.act(self.world.do(Tick(), seconds))
+
+    @precondition(lambda self: not self.ended)
+    @rule(
+        role=st.sampled_from(ROLES),
+        message=st.sampled_from([
+            Alive("started"), Alive("loaded"), Report({"active": 1}), Ready("pipelined", ""), Failing("no model"),
+            Condemn(WORKER, 1, "hung"), Condemn(OTHER, 2, "hung"), Drained(), Serving(("ipc://x",)), Flushed(),
+        ]),
+        incarnation=st.integers(1, 3),
+    )  # fmt: skip
+    def a_process_speaks(self, role: str, message: Any, incarnation: int) -> None:
+        self.act(self.world.do(Heard(role, incarnation, message)))
+
+    @precondition(lambda self: not self.ended)
+    @rule(role=st.sampled_from(ROLES), code=st.sampled_from([0, 1, 3, -6, -9, -11]))
+    def a_process_dies(self, role: str, code: int) -> None:
+        if self.world.life.roster[role].state in LIVING:
+            self.act(self.world.do(Exited(role, code)))
+
+    @precondition(lambda self: not self.ended)
+    @rule(at_once=st.booleans())
+    def stop_is_asked(self, at_once: bool) -> None:
+        self.act(self.world.do(StopAsked(at_once)))
+
+    @rule()
+    def an_operator_looks(self) -> None:
+        self.world.life.snapshot()
+        self.world.life.roster.snapshot(self.world.now)
+        assert self.ended or self.world.life.next_due(self.world.now) > self.world.now - LIMITS.heartbeat_s - 70
+
+    @invariant()
+    def nobody_is_left_at_the_end(self) -> None:
+        self.world.life.check()
+
+    def teardown(self) -> None:
+        for _ in range(2):
+            if not self.ended:
+                self.act(self.world.do(StopAsked()))
+        for role in ROLES:
+            if not self.ended and self.world.life.roster[role].state in LIVING:
+                self.act(self.world.do(Exited(role, -9)))
+        if not self.ended:
+            self.act(self.world.do(Tick()))
+        assert self.ended
+
+
+TestAnyLife = AnyLife.TestCase

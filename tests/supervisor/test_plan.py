@@ -1,0 +1,182 @@
+"""Promises about what is decided before anything starts: rings that fit, one writer each, absent stages, languages."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from engine.boot import Boot, GatewayBoot, WorkerBoot
+from engine.config import Config, DeviceSection, NodeSection, StageSection
+from engine.devices import Device, HostMemory
+from engine.supervisor import plan
+from engine.supervisor.survey import Survey, survey
+from ipc.errors import ConfigError, DragomanError, MemoryTooSmall
+from ipc.ring import BLOCK
+from stages.base import ModelFacts
+
+GIB = 2**30
+CPU = Device("cpu", "", "cpu", 16 * GIB, "host", "CPU")
+GPUS = [Device(f"cuda:{n}", f"GPU-{n}", "cuda", 24 * GIB, "nvml", "GPU") for n in range(2)]
+MEMORY = HostMemory(16 * GIB, 8 * GIB)
+LISTEN = StageSection(kind="simulated", options={"accepts": "audio"})
+THINK = StageSection(kind="simulated", options={"translates": True})
+SPEAK = StageSection(kind="simulated", options={"emits": "audio", "output_bytes": 300_000})
+FULL = {"listen": LISTEN, "think": THINK, "speak": SPEAK}
+
+
+def config(stages: dict[str, StageSection] | None = None, **sections: object) -> Config:
+    stages = stages or FULL
+    return Config(stages=stages, pipelines={"full": tuple(stages)}, **sections)  # type: ignore[arg-type]
+
+
+def make(made: Config, devices: list[Device] | None = None, memory: HostMemory = MEMORY, cores: int = 8) -> plan.Plan:
+    return plan.make(made, devices or [CPU], memory, cores, survey(made), "ipc:///tmp/x/client")
+
+
+def test_without_a_gpu_every_stage_is_on_the_cpu_and_the_node_says_so() -> None:
+    made = make(config())
+    assert list(made.workers) == ["listen@cpu/0", "think@cpu/0", "speak@cpu/0"]
+    assert "no GPU: every stage on the CPU" in made.scheduler.mode_reason
+    assert set(made.uuids.values()) == {""}
+
+
+def test_with_gpus_every_stage_is_on_each_of_them_and_sees_one() -> None:
+    made = make(config(), [*GPUS, CPU])
+    assert made.uuids["think@cuda:1/0"] == "GPU-1" and "think@cpu/0" not in made.workers
+    assert made.workers["think@cuda:1/0"].library_device == "cuda"
+    assert "no GPU" not in made.scheduler.mode_reason
+
+
+def test_devices_are_chosen_by_name_or_uuid_and_a_wrong_one_is_named() -> None:
+    stages = {"a": StageSection(kind="simulated", devices=("GPU-1", "cpu"), instances=2)}
+    assert list(make(config(stages), [*GPUS, CPU]).workers) == ["a@cuda:1/0", "a@cuda:1/1", "a@cpu/0", "a@cpu/1"]
+    with pytest.raises(ConfigError, match=r"stages\.a\.devices names 'cuda:7'.*cuda:0, cuda:1"):
+        make(config({"a": StageSection(kind="simulated", devices=("cuda:7",))}), GPUS)
+
+
+def test_cores_are_divided_among_the_workers_unless_said() -> None:
+    stages = {**FULL, "speak": msgspec.structs.replace(SPEAK, threads=5)}
+    threads = {role: body.threads for role, body in make(config(stages), cores=8).workers.items()}
+    assert threads == {"listen@cpu/0": 2, "think@cpu/0": 2, "speak@cpu/0": 5}
+    assert make(config(), cores=1).workers["think@cpu/0"].threads == 1
+
+
+def test_the_ring_budget_is_halved_between_the_gateway_and_the_workers_that_emit_arrays() -> None:
+    two = {**FULL, "speak": msgspec.structs.replace(SPEAK, instances=2)}
+    made = make(config(two, node=NodeSection(ring_budget_bytes=64 * 2**20)))
+    assert made.rings == {"gateway": 512, "speak@cpu/0": 256, "speak@cpu/1": 256}
+    assert {w.role: w.ring_blocks for s in made.scheduler.stages for w in s.workers}["speak@cpu/1"] == 256
+
+
+def test_the_default_budget_is_the_lesser_of_256_mib_and_a_twentieth_of_the_memory() -> None:
+    assert plan.default_budget(64 * GIB) == 256 * 2**20
+    assert plan.default_budget(GIB) == GIB // 20
+
+
+def test_one_writer_a_ring_and_only_those_read_it_whose_input_lies_there() -> None:
+    made = make(config({**FULL, "again": LISTEN}))
+    descriptors = {name: (10 + n, 20 + n) for n, name in enumerate(made.rings)}
+    boots = {role: boot_of(made, role, descriptors) for role in made.roles}
+    grants = {role: {g.name: g.writable for g in boot.rings} for role, boot in boots.items()}
+    assert grants == {
+        "arbiter": {},
+        "scheduler": {},
+        "gateway": {"gateway": True, "speak@cpu/0": False},
+        "listen@cpu/0": {"gateway": False},
+        "think@cpu/0": {},
+        "speak@cpu/0": {"speak@cpu/0": True},
+        "again@cpu/0": {"gateway": False, "speak@cpu/0": False},
+    }
+    writable = [g.fd for boot in boots.values() for g in boot.rings if g.writable]
+    assert all(fd < 20 for fd in writable) and len(writable) == len(set(writable)) == len(made.rings)
+
+
+def boot_of(made: plan.Plan, role: str, descriptors: dict[str, tuple[int, int]]) -> Boot:
+    boot = made.boot(role, 1, node="n", parent_pid=1, death_fd=3, endpoints={}, descriptors=descriptors, hooks={})
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(boot), type=Boot)
+
+
+def test_a_boot_record_survives_its_journey() -> None:
+    made = make(config())
+    boot = boot_of(made, "speak@cpu/0", {name: (1, 2) for name in made.rings})
+    assert isinstance(boot.body, WorkerBoot) and boot.body.options["output_bytes"] == 300_000
+    gateway = boot_of(made, "gateway", {name: (1, 2) for name in made.rings})
+    assert isinstance(gateway.body, GatewayBoot) and gateway.body.endpoints == ("ipc:///tmp/x/client",)
+
+
+@pytest.mark.parametrize(
+    ("sections", "knob"),
+    [
+        ({"node": NodeSection(ring_budget_bytes=2**20)}, "node.ring_budget_bytes"),
+        ({"rings": {"gateway": BLOCK}}, "rings.gateway"),
+        ({"rings": {"speak": BLOCK}}, "rings.speak"),
+    ],
+)
+def test_a_ring_that_cannot_hold_its_longest_array_is_refused_naming_the_knob(sections: dict, knob: str) -> None:
+    with pytest.raises(MemoryTooSmall, match=knob) as caught:
+        make(config(**sections))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ring_may_be_set_to_two_slots() -> None:
+    small = config(node=NodeSection(max_utterance_s=1.0), rings={"gateway": 2 * BLOCK, "speak": 10 * BLOCK})
+    assert make(small).rings == {"gateway": 2, "speak@cpu/0": 10}
+
+
+def test_rings_larger_than_what_is_free_are_refused() -> None:
+    with pytest.raises(MemoryTooSmall, match="are available"):
+        make(config(node=NodeSection(ring_budget_bytes=GIB)), memory=HostMemory(16 * GIB, GIB // 2))
+
+
+def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
+    made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 5, "GPU-1": 6})), [*GPUS, CPU])
+    assert [d.ceiling_bytes for d in made.arbiter.devices] == [5, 6, 0]
+
+
+def test_a_stage_that_is_not_installed_is_absent_if_the_node_can_do_without() -> None:
+    stages = {"asr": LISTEN, "repair": StageSection(model="x.gguf")}
+    made = config(stages)
+    found = survey(made, installed=lambda module: module != "llama_cpp")
+    planned = plan.make(made, [CPU], MEMORY, 2, found, "ipc://x")
+    repair = planned.scheduler.stages[1]
+    assert repair.absent == "not installed: llama_cpp" and repair.workers == ()
+
+
+def test_a_stage_that_is_needed_and_not_installed_ends_the_start_with_the_command_that_mends_it() -> None:
+    made = config({"tts": StageSection(model="x.onnx")})
+    with pytest.raises(DragomanError, match="stage tts cannot run: not installed: .*; pip install"):
+        survey(made, installed=lambda module: False)
+
+
+def test_a_wrong_kind_or_option_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.a: no stage of kind 'asrr'"):
+        survey(config({"a": StageSection(kind="asrr")}))
+    with pytest.raises(ConfigError, match=r"stages\.a: .*snooze"):
+        survey(config({"a": StageSection(kind="simulated", options={"snooze": 1})}))
+
+
+def spoken(listen: str | None, think: str | None, speak: str | None, *only: str) -> tuple:
+    made = config(languages=only)
+    surveys: dict[str, Survey] = survey(made)
+    for name, codes in (("listen", listen), ("think", think), ("speak", speak)):
+        known = frozenset(codes.split()) if codes is not None else None
+        surveys[name] = replace(surveys[name], facts=ModelFacts(languages=known))
+    return plan.languages(made, "full", surveys)
+
+
+def test_a_pipeline_takes_the_languages_that_all_its_models_know() -> None:
+    assert spoken("en de fr", "en de fr es", "de es") == (("de", "en", "fr"), ("de", "es"))
+    assert spoken(None, "en de", None) == (("de", "en"), ("de", "en"))
+    assert spoken(None, None, None) == ((), ())
+    assert spoken("en de fr", "en de fr", None, "en", "fr") == (("en", "fr"), ("en", "fr"))
+    with pytest.raises(ConfigError, match="pipeline full: no language"):
+        spoken("en", "de fr", None)
+
+
+def test_a_worker_s_process_is_told_its_threads() -> None:
+    made = make(config(), cores=os.cpu_count() or 1)
+    assert made.threads("think@cpu/0") == made.workers["think@cpu/0"].threads
+    assert made.threads("gateway") == 1
