@@ -33,10 +33,13 @@ GOALS = {
 }
 
 
-class Line(Protocol):
-    """Something that takes utterances in and gives results back in order."""
+Groups = dict[str, list[int]]  # what a process is part of -> process ids
 
-    pids: list[int]
+
+class Line(Protocol):
+    """Something that takes utterances in and gives results back in order. ``groups``: whose CPU counts, and as what."""
+
+    groups: Groups
 
     def push(self, number: int) -> None: ...
 
@@ -51,7 +54,7 @@ class ChainLine:
     """The peer's end."""
 
     def __init__(self, chain: Chain, payloads: Sequence[np.ndarray]) -> None:
-        self.pids = [*chain.pids, os.getpid()]
+        self.groups: Groups = {"stages": chain.pids, "client": [os.getpid()]}
         self._chain = chain
         self._payloads = payloads
         self._outstanding = 0
@@ -72,8 +75,8 @@ class ChainLine:
 class NodeLine:
     """The node's end: the public client. Notes order and states as it goes."""
 
-    def __init__(self, session: Any, pids: list[int], payloads: Sequence[np.ndarray]) -> None:
-        self.pids = pids
+    def __init__(self, session: Any, groups: Groups, payloads: Sequence[np.ndarray]) -> None:
+        self.groups = groups
         self.indices: list[int] = []
         self.not_ok = 0
         self._session = session
@@ -101,8 +104,12 @@ class Figures:
 
     p50_s: float
     p99_s: float
-    cpu_s: float  # per utterance, one in flight
+    cpu_by: dict[str, float]  # seconds per utterance with one in flight, by group
     rate: float  # utterances a second, saturated
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(self.cpu_by.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,12 +144,24 @@ def open_node(stack: ExitStack, endpoint: str | None, payloads: Sequence[np.ndar
     from engine.client import Client
     from engine.node import Node
 
+    groups: Groups = {}
     if endpoint:
-        client, pids = stack.enter_context(Client(endpoint, dtype="f32le")), []
+        client = stack.enter_context(Client(endpoint, dtype="f32le"))
     else:
         node = stack.enter_context(Node(workloads.passing()))
-        client, pids = stack.enter_context(node.client(dtype="f32le")), [*tree(node.pid), os.getpid()]
-    return NodeLine(stack.enter_context(client.session()), pids, payloads)
+        client = stack.enter_context(node.client(dtype="f32le"))
+        groups = {**parts(node.stats()["processes"], node.pid), "client": [os.getpid()]}
+    return NodeLine(stack.enter_context(client.session()), groups, payloads)
+
+
+def parts(processes: Sequence[dict[str, Any]], supervisor: int) -> Groups:
+    """The node's processes in the groups that the report shows; nothing under the supervisor is left out."""
+    named = {process["pid"]: process["role"] for process in processes}
+    groups: Groups = {"gateway": [], "scheduler": [], "workers": [], "others": []}
+    for pid in tree(supervisor):
+        role = named.get(pid, "")
+        groups["workers" if "@" in role else role if role in groups else "others"].append(pid)
+    return groups
 
 
 def run(args: argparse.Namespace, chain: Line, node: Line) -> tuple[list[tuple[Figures, Figures]], int]:
@@ -169,17 +188,22 @@ def check(one: Line, payloads: Sequence[np.ndarray]) -> int:
     return wrong
 
 
-def one_in_flight(one: Line, count: int) -> tuple[float, float, float]:
-    """Median and 99th percentile of the latency, and CPU per utterance, in seconds."""
+def one_in_flight(one: Line, count: int) -> tuple[float, float, dict[str, float]]:
+    """Median and 99th percentile of the latency, and CPU per utterance by group, in seconds."""
     latencies = []
-    used = total_cpu_s(one.pids)
+    before = cpu_by(one.groups)
     for number in range(count):
         begun = time.perf_counter()
         one.push(number)
         one.pull()
         latencies.append(time.perf_counter() - begun)
-    used = total_cpu_s(one.pids) - used
-    return median(latencies), float(np.percentile(latencies, 99)), used / count
+    used = {name: (cpu - before[name]) / count for name, cpu in cpu_by(one.groups).items()}
+    return median(latencies), float(np.percentile(latencies, 99)), used
+
+
+def cpu_by(groups: Groups) -> dict[str, float]:
+    """CPU seconds so far of each group."""
+    return {name: total_cpu_s(pids) for name, pids in groups.items()}
 
 
 def saturated(one: Line, count: int) -> float:
@@ -206,7 +230,6 @@ def summary(rounds: Sequence[tuple[Figures, Figures]], known_cpu: bool) -> Repor
     add("rate_over_zmq_320k", lambda chain, node: node.rate / chain.rate)
     if known_cpu:
         add("cpu_over_zmq_320k", lambda chain, node: node.cpu_s / chain.cpu_s)
-        add("node_cpu_320k", lambda _, node: node.cpu_s * 1e6, "µs/utt")
     add("node_p50_320k", lambda _, node: node.p50_s * 1e3, "ms")
     add("node_p99_320k", lambda _, node: node.p99_s * 1e3, "ms")
     add("node_rate_320k", lambda _, node: node.rate, "1/s")
@@ -214,6 +237,10 @@ def summary(rounds: Sequence[tuple[Figures, Figures]], known_cpu: bool) -> Repor
     add("zmq_p99_320k", lambda chain, _: chain.p99_s * 1e3, "ms")
     add("zmq_rate_320k", lambda chain, _: chain.rate, "1/s")
     add("zmq_cpu_320k", lambda chain, _: chain.cpu_s * 1e6, "µs/utt")
+    if known_cpu:
+        add("node_cpu_320k", lambda _, node: node.cpu_s * 1e6, "µs/utt")
+        for name in rounds[0][1].cpu_by:
+            add(f"node_cpu_{name}_320k", lambda _, node, name=name: node.cpu_by[name] * 1e6, "µs/utt")  # type: ignore[misc]
     return report
 
 

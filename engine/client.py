@@ -187,6 +187,7 @@ class Client:
             core = session.core
             if core.state is State.OPEN and core.unended:
                 self._send_ready(core, now)
+                core.failure = core.failure or core.stuck()
                 wake = min(wake, core.hold_until) if core.hold_until > now else wake
             if core.closing and (closing := core.close_message()):
                 self._acks()
@@ -198,7 +199,7 @@ class Client:
     def _send_ready(self, core: SessionCore, now: float) -> None:
         while (utterance := core.sendable(now)) is not None:
             self._acks()
-            self._wire().flush(core.submit_message(utterance), utterance.data)
+            self._wire().flush(core.message(utterance), utterance.data)
 
     def _ping(self) -> None:
         """Ask for a sign of life, and name the sessions: who lost one of them says so."""

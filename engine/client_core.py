@@ -24,7 +24,6 @@ from engine.outcome import Outcome, Rejected, SessionClosed, from_wire
 from ipc.errors import DragomanError, IllegalMove
 
 ASK_AGAIN_S = 2.0  # a question still unanswered while the node answers later ones was lost with a connection
-HOPELESS = frozenset({"too_late", "index_conflict", "bad_index"})  # rejected: that index cannot even be skipped
 WISHED = frozenset({"drained", "aborted"})  # ends of a session its client asked for
 
 
@@ -94,27 +93,25 @@ class SessionCore:
             if self.next_index == utterance.index + 1:
                 self.next_index = utterance.index
 
-    def skip(self, index: int) -> list[Message]:
-        """This index will not be submitted (again)."""
-        if self.has_ended(index):
-            return []
-        utterance = self.unended.get(index) or Utterance(index)
-        if utterance.place in (Place.REFUSED, Place.SKIPPED):
-            return []
-        if utterance.place is Place.ACCEPTED:
-            return self.cancel(index)
-        self.unended[index] = utterance
-        self.next_index = max(self.next_index, index + 1)
-        return self._skip(utterance, Place.SKIPPED)
+    def skip(self, index: int) -> Utterance | None:
+        """This index will not be submitted (again); None when it has ended, or is accepted and so cannot be skipped."""
+        utterance = self.unended.get(index)
+        if self.has_ended(index) or (utterance and utterance.place is not Place.QUEUED):
+            return None
+        utterance = utterance or Utterance(index)
+        utterance.give_up()
+        self.submit(utterance)
+        return utterance
 
     def cancel(self, index: int) -> list[Message]:
         """End this utterance as skipped(cancelled) if it has not ended yet."""
         utterance = self.unended.get(index)
-        if utterance is None or utterance.place in (Place.REFUSED, Place.SKIPPED):
+        if utterance is None or utterance.skip:
             return []
         utterance.cancelled = True
         if utterance.place is Place.QUEUED:
-            return self._skip(utterance, Place.SKIPPED)
+            utterance.give_up()
+            return []
         if self.state is not State.OPEN:
             return []  # said with the rest after Opened
         return [{"type": "Cancel", "session": self.id, "index": index}]
@@ -145,30 +142,36 @@ class SessionCore:
         waits = self.state in (State.OPENING, State.RESUMING)
         return self.resume(now) if waits and now - self.asked_at > ASK_AGAIN_S else []
 
-    def may_name(self, index: int) -> bool:
-        """Whether the node takes this index now, or nothing under way could make it."""
-        under_way = any(u.place is not Place.QUEUED and u.index < index for u in self.unended.values())
-        return self.state is State.OPEN and (index <= self.through + self.window or not under_way)
-
     def sendable(self, now: float) -> Utterance | None:
-        """The utterance that may go on the wire now, if any: lowest index first, within window and share."""
-        if self.state is not State.OPEN or self._probe is not None or now < self.hold_until:
+        """What may go on the wire now, if anything: skips at once, else the lowest index, within window and share."""
+        if self.state is not State.OPEN:
             return None
-        queued = [index for index, u in self.unended.items() if u.place is Place.QUEUED]
-        if not queued:
+        queued = [u for u in self.unended.values() if u.place is Place.QUEUED and u.index <= self.through + self.window]
+        if skips := [u for u in queued if u.skip]:
+            return min(skips, key=_index)
+        if not queued or self._probe is not None or now < self.hold_until:
             return None
-        index = min(queued)
-        wire = [i for i, u in self.unended.items() if u.place in ON_THE_WIRE]
-        room = len(wire) < self.share and index <= self.through + self.window
-        fills_a_hole = bool(wire) and index < max(wire)
-        return self.unended[index] if room or fills_a_hole or not wire else None
+        first = min(queued, key=_index)
+        wire = [u.index for u in self.unended.values() if u.place in ON_THE_WIRE]
+        fills_a_hole = bool(wire) and first.index < max(wire)
+        return first if len(wire) < self.share or fills_a_hole else None
 
-    def submit_message(self, utterance: Utterance) -> Message:
-        """The ``Submit`` of an utterance, which counts as sent from now on."""
+    def message(self, utterance: Utterance) -> Message:
+        """The ``Submit`` or ``Skip`` of an utterance, which counts as said from now on."""
+        if utterance.skip:
+            utterance.put(Place.SKIPPED)
+            return {"type": "Skip", "session": self.id, "index": utterance.index}
         utterance.put(Place.SENT)
         if self.hold_reason:
             self._probe = utterance.index
         return {"type": "Submit", "session": self.id, "index": utterance.index, **utterance.fields}
+
+    def stuck(self) -> Rejected | None:
+        """Why nothing will ever move: everything unended lies beyond the window, and nothing is under way below it."""
+        top = self.through + self.window
+        if self.state is not State.OPEN or not self.unended or min(self.unended) <= top:
+            return None
+        return Rejected("bad_index", f"index {min(self.unended)} is not between {self.through + 1} and {top}")
 
     def ack(self) -> Message | None:
         """The acknowledgement the node has not had yet."""
@@ -213,9 +216,9 @@ class SessionCore:
             case "Share":
                 self.share = max(1, message["n"])
             case "Busy":
-                return self._busy(message, now)
+                self._busy(message, now)
             case "Rejected":
-                return self._rejected(message)
+                self._rejected(message)
             case "Opened":
                 return self._opened(message)
             case "UnknownSession":
@@ -238,15 +241,13 @@ class SessionCore:
         """After Opened: what the node has accepted waits for its end, the rest is queued again."""
         said: list[Message] = []
         for utterance in [self.unended[index] for index in sorted(self.unended)]:
-            known = utterance.index < next_index
-            if utterance.place in (Place.REFUSED, Place.SKIPPED):
-                said.append({"type": "Skip", "session": self.id, "index": utterance.index})
-            elif utterance.cancelled:
-                said += self.cancel(utterance.index) if known else self._skip(utterance, Place.SKIPPED)
-            elif known:
-                utterance.put(Place.ACCEPTED)
-            else:
+            if utterance.skip or utterance.index >= next_index:
                 utterance.put(Place.QUEUED)
+                if utterance.cancelled:
+                    utterance.give_up()
+            else:
+                utterance.put(Place.ACCEPTED)
+                said += self.cancel(utterance.index) if utterance.cancelled else []
         return said
 
     def _unknown(self, name: str, now: float) -> list[Message]:
@@ -261,7 +262,7 @@ class SessionCore:
         if (utterance := self.unended.get(index)) and utterance.place is Place.SENT:
             utterance.put(Place.ACCEPTED)
 
-    def _busy(self, message: Mapping[str, Any], now: float) -> list[Message]:
+    def _busy(self, message: Mapping[str, Any], now: float) -> None:
         """Everything from ``resend_from`` on comes back, each by its own Busy; after the wait it goes first, alone."""
         index, resend_from = message["index"], message["resend_from"]
         if self._probe == index:
@@ -270,31 +271,30 @@ class SessionCore:
         self.hold_reason = message["reason"] if index == resend_from else self.hold_reason or message["reason"]
         utterance = self.unended.get(index)
         if utterance is not None and utterance.place is Place.SENT:
-            if utterance.cancelled:
-                return self._skip(utterance, Place.SKIPPED)
             utterance.put(Place.QUEUED)
+            if utterance.cancelled:
+                utterance.give_up()
         if resend_from not in self.unended and not self.has_ended(resend_from):
-            return [{"type": "Skip", "session": self.id, "index": resend_from}]
-        return []
+            self.submit(Utterance(resend_from, skip=True))  # nobody here has it to send again
 
-    def _rejected(self, message: Mapping[str, Any]) -> list[Message]:
+    def _rejected(self, message: Mapping[str, Any]) -> None:
         code, text, index = message["code"], message["text"], message.get("index")
         if self.state is State.OPENING or index is None or (self.state is State.RESUMING and index == self.through):
             self.failure = Rejected(code, text, tuple(message.get("accepted", ())))
             if self.state is not State.OPEN:
                 self._move(State.CLOSED)
-            return []
+            return
         self._answered(index)
         utterance = self.unended.get(index)
-        if utterance is None:
-            return []
-        if code in HOPELESS:
+        if utterance is None or (utterance.skip and code != "bad_index"):
+            return  # a Skip that follows has its own answer
+        utterance.refusal = utterance.refusal or (code, text)
+        if code == "bad_index":
             self._end(Outcome(self.id, index, "rejected", code, text, tag=self.tag))
-            return []
-        if utterance.place in (Place.REFUSED, Place.SKIPPED):
-            return []  # its Skip is under way
-        utterance.refusal = (code, text)
-        return self._skip(utterance, Place.REFUSED)
+        elif code in ("index_conflict", "too_late"):  # it has an end there already, which will come
+            utterance.refusal = (code, text) if code == "index_conflict" else None
+        else:
+            utterance.give_up()
 
     def _outcome(self, message: Mapping[str, Any], payload: Any) -> None:
         if not self.has_ended(message["index"]):  # else: sent again after a resume, and in our hands already
@@ -327,13 +327,6 @@ class SessionCore:
         if self._probe == index:
             self._probe, self.hold_reason = None, ""
 
-    def _skip(self, utterance: Utterance, place: Place) -> list[Message]:
-        utterance.put(place)
-        utterance.data = None
-        if self.state is not State.OPEN:
-            return []
-        return [{"type": "Skip", "session": self.id, "index": utterance.index}]
-
     def _move(self, state: State) -> None:
         if state not in MOVES[self.state]:
             raise IllegalMove(f"session {self.tag}: {self.state.name} -> {state.name}")
@@ -353,3 +346,7 @@ CLOSED_TEXTS = {
     "slow_consumer": ("too much was left unread", "read outcomes() while submitting"),
     "shutting_down": ("the node is stopping", "submit what has no outcome again when it is back"),
 }
+
+
+def _index(utterance: Utterance) -> int:
+    return utterance.index

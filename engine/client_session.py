@@ -78,6 +78,11 @@ class Session:
         utterance = self._utterance(samples_or_text, sample_rate, index, budget_s, skip)
         self._client.make_room()
         self.core.submit(utterance)
+        self._send(utterance)
+        return utterance.index
+
+    def _send(self, utterance: Utterance) -> None:
+        """Turn until it is on the wire, or take it back and say why it never will be."""
         try:
             self._client.run(lambda: utterance.place is not Place.QUEUED or self._hopeless())
         except BaseException:
@@ -87,7 +92,6 @@ class Session:
             self.core.withdraw(utterance)
             self.raise_failure()
             raise Busy("shutting_down", "the node is stopping and takes nothing new", "submit again when it is back")
-        return utterance.index
 
     def outcomes(self, timeout_s: float | None = None) -> Iterator[Outcome]:
         """Outcomes in the order received, which is index order; ends when everything submitted has its outcome.
@@ -102,14 +106,14 @@ class Session:
         """This index will never be submitted: it ends as skipped(gap) and holds up nothing."""
         if isinstance(problem := self.core.may_submit(index), Rejected) and problem.code == "bad_index":
             raise problem
-        core = self.core
-        self._client.run(lambda: core.may_name(index) or core.failure is not None or core.state is State.CLOSED)
         self.raise_failure()
-        self._say(core.skip(index))
+        if (utterance := self.core.skip(index)) is not None:
+            self._send(utterance)
 
     def cancel(self, index: int) -> None:
         """End this utterance as skipped(cancelled), whatever its state; nothing happens if it has ended."""
-        self._say(self.core.cancel(index))
+        self._client.post(self.core.cancel(index))
+        self._client.pump()
 
     def close(self, mode: str = "drain") -> None:
         """Close when all outcomes are there (drain), or cancel what has none (abort). Does not wait; read on."""
@@ -125,10 +129,6 @@ class Session:
             if self.core.state is not State.CLOSED:
                 self.core.failure = None
             raise failure
-
-    def _say(self, messages: list[Message]) -> None:
-        self._client.post(messages)
-        self._client.pump()
 
     def _hopeless(self) -> bool:
         core = self.core

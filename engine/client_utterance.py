@@ -2,10 +2,10 @@
 
 ::
 
-    queued --> sent --> accepted        Busy and a node that forgot bring it back to queued
-      |          |          |
-      +----------+----------+--> skipped (the user's wish)
-                 +----------+--> refused (the node rejected it; a Skip keeps its index from becoming a gap)
+    queued --> sent --> accepted        Busy, and a node that forgot, bring it back to queued
+       |         |         |
+       +---------+---------+--> skipped     its Skip is under way: the user's wish, or the node rejected it and the Skip
+                                            keeps its index from becoming a gap
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ class Place(Enum):
     QUEUED = auto()
     SENT = auto()
     ACCEPTED = auto()
-    REFUSED = auto()
     SKIPPED = auto()
 
 
 PLACES = {
-    Place.QUEUED: {Place.SENT, Place.SKIPPED, Place.ACCEPTED},
-    Place.SENT: {Place.QUEUED, Place.ACCEPTED, Place.REFUSED, Place.SKIPPED},
-    Place.ACCEPTED: {Place.QUEUED, Place.SKIPPED, Place.REFUSED},
-    Place.REFUSED: set(),
-    Place.SKIPPED: set(),
+    Place.QUEUED: {Place.SENT, Place.ACCEPTED, Place.SKIPPED},
+    Place.SENT: {Place.QUEUED, Place.ACCEPTED},
+    Place.ACCEPTED: {Place.QUEUED},
+    Place.SKIPPED: {Place.QUEUED},
 }
 ON_THE_WIRE = (Place.SENT, Place.ACCEPTED)
 
 
 @dataclass
 class Utterance:
-    """``fields``: its ``Submit`` without the session; ``data``: its samples as they go on the wire."""
+    """``fields``: its ``Submit`` without the session; ``data``: its samples as they go on the wire.
+
+    ``skip``: a ``Skip`` goes out in place of the ``Submit``. ``refusal``: code and text it was rejected with.
+    """
 
     index: int
     fields: Message = field(default_factory=dict)
     data: bytes | None = None
     place: Place = Place.QUEUED
+    skip: bool = False
     cancelled: bool = False
-    refusal: tuple[str, str] | None = None  # code and text it was rejected with
+    refusal: tuple[str, str] | None = None
 
     def put(self, place: Place) -> None:
         """Change the place. Raises IllegalMove, and changes nothing, when the table has no such move."""
@@ -55,11 +57,16 @@ class Utterance:
             raise IllegalMove(f"utterance {self.index}: {self.place.name} -> {place.name}")
         self.place = place
 
+    def give_up(self) -> None:
+        """Skip its index as soon as the node takes that."""
+        self.skip, self.data = True, None
+        self.put(Place.QUEUED)
+
     def shown(self, outcome: Outcome) -> Outcome:
         """Its end as the user sees it: a skip that only kept the index from being a gap is shown as what it was."""
-        if outcome.outcome != "skipped" or not (self.refusal or self.cancelled):
-            return outcome
-        if self.cancelled and not self.refusal:
+        if self.refusal:
+            code, text = self.refusal
+            return replace(outcome, outcome="rejected", code=code, error=text)
+        if self.cancelled and outcome.outcome == "skipped":
             return replace(outcome, code="cancelled")
-        code, text = self.refusal or ("", "")
-        return replace(outcome, outcome="rejected", code=code, error=text)
+        return outcome

@@ -19,7 +19,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class NodeSection(_Section, frozen=True):
     """[node]: the node as a whole."""
 
-    mode: str = "pipelined"  # pipelined | serial
+    mode: str = "pipelined"  # stages work at the same time on different utterances, or on one at a time (serial)
     endpoints: tuple[str, ...] = ()  # where clients connect; empty: one ipc:// socket in the node's own folder
     max_utterance_s: float = 120.0  # longest audio of one utterance, up to 600
     max_text_chars: int = 4000  # longest text of one utterance
@@ -31,7 +31,7 @@ class NodeSection(_Section, frozen=True):
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
     max_retries: int = 3  # reported failures after which an utterance ends as error(failed)
-    log_level: str = "info"  # debug | info | warning | error
+    log_level: str = "info"  # least important lines that are written
 
 
 class DeadlinesSection(_Section, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+import stages
 from engine import config
 from engine.config import Config, StageSection
 from engine.config_env import variable
@@ -36,20 +38,11 @@ SAMPLE_HEAD = """\
 SAMPLE_STAGES = """\
 # [stages.NAME]: one stage each. A model is a path (from this file's folder) or a name its library knows.
 # `run_node.py models synthesize KIND --out DIR` makes small ones without a download.
+"""
 
-[stages.asr]
-model = "models/asr"  # a faster-whisper folder
+SAMPLE_MODELS = {"repair": "models/repair.gguf"}  # the others are folders
 
-[stages.repair]
-model = "models/repair.gguf"
-required = false  # without llama-cpp-python or the file, utterances go on unrepaired
-
-[stages.nmt]
-model = "models/nmt"  # a CTranslate2 M2M100 folder with its SentencePiece model
-
-[stages.tts]
-model = "models/tts"  # a Piper voice (.onnx), or a folder of them
-
+SAMPLE_STAGE_FIELDS = """\
 # Every field of a stage, with its default:
 """
 
@@ -64,6 +57,7 @@ speak = ["tts"]
 ENV_HEAD = """\
 # Environment of a Dragoman node: any field of node.toml as DRAGOMAN_<SECTION>_<FIELD>. The environment goes before
 # this file (--env-file), and this file before node.toml. Lists: a,b. Tables: name=value,name=value.
+# Each variable stands below its meaning, with its default; remove the # before it to set it.
 """
 
 REFERENCE_HEAD = """\
@@ -147,12 +141,32 @@ def render_sample() -> str:
     for name, meaning, fields in sections():
         lines = [_sample_line(row) for row in fields]
         if name == "stages.NAME":
-            parts += [SAMPLE_STAGES.rstrip("\n"), *lines, ""]
+            parts += [SAMPLE_STAGES, *_sample_stages(), SAMPLE_STAGE_FIELDS.rstrip("\n"), *lines, ""]
         else:
             parts += [f"[{name}]  # {meaning}", *lines, ""]
     parts += [SAMPLE_PIPELINES]
     parts += [f"[rings]  # {_comments(Config)['rings']}", "# gateway = 134217728", ""]
     return _with_top(parts)
+
+
+def _sample_stages() -> Iterator[str]:
+    """A table for each kind of stage that runs a model."""
+    for kind in _model_kinds():
+        yield f"# {_first_line(kind)}"
+        yield f"[stages.{kind}]"
+        yield f'model = "{SAMPLE_MODELS.get(kind, f"models/{kind}")}"'
+        if stages.find(kind).declaration.optional:
+            yield "required = false  # without its library or model, utterances skip it"
+        yield ""
+
+
+def _model_kinds() -> list[str]:
+    return [kind for kind in stages.KINDS if kind != "simulated"]
+
+
+def _first_line(kind: str) -> str:
+    """What the stage's own file says it is."""
+    return (sys.modules[stages.find(kind).__module__].__doc__ or "").partition("\n")[0]
 
 
 def _with_top(parts: list[str]) -> str:
@@ -170,12 +184,13 @@ def render_env_sample() -> str:
     """``.env.sample``: every variable, commented out, with its default."""
     lines = [ENV_HEAD]
     for name, meaning, fields in sections():
-        lines += [f"# [{name}] {meaning}"]
-        lines += [f"# {variable(f'{name}.{row.name}')}={_plain(row.default)}  # {row.meaning}" for row in fields]
+        lines += [f"# ---- [{name}] {meaning}"]
+        for row in fields:
+            lines += [f"# {row.meaning}", f"#{variable(f'{name}.{row.name}')}={_plain(row.default)}"]
         lines += [""]
-    lines += [f"# {variable('pipelines.full')}=asr,repair,nmt,tts  # a pipeline: its stages in order"]
-    lines += [f"# {variable('rings.gateway')}=134217728  # {_comments(Config)['rings']}"]
-    lines += [f"# {variable('languages')}=  # {_comments(Config)['languages']}"]
+    lines += ["# a pipeline: its stages in order", f"#{variable('pipelines.full')}=asr,repair,nmt,tts"]
+    lines += [f"# {_comments(Config)['rings']}", f"#{variable('rings.gateway')}=134217728"]
+    lines += [f"# {_comments(Config)['languages']}", f"#{variable('languages')}="]
     return "\n".join(lines) + "\n"
 
 
@@ -191,13 +206,30 @@ def render_reference() -> str:
     """``docs/configuration.md``."""
     lines = [REFERENCE_HEAD]
     for name, meaning, fields in sections():
-        lines += [f"## `[{name}]`", "", f"{meaning[:1].upper()}{meaning[1:]}", ""]
+        lines += [f"## `[{name}]`", "", f"{meaning[:1].upper()}{meaning[1:]}".replace("``", "`"), ""]
         lines += ["| field | type | default | values | meaning |", "|---|---|---|---|---|"]
         lines += [_reference_line(name, row) for row in fields]
         lines += [""]
+    lines += ["## Stage options", "", "The table `[stages.NAME.options]`, by kind of stage.", ""]
+    for kind in stages.KINDS:
+        lines += [f"### {kind}", "", *_stage_options(kind), ""]
     lines += ["## The rest", "", "| field | type | default | values | meaning |", "|---|---|---|---|---|"]
     lines += [_reference_line("", row) for row in rows(Config) if row.name in ("pipelines", "rings", "languages")]
     return "\n".join(lines) + "\n"
+
+
+def _stage_options(kind: str) -> list[str]:
+    """A stage's own words about its options, and their table where it types them."""
+    module = sys.modules[stages.find(kind).__module__]
+    options = getattr(module, "Options", None)
+    if options is None:
+        lines = [_first_line(kind), "", inspect.getdoc(stages.find(kind)) or ""]
+    else:
+        lines = [inspect.getdoc(module) or "", "", "| option | default | meaning |", "|---|---|---|"]
+        lines += [
+            f"| `{row.name}` | `{_toml(row.default)}` | {row.meaning.replace('|', '/')} |" for row in rows(options)
+        ]
+    return [line.replace("``", "`") for line in lines]
 
 
 def _reference_line(section: str, row: Row) -> str:

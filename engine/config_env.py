@@ -53,7 +53,7 @@ def apply(tree: dict[str, Any], variables: Mapping[str, str], origin: str) -> di
             path, type_ = found
             _put(tree, path, parse(text, type_))
         except Problem as problem:
-            raise ConfigError(f"{origin} {name}: {problem.text}") from problem
+            raise ConfigError(f"{origin} {name} {problem.text}") from problem
         sources[".".join(path)] = f"{origin} {name}"
     return sources
 
@@ -65,7 +65,7 @@ def _locate(rest: str, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] |
     if section not in sections:
         close = difflib.get_close_matches(section, sections, n=1, cutoff=0.75)
         if close:
-            raise Problem(rest, f"there is no section {section}; did you mean {PREFIX}{close[0]}_...?")
+            raise Problem(rest, f"names no section of the configuration; did you mean {PREFIX}{close[0]}_...?")
         return None
     if section == "STAGES":
         return _locate_stage(field, tree)
@@ -97,7 +97,7 @@ def _field(name: str, struct: Any) -> tuple[str]:
 def _type(name: str, struct: Any) -> Any:
     known = {field.name.upper(): field.type for field in msgspec.structs.fields(struct)} if _is_struct(struct) else {}
     if name not in known:
-        raise Problem(name, f"there is no such field; {nearest(name, known)}there are {', '.join(known) or 'none'}")
+        raise Problem(name, f"names no field; {nearest(name, known)}there are {', '.join(known) or 'none'}")
     return known[name]
 
 
@@ -185,7 +185,7 @@ def read_file(path: Path) -> dict[str, str]:
 def _unquoted(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1]
-    return value.partition(" #")[0].rstrip()
+    return "" if value.startswith("#") else value.partition(" #")[0].rstrip()
 
 
 def _why(error: Exception) -> str:

@@ -126,7 +126,7 @@ def rule_for(field: str) -> Rule | None:
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str:
-    """"did you mean ...? " or nothing."""
+    """The question "did you mean ...?" with a blank after it, or nothing."""
     close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
     return f"did you mean {close[0]}? " if close else ""
 
@@ -165,7 +165,7 @@ def check_together(config: Config) -> None:
 def check_complete(config: Config) -> None:
     """That there is something to run. Raises Problem."""
     if not config.stages:
-        raise Problem("stages", "is empty; name at least one, for example [stages.asr] model = \"models/asr\"")
+        raise Problem("stages", 'is empty; name at least one, for example [stages.asr] model = "models/asr"')
     if not config.pipelines:
         example = ", ".join(f'"{name}"' for name in config.stages)
         raise Problem("pipelines", f"is empty; name at least one, for example full = [{example}]")
@@ -194,12 +194,24 @@ def _check_value(field: str, value: Any, type_: Any) -> None:
         typed = msgspec.convert(value, type_)
     except msgspec.ValidationError:
         raise Problem(field, f"is {value!r}; it must be {words(type_)}") from None
-    rule = rule_for(field)
-    values = typed.values() if isinstance(typed, dict) else typed if isinstance(typed, tuple) else (typed,)
-    for one in values if rule else ():
-        if rule and (complaint := rule.complaint(one)):
-            raise Problem(field, complaint)
+    _check_rule(field, typed)
     return None
+
+
+def _check_rule(field: str, value: Any) -> None:
+    """A field's rule, on each value of a list or a table."""
+    rule = rule_for(field)
+    if rule is None:
+        return
+    for name, one in _each(field, value):
+        if complaint := rule.complaint(one):
+            raise Problem(name, complaint)
+
+
+def _each(field: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f"{field}.{name}", one) for name, one in value.items()]
+    return [(field, one) for one in (value if isinstance(value, tuple) else (value,))]
 
 
 def _check_stage(name: str, section: StageSection) -> None:

@@ -4,7 +4,9 @@ The models are synthesized (``models.clockwork``) into the user's cache, once fo
 the folder's name carries a digest of the code that writes them. They are written beside it and moved into place, so
 two nodes starting at once cannot see half a model.
 
-These models are real files for the real libraries, but they know only a few words: see ``SAYING``.
+These models are real files for the real libraries, but they know only a few words: see ``SAYING``. Recognition takes
+about three times as long as the other three stages together (Whisper pads everything to 30 s), so where there are two
+cores there are two recognisers: with one, the other stages would mostly wait.
 """
 
 from __future__ import annotations
@@ -33,10 +35,19 @@ NEEDS = {"asr": "ctranslate2", "repair": "gguf", "nmt": "sentencepiece", "tts": 
 Synthesize = Callable[[str, Path], Path]
 
 
-def config(folder: Path | None = None, synthesize: Synthesize | None = None) -> Config:
-    """The embedded configuration, its models made if they are not there. Raises DragomanError."""
+def config(folder: Path | None = None, synthesize: Synthesize | None = None, cores: int = 0) -> Config:
+    """The embedded configuration, its models made if they are not there; ``cores`` 0: this machine's.
+
+    Raises DragomanError.
+    """
     models = ensure_models(folder or cache_folder(os.environ), synthesize or _synthesize)
-    stages = {name: StageSection(model=str(models[name]), required=name != "repair") for name in STAGES}
+    recognisers = min(2, cores or len(os.sched_getaffinity(0)))
+    stages = {
+        name: StageSection(
+            model=str(models[name]), required=name != "repair", instances=recognisers if name == "asr" else 1
+        )
+        for name in STAGES
+    }
     return Config(stages=stages, pipelines=dict(PIPELINES))
 
 

@@ -6,7 +6,7 @@ arbiter's measurements show by how much (``stats``: ``nbytes`` against ``measure
 ``estimate_bytes`` replaces them.
 
 A lease is standing, so the workspace is that of the largest batch the stage may run. It does not depend on the audio's
-length: Whisper-like models pad every window to 30 s, the others work on one sentence.
+length: recognisers pad every window to its full size, the other stages work on one sentence.
 """
 
 from __future__ import annotations

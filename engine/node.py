@@ -160,10 +160,17 @@ class Node:
         if self._process is None:
             return
         if drain and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._ask_to_drain()
             self._wait_or_kill(self._patience_s())
         self._cut()
         self._wait_or_kill(self._config.deadlines.stop_s + KILL_WAIT_S)
+
+    def _ask_to_drain(self) -> None:
+        """Asking twice does no harm, where a second signal would stop the node at once."""
+        try:
+            self.drain()
+        except DragomanError:  # it does not answer: perhaps it is just ending
+            self._running().send_signal(signal.SIGTERM)
 
     def _cut(self) -> None:
         """Close the pipe that ties the node to this program: the supervisor kills everything and leaves."""
@@ -206,16 +213,12 @@ def resolve(config: str | Path | Config | Mapping[str, Any] | None) -> Config:
     """A ``Config`` from whatever was given. Raises ConfigError."""
     if isinstance(config, Config):
         return config
-    if isinstance(config, Mapping):
-        try:
-            return msgspec.convert(dict(config), Config)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"configuration: {error}") from error
     from engine import config_file, embedded
 
-    if config is None and config_file.find() is None:
-        return embedded.config()
-    return config_file.load(Path(config) if config is not None else None, os.environ, None)
+    if isinstance(config, Mapping):
+        return config_file.from_dict(config)
+    path = Path(config) if config is not None else config_file.find()
+    return config_file.load(path) if path is not None else config_file.load(None, base=embedded.config())
 
 
 def _environment() -> dict[str, str]:

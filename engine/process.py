@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import os
 import platform
 import resource
@@ -38,6 +39,7 @@ from ipc.sockets import Dealer
 __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
 REPORT_INTERVAL_S = 1.0
+GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
 WORKER_OOM_SCORE = 300  # the kernel ends a worker before any other process of the node
 
@@ -66,6 +68,8 @@ class Lifeline:
         self.link = Dealer(boot.endpoints["supervisor"], boot.role, boot.incarnation, SupervisorSends)
         self.beat("started", now())
         self.flush()
+        gc.freeze()  # what is here now stays: collections need not walk it again
+        gc.set_threshold(GC_THRESHOLD)
 
     def beat(self, phase: str, now: float) -> None:
         """Post ``Alive(phase)``, at most every ``heartbeat_s``."""

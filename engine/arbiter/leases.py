@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Union
 
+from engine.arbiter import words
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.room import DeviceMemory, Limits, Reading
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
-GIB = 2**30
 PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass
 
 
@@ -137,7 +137,7 @@ class Leases:
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
-            return [self._deny(lease, _never_fits(lease, memory.limits), now)]
+            return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._leases[message.device].append(lease)
         return self._serve(message.device, now)
 
@@ -160,7 +160,7 @@ class Leases:
                 continue
             actions += self._wait(lease, obstacle, now)
             if lease.state is LeaseState.REQUESTED and self._holds_back(lease):
-                elder = elder or Obstacle("elder", f"waiting behind {_name(lease)}, which has waited longer")
+                elder = elder or Obstacle("elder", f"waiting behind {words.name(lease)}, which has waited longer")
         return actions
 
     def obstacle(self, lease: Lease, now: float) -> Obstacle | None:
@@ -168,7 +168,7 @@ class Leases:
         memory, leases = self._devices[lease.device], self._leases[lease.device]
         loading = [one for one in leases if one.state is LeaseState.GRANTED]
         if loading:
-            return Obstacle("turn", f"waiting for {_name(loading[0])} to load on {lease.device}")
+            return Obstacle("turn", f"waiting for {words.name(loading[0])} to load on {lease.device}")
         models = {one.kind_of_model for one in leases if one.state in ON_DEVICE}
         if lease.kind_of_model not in models and len(models) >= memory.limits.max_models:
             return Obstacle("models", f"{len(models)} models are on {lease.device} (devices.max_models)")
@@ -177,7 +177,7 @@ class Leases:
         if not memory.current(leases):
             return Obstacle("reading", f"reading the memory of {lease.device}")
         if lease.nbytes > memory.room(leases):
-            return Obstacle("room", _too_little(lease, memory, leases))
+            return Obstacle("room", words.too_little(lease, memory, leases))
         return None
 
     def _grant(self, lease: Lease, now: float) -> Action:
@@ -283,7 +283,7 @@ class Leases:
         waiting = [lease for lease in self._all() if lease.state is LeaseState.REQUESTED]
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
-            "leases": [_lease_row(lease) for lease in held],
+            "leases": [words.lease_row(lease) for lease in held],
             "waiting": [
                 {"id": one.id, "worker": one.peer, "device": one.device, "nbytes": one.nbytes, "reason": one.reason}
                 for one in waiting
@@ -318,42 +318,3 @@ class Leases:
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
         numbers = [lease.number for lease in self._all() if lease.state in ON_DEVICE]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
-
-
-# ---------------------------------------------------------------- words
-
-
-def _name(lease: Lease) -> str:
-    return lease.peer.rpartition("#")[0]
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
-
-
-def _too_little(lease: Lease, memory: DeviceMemory, leases: list[Lease]) -> str:
-    assert memory.reading is not None
-    promised = sum(one.promised_bytes for one in leases)
-    return (
-        f"{_name(lease)} needs {_gib(lease.nbytes)} on {lease.device}, {_gib(max(0, memory.room(leases)))} can be "
-        f"granted ({_gib(memory.reading.free_bytes)} free, {_gib(promised)} promised, {_gib(memory.margin())} margin)"
-    )
-
-
-def _never_fits(lease: Lease, limits: Limits) -> str:
-    return (
-        f"{_name(lease)} needs {_gib(lease.nbytes)} on {lease.device}, which can give {_gib(max(0, limits.most_bytes))}"
-        f" even when empty ({_gib(limits.usable_bytes)} less the margin): use a smaller model or another device"
-    )
-
-
-def _lease_row(lease: Lease) -> dict[str, Any]:
-    return {
-        "lease": lease.number,
-        "worker": lease.peer,
-        "device": lease.device,
-        "nbytes": lease.nbytes,
-        "state": lease.state.value,
-        "held_bytes": lease.held_bytes,
-        "measured_bytes": lease.measured_bytes,
-    }

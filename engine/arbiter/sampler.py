@@ -13,16 +13,17 @@ from contextlib import suppress
 from typing import Any
 
 from engine.arbiter.room import Reading
-from engine.devices import host_memory, opened_nvml
+from engine.devices import HostMemory, host_memory, opened_nvml
 from engine.process import now
 
 Read = Callable[[], list[Reading]]
+Source = Callable[[Callable[[Read], None]], None]  # opens its driver, then hands over what to repeat
 
 
 class Sampler:
     """One source's thread. ``fileno()`` is readable when ``take()`` has something."""
 
-    def __init__(self, name: str, source: Callable[[Callable[[Read], None]], None], period_s: float) -> None:
+    def __init__(self, name: str, source: Source, period_s: float) -> None:
         self.name = name
         self._source = source
         self._period_s = period_s
@@ -76,7 +77,7 @@ class Sampler:
             os.eventfd_write(self._fd, 1)
 
 
-def host_source(names: Iterable[str], memory: Callable[[], Any] = host_memory) -> Callable[[Callable[[Read], None]], None]:
+def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_memory) -> Source:
     """Source of the devices whose memory is the machine's."""
     names = tuple(names)
 
@@ -88,7 +89,7 @@ def host_source(names: Iterable[str], memory: Callable[[], Any] = host_memory) -
     return lambda repeat: repeat(read)
 
 
-def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Callable[[Callable[[Read], None]], None]:
+def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
     """Source of GPUs: device name -> UUID. The driver is opened anew whenever reading failed."""
 
     def source(repeat: Callable[[Read], None]) -> None:

@@ -43,8 +43,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="sound of any codec, .txt files, or folders of them")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--source", default="en", metavar="LANG", help="language spoken or written (default: en)")
-    parser.add_argument("--target", default="de", metavar="LANG", help="language wanted (default: de)")
+    parser.add_argument("--source", metavar="LANG", help="language spoken or written (default: en)")
+    parser.add_argument("--target", metavar="LANG", help="language wanted (default: de; speak has but one language)")
     parser.add_argument("--pipeline", metavar="NAME", help="full | transcribe | translate-text | speak, or one of the "
                         "configuration's (default: full; translate-text when all inputs are .txt)")  # fmt: skip
     parser.add_argument("--sessions", type=_count, default=1, metavar="N", help="speakers at once (default: 1)")
@@ -97,11 +97,18 @@ def wish(args: argparse.Namespace, pipeline: str, sessions: int, limits: Mapping
     return Wish(
         sessions=sessions,
         pipeline=pipeline,
-        languages=((args.source, args.target),),
+        languages=(languages(pipeline, args.source, args.target),),
         skip=tuple(args.skip),
         budget_s=args.budget,
         max_utterance_s=float(limits["max_utterance_s"]),
     )
+
+
+def languages(pipeline: str, source: str | None, target: str | None) -> tuple[str, str]:
+    """Source and target of the sessions; a pipeline without translation has one language, "" being the target."""
+    if pipeline == "speak":
+        return target or source or "en", ""
+    return source or "en", "" if pipeline == "transcribe" else target or "de"
 
 
 def deliver(client: Any, wish: Wish, results: Results, work: ReadAhead, total: int, say: Callable[[str], None],

@@ -75,6 +75,7 @@ class Book:
         self.deadlines = deadlines
         self.stages: dict[str, StagePlan] = {stage.name: stage for stage in boot.stages}
         self.workers = {plan.role: Worker(plan, stage) for stage in boot.stages for plan in stage.workers}
+        self._by_stage = {name: [w for w in self.workers.values() if w.plan.stage == name] for name in self.stages}
         self.lines: dict[str, Line] = {}
         self.queues = {name: StageQueue() for name in self.stages}
         self.paces = {name: StagePace() for name in self.stages}
@@ -82,6 +83,8 @@ class Book:
         free_early = (hooks or {}).get("scheduler.slots") == "free_early"
         self.slots = Slots(rings, deadlines.reserve_after_s, free_early)
         self.over: frozenset[str] = frozenset()
+        self.stirred: dict[str, None] = {}  # stages where a dispatch may be possible that was not before
+        self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()
         self.in_flight: set[Key] = set()  # dispatched at least once and not ended
         self.ingress: dict[SlotKey, Key] = {}
@@ -98,7 +101,15 @@ class Book:
         return line.jobs.get(key[1]) if line else None
 
     def workers_of(self, stage: str) -> list[Worker]:
-        return [worker for worker in self.workers.values() if worker.plan.stage == stage]
+        return self._by_stage[stage]
+
+    def stir(self, stage: str) -> None:
+        """Look at this stage's queue in the next dispatch."""
+        self.stirred[stage] = None
+
+    def stir_all(self) -> None:
+        """Look at every queue: something that all depend on has changed."""
+        self.stirred = dict.fromkeys(self.stages)
 
     def next_ticket(self) -> int:
         """A number never used before by any epoch; also the generation of the slot granted with it."""

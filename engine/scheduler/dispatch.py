@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from engine.boot import StagePlan
 from engine.scheduler.book import Book
+from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job, Key, State
 from engine.scheduler.workers import Batch, Worker
@@ -19,9 +20,10 @@ from ipc.messages import Run, RunItem
 class Dispatch:
     """See the module's docstring."""
 
-    def __init__(self, book: Book, flow: Flow) -> None:
+    def __init__(self, book: Book, flow: Flow, fleet: Fleet) -> None:
         self.book = book
         self.flow = flow
+        self.fleet = fleet
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
         self._granted: dict[Key, tuple[int, int, int]] = {}  # ticket, offset, nbytes
@@ -29,21 +31,23 @@ class Dispatch:
     def turn(self, now: float) -> float | None:
         """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
         wake: float | None = None
-        for plan in self.book.stages.values():
-            queue = self.book.queues[plan.name]
+        stirred, self.book.stirred = self.book.stirred, {}
+        for name in stirred:
+            plan, queue = self.book.stages[name], self.book.queues[name]
             while len(queue) and (workers := self._with_room(plan)):
                 if (due := self._fills_until(plan, now)) is not None:
                     wake = due if wake is None else min(wake, due)
+                    self.book.stir(name)
                     break
                 if not any(self._fill(plan, worker, now) for worker in workers):
+                    self.book.stir(name)  # work and room, but no slot or no permission yet: look again next turn
                     break
         return wake
 
     def _with_room(self, plan: StagePlan) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        return sorted(
-            (w for w in self.book.workers_of(plan.name) if w.takes_work(self.send_ahead)), key=Worker.load_of
-        )
+        workers = [w for w in self.book.workers_of(plan.name) if w.takes_work(self.send_ahead)]
+        return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys = self._pick(plan, worker, now)
@@ -113,6 +117,7 @@ class Dispatch:
         worker.runs += 1
         self.book.send(worker.peer, Run(items))
         if batch.began is not None:
+            self.fleet.watch(batch.began + limit)
             for job in jobs:
                 self.flow.status(job)
 

@@ -17,6 +17,7 @@ class Fleet:
         self.book = book
         self.flow = flow
         self.ready = False
+        self.look_at: float | None = None  # no worker can be over a limit before this
         self._failing = False
 
     def find(self, peer: str) -> Worker | None:
@@ -36,6 +37,7 @@ class Fleet:
         worker.incarnation = incarnation
         worker.move(Life.EMPTY)
         worker.condemned = False
+        self.book.fleet_changed = True
         del message  # what a surviving worker holds matters to a new epoch, which comes with the next release
         self._load(worker)
 
@@ -52,12 +54,14 @@ class Fleet:
     def loading(self, worker: Worker, now: float) -> None:
         worker.loading_since = now
         worker.waiting_for = ""
+        self.watch(now + self.book.deadlines.load_timeout_s)
 
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        self.book.stir(worker.plan.stage)
         self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
         self._check_ready()
         del now
@@ -70,6 +74,7 @@ class Fleet:
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
         if self.ready:
             worker.load_again_at = now + self.book.deadlines.retry_delay_s
+            self.watch(worker.load_again_at)
         elif not self._can_still_load(worker.plan.stage):
             self._fail(f"stage {worker.plan.stage} cannot start: {message.reason}")
 
@@ -105,8 +110,14 @@ class Fleet:
         if not worker.batches and worker.loading_since is None:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
 
+    def watch(self, at: float) -> None:
+        """Something may be over its limit at ``at``."""
+        self.look_at = at if self.look_at is None else min(self.look_at, at)
+
     def overdue(self, now: float) -> None:
         """Condemn workers whose running batch or load is over its limit; load again where a wait is over."""
+        if self.look_at is None or now < self.look_at:
+            return
         for worker in self.book.workers.values():
             if (limit := worker.hung_at()) is not None and now >= limit:
                 batch = worker.batches[0]
@@ -115,13 +126,13 @@ class Fleet:
                 self._condemn(worker, worker.incarnation, "hung while loading its model")
             elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
                 self._load(worker)
+        self.look_at = self._next_overdue()
 
     def _load_overdue(self, worker: Worker, now: float) -> bool:
         since = worker.loading_since
         return since is not None and not worker.condemned and now >= since + self.book.deadlines.load_timeout_s
 
-    def next_overdue(self) -> float | None:
-        """The earliest time at which ``overdue`` has something to do."""
+    def _next_overdue(self) -> float | None:
         times = []
         for worker in self.book.workers.values():
             times.append(worker.hung_at())
@@ -146,6 +157,7 @@ class Fleet:
         worker.loading_since = worker.load_again_at = None
         worker.condemned = False
         worker.waiting_for = reason
+        self.book.fleet_changed = True
         self.book.totals.deaths += 1
         self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
         self.flow.worker_died(worker, batches, reason, now)

@@ -124,12 +124,14 @@ class Flow:
             job.move(State.LOADING)
             self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
         self.book.queues[plan.name].push(job.key, job.session.priority)
+        self.book.stir(plan.name)
 
     # ---------------------------------------------------------------- what a worker answered
 
     def done(self, worker: Worker, result: RunResult, now: float) -> None:
         """One ticket came back."""
         book = self.book
+        book.stir(worker.plan.stage)
         hit = worker.done(result.ticket, now)
         job = book.job(hit[0]) if hit else None
         out = (worker.plan.role, result.ticket)
@@ -290,6 +292,8 @@ class Flow:
         line.unended.discard(job.index)
         line.highest_ended = max(line.highest_ended, job.index)
         self.book.in_flight.discard(job.key)
+        if self.book.over or self.book.boot.mode == "serial":
+            self.book.stir_all()  # an end lets others through
         self.book.slots.forget_claims(job.key)
         if not job.passed:
             self.book.queues[job.stage].remove(job.key)

@@ -6,9 +6,11 @@ ZeroMQ knows the peer is gone too (a send to it fails), at most ``DRAIN_S``, and
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine import logs
 from engine.boot import Boot, SchedulerBoot
-from engine.process import Lifeline, enter, leave, now
+from engine.process import ORPHANED, Lifeline, enter, leave, now
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
 from engine.scheduler.scheduler import Scheduler
 from ipc.errors import PeerGone
@@ -39,23 +41,28 @@ class Shell:
         for thing in (self.router, self.lifeline.link, self.lifeline.death_fd):
             self.poll.add(thing)
         while not self.leaving:
-            self.wait()
-            self.read_peers()
-            self.read_supervisor()
-            self.bury()
+            readable = self.wait()
+            if self.router.socket in readable:
+                self.read_peers()
+            if self.lifeline.link.socket in readable:
+                self.read_supervisor()
+            if self.dying:
+                self.bury()
             self.act()
             self.tell()
 
-    def wait(self) -> None:
-        """Until something arrives or is due."""
+    def wait(self) -> set[Any]:
+        """What is readable, as soon as something is or something is due."""
         time = now()
         timeout = self.lifeline.due_in(time)
         if (deadline := self.core.next_deadline()) is not None:
             timeout = min(timeout, max(0.0, deadline - time))
         if self.dying:
             timeout = min(timeout, PROBE_S)
-        if self.lifeline.death_fd in self.poll.wait(timeout):
-            leave(0)
+        readable = self.poll.wait(timeout)
+        if self.lifeline.death_fd in readable:
+            leave(ORPHANED)
+        return readable
 
     def read_peers(self) -> None:
         for peer, epoch, batch in self.router.drain():

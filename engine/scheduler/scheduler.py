@@ -17,7 +17,7 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
 from engine.scheduler.pace import capacity
-from engine.scheduler.workers import Life
+from engine.scheduler.workers import Life, Worker
 from ipc.messages import (
     Acked,
     Admit,
@@ -54,7 +54,7 @@ class Scheduler:
         self.book = Book(boot, deadlines, epoch, hooks)
         self.flow = Flow(self.book)
         self.fleet = Fleet(self.book, self.flow)
-        self.dispatch = Dispatch(self.book, self.flow)
+        self.dispatch = Dispatch(self.book, self.flow, self.fleet)
         self._told = (-1, 0.0)
         self._told_at = 0.0
         self._drain_by: float | None = None
@@ -88,13 +88,15 @@ class Scheduler:
                 flow.cancel((session, index), now)
             case Over(sessions=sessions):
                 self.book.over = frozenset(sessions)
+                self.book.stir_all()
             case Ended():
                 flow.ended_elsewhere(message)
             case SessionEnded(id=session):
                 flow.close(session, now)
             case Here():
                 flow.gateway_peer = peer
-                self._told = (-1, 0.0)
+                self._told, self.book.fleet_changed = (-1, 0.0), True
+                self.fleet.check_start()
 
     def _from_worker(self, peer: str, message: Any, now: float) -> None:
         if isinstance(message, Here):
@@ -112,7 +114,7 @@ class Scheduler:
                 for result in results:
                     self.flow.done(worker, result, now)
                 if worker.batches and worker.batches[0] is not running:
-                    self._announce(worker.batches[0].jobs.values())
+                    self._announce(worker)
             case LeaseWait():
                 self.fleet.lease_wait(worker, message)
             case Loading():
@@ -122,9 +124,11 @@ class Scheduler:
             case Denied():
                 self.fleet.denied(worker, message, now)
 
-    def _announce(self, keys: Any) -> None:
+    def _announce(self, worker: Worker) -> None:
         """A batch sent ahead has begun."""
-        for key in keys:
+        if (limit := worker.hung_at()) is not None:
+            self.fleet.watch(limit)
+        for key in worker.batches[0].jobs.values():
             if (job := self.book.job(key)) is not None:
                 self.flow.status(job)
 
@@ -142,13 +146,14 @@ class Scheduler:
 
     def turn(self, now: float) -> list[Send | Note]:
         """Do what is due, dispatch, and hand over every action decided since the last turn."""
-        self.fleet.check_start()
         for kind, key in self.book.due(now):
             self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
         self.fleet.overdue(now)
-        self._drain(now)
+        if self._drain_by is not None:
+            self._drain(self._drain_by, now)
         self._wake = self.dispatch.turn(now)
-        self._tell_capacity(now)
+        if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
+            self._tell_capacity(now)
         if self.book.freed:
             self.book.send(GATEWAY, Free(tuple(self.book.freed)))
             self.book.freed.clear()
@@ -157,16 +162,16 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
-        times = [self._wake, self.fleet.next_overdue(), self._drain_by if not self._drained else None]
+        times = [self._wake, self.fleet.look_at, self._drain_by if not self._drained else None]
         if self.book.timers:
             times.append(self.book.timers[0][0])
         return min((t for t in times if t is not None), default=None)
 
-    def _drain(self, now: float) -> None:
-        if self._drain_by is None or self._drained:
+    def _drain(self, by: float, now: float) -> None:
+        if self._drained:
             return
         lines = list(self.book.lines.values())
-        if now >= self._drain_by:
+        if now >= by:
             for line in lines:
                 for index in sorted(line.unended):
                     self.flow.end(line.jobs[index], "error", "shutting_down", "the node stopped", now)
@@ -179,9 +184,9 @@ class Scheduler:
             return
         n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor)
         told_n, told_rate = self._told
-        moved = abs(rate - told_rate) > RATE_STEP * told_rate and now >= self._told_at + RATE_INTERVAL_S
-        if n != told_n or moved:
-            self._told, self._told_at = (n, rate), now
+        self._told_at, self.book.fleet_changed = now, False
+        if n != told_n or abs(rate - told_rate) > RATE_STEP * told_rate:
+            self._told = (n, rate)
             self.book.send(GATEWAY, Capacity(n, round(rate, 3)))
 
     def concurrency(self) -> dict[str, int]:

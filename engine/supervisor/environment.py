@@ -50,6 +50,9 @@ def compose(
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": device_uuid,
             "CUDA_MODULE_LOADING": "LAZY",  # kernels are loaded when used: less memory per context
+            # Memory of freed buffers stays with the process: else each utterance pays for its pages anew.
+            "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
+            "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
             "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads give the core to the other workers
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",

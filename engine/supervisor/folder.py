@@ -44,12 +44,15 @@ class RunFolder:
         self._lock_fd = -1
 
     def open(self) -> None:
-        """Remove what dead nodes left, then make and lock this node's folder."""
-        with _base_lock(self.base):
-            remove_stale(self.base)
-            self.path.mkdir(mode=0o700)
-            self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Remove what dead nodes left, then make and lock this node's folder. Raises DragomanError."""
+        try:
+            with _base_lock(self.base):
+                remove_stale(self.base)
+                self.path.mkdir(mode=0o700)
+                self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _unusable(self.base, error) from error
 
     def endpoint(self, name: str) -> str:
         """Address of the socket called ``name``."""
@@ -111,12 +114,21 @@ def _fits(base: Path) -> bool:
 
 
 def _made_private(base: Path, uid: int) -> Path:
-    with suppress(FileExistsError):
-        base.mkdir(mode=0o700)
-    found = base.lstat()
+    try:
+        with suppress(FileExistsError):
+            base.mkdir(mode=0o700)
+        found = base.lstat()
+    except OSError as error:
+        raise _unusable(base, error) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise DragomanError(f"{base} is not a folder of this user alone", f"remove it, or run: chmod 700 {base}")
     return base
+
+
+def _unusable(base: Path, error: OSError) -> DragomanError:
+    return DragomanError(
+        f"cannot make a folder for the node's sockets in {base} ({error.strerror})", "set XDG_RUNTIME_DIR or TMPDIR"
+    )
 
 
 @contextmanager

@@ -172,6 +172,7 @@ class Lifecycle:
         self._drained = self._flushed = False
         self._workers_ready = self._serve_told = False
         self._drain_due = 0.0
+        self._at_once = False  # everything was killed on purpose
         self._killed_at: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Any]:
@@ -290,7 +291,7 @@ class Lifecycle:
         asked = self.roster.exited(role, code)
         self.reports.pop(role, None)
         if self.phase in (Phase.STOPPING, Phase.ENDED):
-            return [] if asked and code == OK else [Warn(f"{role} ended: {reason}")]
+            return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
         if not record.is_worker:
             self._fail(f"{role} died ({reason}), and the node ends with it")
@@ -343,6 +344,7 @@ class Lifecycle:
     def _stop_at_once(self, now: float) -> list[Any]:
         if self.phase not in (Phase.STOPPING, Phase.ENDED):
             self._move(Phase.STOPPING)
+        self._at_once = True
         self._cancel_spawns()
         return [self.roster.kill(r.role, now) for r in self.roster.living() if r.state is not State.KILLED]
 

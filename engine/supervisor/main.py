@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
-import zmq
 
 from engine import devices, exits, logs, process
 from engine.config import Config
@@ -41,17 +40,17 @@ from engine.supervisor.lifecycle import (
     Warn,
 )  # fmt: skip
 from engine.supervisor.notify import notify
+from engine.supervisor.operators import Operators
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
 from ipc.errors import ConfigError, DragomanError
-from ipc.messages import Answer, Ask, ToSupervisor, encode
+from ipc.messages import ToSupervisor
 from ipc.ring import segment_bytes
-from ipc.sockets import Door, Poll, Router, peer_name, split_peer
+from ipc.sockets import Poll, Router, peer_name, split_peer
 
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
 ROUTERS = ("supervisor", "scheduler", "arbiter")
-MAX_ASK_BYTES = 65_536
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MODULES = {"scheduler": "engine.scheduler.main", "gateway": "engine.gateway.main", "arbiter": "engine.arbiter.main"}
 WORKER_MODULE = "engine.worker.main"
@@ -81,6 +80,8 @@ class Supervisor:
         self._announce = announce
         self._publish = publish
         self._host_fd = host_fd
+        self._embedded = host_fd >= 0
+        self._told_ready = False
         self._ready = ready or (lambda news: None)
         self._modules = {**MODULES, "worker": WORKER_MODULE, **(modules or {})}
         self._hooks = parse_hooks(os.environ.get(HOOKS, ""))
@@ -99,6 +100,8 @@ class Supervisor:
                 return self._loop()
             finally:
                 self._children.kill_all()
+                self._router.close()
+                self._operators.close()
         finally:
             self.folder.close()
 
@@ -126,12 +129,13 @@ class Supervisor:
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
         self._endpoints = {role: self.folder.endpoint(role) for role in ROUTERS}
         self._router = Router(self._endpoints["supervisor"], INCARNATION, ToSupervisor)
-        self._ctl = Door([self.folder.endpoint("ctl")], MAX_ASK_BYTES)
+        verbs = {"stats": self.stats, "health": self.health, "drain": self.drain}
+        self._operators = Operators(self.folder.endpoint("ctl"), verbs)
         deadlines = self.config.deadlines
         roster = Roster(self.plan.roles, deadlines, self.config.devices.max_restarts)
         self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
         self._signal_fd = catch_signals()
-        for thing in (self._router, self._ctl, self._signal_fd):
+        for thing in (self._router, self._operators, self._signal_fd):
             self._poll.add(thing)
         if self._host_fd >= 0:
             self._poll.add(self._host_fd)
@@ -163,7 +167,7 @@ class Supervisor:
             self._read_outputs(readable)
             self._read_deaths(readable)
             self._read_signals(readable)
-            self._read_operators()
+            self._operators.answer()
             self._handle(Tick())
             self._router.flush()
         return self._leave(self._end)
@@ -254,38 +258,24 @@ class Supervisor:
             self._host_fd = -1
             self._handle(HostGone())
 
-    # ------------------------------------------------------------ operators
+    # ------------------------------------------------------------ what operators may ask
 
-    def _read_operators(self) -> None:
-        for client, frames in self._ctl.drain():
-            *envelope, body = frames or [b""]
-            try:
-                answer = self._answer(msgspec.msgpack.decode(body, type=Ask))
-            except msgspec.MsgspecError as error:
-                answer = Answer(False, error=f"not a question of an operator: {error}")
-            try:
-                self._ctl.socket.send_multipart([client, *envelope, encode(answer)], zmq.DONTWAIT)
-            except zmq.ZMQError:
-                continue  # who asked has left
+    def stats(self) -> dict[str, Any]:
+        """The statistics document."""
+        name, rings = self.folder.node, self.plan.ring_bytes
+        return stats.compose(name, self._life, self._devices, rings, process.now())
 
-    def _answer(self, ask: Ask) -> Answer:
-        now = process.now()
-        match ask.verb:
-            case "stats":
-                return Answer(True, self._stats(now))
-            case "health":
-                reason = self._life.unhealthy()
-                return Answer(True, {"ready": not reason, "reason": reason, "phase": self._life.phase.value})
-            case "drain":
-                in_flight = self._life.in_flight
-                if self._life.phase in (Phase.STARTING, Phase.SERVING):
-                    self._handle(StopAsked())
-                return Answer(True, {"in_flight": in_flight})
-            case other:
-                return Answer(False, error=f"no verb {other!r}; there are stats, health, drain")
+    def health(self) -> dict[str, Any]:
+        """Whether the node serves, and why not."""
+        reason = self._life.unhealthy()
+        return {"ready": not reason, "reason": reason, "phase": self._life.phase.value}
 
-    def _stats(self, now: float) -> dict[str, Any]:
-        return stats.compose(self.folder.node, self._life, self._devices, self.plan.ring_bytes, now)
+    def drain(self) -> dict[str, Any]:
+        """Begin to drain, once; how many utterances are in flight."""
+        in_flight = self._life.in_flight
+        if self._life.phase in (Phase.STARTING, Phase.SERVING):
+            self._handle(StopAsked())
+        return {"in_flight": in_flight}
 
     # ------------------------------------------------------------ ready, and the end
 
@@ -296,6 +286,7 @@ class Supervisor:
             self._announce(f"clients at {endpoint}")
         self._announce(f"mode {news.mode} ({news.mode_reason})")
         self._announce("ready")
+        self._told_ready = True
         self._ready({
             "node": self.folder.node,
             "endpoints": list(news.endpoints),
@@ -307,8 +298,10 @@ class Supervisor:
 
     def _leave(self, end: End) -> int:
         if end.line:
-            self._ready({"error": end.line, "code": end.code})
-            print(end.line, file=sys.stderr, flush=True)
+            if not self._told_ready:
+                self._ready({"error": end.line, "code": end.code})
+            if self._told_ready or not self._embedded:  # a host that still waits for ready tells its user itself
+                print(end.line, file=sys.stderr, flush=True)
         return end.code
 
 
@@ -338,7 +331,8 @@ def catch_signals() -> int:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: None)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, lambda *_: None)
     return reading
 
 

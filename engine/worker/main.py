@@ -15,7 +15,7 @@ from typing import Any
 
 from engine import logs
 from engine.boot import Boot, WorkerBoot
-from engine.process import BOOT_FAILED, Lifeline, enter, leave, now
+from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -70,18 +70,23 @@ class Worker:
         self.poll.add(self.lifeline.link)
         self.poll.add(self.lifeline.death_fd)
         while not self.leaving:
-            self.wait()
-            self.read_supervisor()
-            self.read_arbiter()
-            self.read_scheduler()
+            readable = self.wait()
+            if self.lifeline.link.socket in readable:
+                self.read_supervisor()
+            if self.arbiter is not None and self.arbiter.socket in readable:
+                self.read_arbiter(self.arbiter)
+            if self.scheduler is not None and self.scheduler.socket in readable:
+                self.read_scheduler(self.scheduler)
             self.work()
             self.tell()
 
-    def wait(self) -> None:
-        """Until something arrives or a heartbeat is due; not at all with a run on board."""
+    def wait(self) -> set[Any]:
+        """What is readable, as soon as something is or a heartbeat is due; at once with a run on board."""
         timeout = 0.0 if self.runs else self.lifeline.due_in(now())
-        if self.lifeline.death_fd in self.poll.wait(timeout):
-            leave(0)
+        readable = self.poll.wait(timeout)
+        if self.lifeline.death_fd in readable:
+            leave(ORPHANED)
+        return readable
 
     # ---------------------------------------------------------------- what arrives
 
@@ -108,10 +113,8 @@ class Worker:
         self.poll.add(link)
         return link
 
-    def read_arbiter(self) -> None:
-        if self.arbiter is None:
-            return
-        for _, _, batch in self.arbiter.drain():
+    def read_arbiter(self, link: Dealer) -> None:
+        for _, _, batch in link.drain():
             for message in batch:
                 match message:
                     case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
@@ -123,11 +126,9 @@ class Worker:
                         self.state, self.request = "empty", None
                         self._to_scheduler(Denied(reason, code))
 
-    def read_scheduler(self) -> None:
-        if self.scheduler is None:
-            return
-        for _, epoch, batch in self.scheduler.drain():
-            if epoch != self.scheduler.epoch:
+    def read_scheduler(self, link: Dealer) -> None:
+        for _, epoch, batch in link.drain():
+            if epoch != link.epoch:
                 continue
             for message in batch:
                 self._command(message)

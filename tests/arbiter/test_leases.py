@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
-from engine.arbiter.leases import GIB, FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.leases import FromWorker, Leases, Sample, Send, Tick, Waits
 from engine.arbiter.room import Limits, Reading
+from engine.arbiter.words import GIB
 from ipc.errors import IllegalMove
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 

@@ -16,6 +16,7 @@ import pytest
 from engine import media
 from engine.commands.delivery import Delivery, Wish
 from engine.commands.inputs import Utterance, utterances
+from engine.commands.reading import read
 from engine.commands.results import Results
 from engine.outcome import Busy, NodeGone, Outcome, Rejected, SessionClosed
 
@@ -95,7 +96,7 @@ def texts(*lines: str, sessions: int = 1) -> list[Utterance]:
 def deliver(client: FakeClient, results: Results, work: list[Utterance], **wish: Any) -> tuple[Delivery, list[str]]:
     said: list[str] = []
     delivery = Delivery(client, Wish(**wish), results, told=lambda row, outcome: None, say=said.append)
-    delivery.run(work)
+    delivery.run((u, read(u)) for u in work)
     return delivery, said
 
 
@@ -176,7 +177,7 @@ def test_the_first_interrupt_stops_submitting_and_waits_for_what_is_in_flight(re
     before = signal.getsignal(signal.SIGINT)
     said: list[str] = []
     delivery = Delivery(client, Wish(), results, told=lambda row, outcome: None, say=said.append)
-    delivery.run(interrupted())
+    delivery.run((u, read(u)) for u in interrupted())
     assert delivery.interrupted
     assert [row["translation"] for row in results.rows] == ["a", "b"]
     assert "2 in flight" in said[0]
@@ -193,5 +194,7 @@ def test_the_second_interrupt_stops_at_once(results: Results) -> None:
         yield from texts("never")
 
     with pytest.raises(KeyboardInterrupt):
-        Delivery(client, Wish(), results, told=lambda row, outcome: None, say=lambda line: None).run(twice())
+        Delivery(client, Wish(), results, told=lambda row, outcome: None, say=lambda line: None).run(
+            (u, read(u)) for u in twice()
+        )
     assert results.rows == []

@@ -68,3 +68,7 @@ def test_the_cache_folder_follows_the_user_and_the_code_that_makes_the_models() 
     assert folder.name.startswith("clockwork-")
     assert folder.name.endswith(embedded.construction_digest())
     assert embedded.cache_folder({"HOME": "/home/u"}).parent == Path("/home/u/.cache/dragoman")
+
+
+def test_the_slowest_stage_has_two_workers_where_there_are_two_cores(tmp_path: Path) -> None:
+    assert [embedded.config(tmp_path, Maker(), cores).stages["asr"].instances for cores in (1, 2, 64)] == [1, 2, 2]

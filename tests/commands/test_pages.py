@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine import media
-from engine.commands import choosing, demo, nodes, stats, tables
+from engine.commands import choosing, demo, nodes, stats, tables, translate
 from engine.config import Config, DeviceSection, NodeSection, StageSection
 
 STATS = {
@@ -95,3 +95,10 @@ def test_the_demo_makes_its_own_sounds_the_same_every_time_and_one_is_silence(tm
     loud = [bool(np.abs(media.read(path, 10).samples).max()) for path in first]
     assert loud.count(False) == 1
     assert len({p.read_bytes() for p in first}) == len(first)
+
+
+def test_a_pipeline_without_translation_has_one_language() -> None:
+    assert translate.languages("full", None, None) == ("en", "de")
+    assert translate.languages("translate-text", "fr", "zh") == ("fr", "zh")
+    assert translate.languages("transcribe", "fr", None) == ("fr", "")
+    assert [translate.languages("speak", *pair) for pair in (("fr", None), (None, "fr"), ("de", "fr"))] == [("fr", "")] * 3

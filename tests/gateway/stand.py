@@ -47,7 +47,7 @@ def samples(n: int = 160, seed: int = 0, dtype: str = "<i2") -> bytes:
 
 
 class Stand:
-    """Feeds a core and keeps what it says: ``told`` to clients, ``posted`` to the scheduler, ``written`` to the ring."""
+    """Feeds a core and keeps what it says: ``told`` clients, ``posted`` to the scheduler, ``written`` to the ring."""
 
     def __init__(self, ring_blocks: int = 64, hooks: dict[str, str] | None = None, **changes: Any) -> None:
         counter = itertools.count()
@@ -142,7 +142,7 @@ class Stand:
         """Submit, accept and finish each index."""
         for index in indices:
             self.submit(session, index)
-            assert self.posted and isinstance(self.posted[-1], Admit), self.told[-1]
+            assert [admit.index for admit in self.sent(Admit)][-1:] == [index], self.told[-1]
             self.accept(session, index)
             self.finish(session, index)
 

@@ -1,4 +1,4 @@
-"""The gateway's process, with real sockets: the test is its supervisor, its scheduler, a worker's ring and its clients."""
+"""The gateway's process, with real sockets: the test plays its supervisor, scheduler, worker and clients."""
 
 from __future__ import annotations
 

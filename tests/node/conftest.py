@@ -14,7 +14,7 @@ from living import processes, shared_memory_files, wait_until
 from engine.config import Config
 from engine.node import Node
 
-FAKES = {role: "fake_child" for role in ("arbiter", "scheduler", "gateway", "worker")}
+FAKES = dict.fromkeys(("arbiter", "scheduler", "gateway", "worker"), "fake_child")
 HERE = Path(__file__).parent
 
 STAGES: dict[str, dict[str, Any]] = {

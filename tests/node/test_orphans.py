@@ -127,7 +127,8 @@ def host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     yield process
     process.kill()
-    process.communicate()
+    process.wait(10)
+    process.stdout.close()  # type: ignore[union-attr]
 
 
 def test_a_node_outlives_the_thread_that_started_it_and_not_the_program(
@@ -189,4 +190,3 @@ def name_of_children(supervisor: int) -> str:
 def phase(node: str, role: str) -> str:
     stats = ctl.ask(f"ipc://{base_folder() / node / 'ctl'}", "stats")
     return next((p["phase"] for p in stats["processes"] if p["role"] == role), "")
-

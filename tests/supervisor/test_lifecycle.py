@@ -12,12 +12,35 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.config import DeadlinesSection
 from engine.exits import BOOT_FAILED
 from engine.supervisor.lifecycle import (
-    MOVES, Announce, End, Exited, Heard, HostGone, Lifecycle, NotSpawned, Phase, Say, StopAsked, Tick,
+    MOVES,
+    Announce,
+    End,
+    Exited,
+    Heard,
+    HostGone,
+    Lifecycle,
+    NotSpawned,
+    Phase,
+    Say,
+    StopAsked,
+    Tick,
 )  # fmt: skip
 from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
-    Alive, Condemn, Drain, Drained, Failing, Flushed, Gone, Ready, Report, Serve, Serving, Stop, Up,
+    Alive,
+    Condemn,
+    Drain,
+    Drained,
+    Failing,
+    Flushed,
+    Gone,
+    Ready,
+    Report,
+    Serve,
+    Serving,
+    Stop,
+    Up,
 )  # fmt: skip
 
 LIMITS = DeadlinesSection()
@@ -182,7 +205,9 @@ def test_the_first_signal_drains_and_says_how_many_are_in_flight() -> None:
     world = World().serving()
     world.say("scheduler", Report({"active": 3, "queued": 4}))
     world.do(StopAsked())
-    assert [a.text for a in world.actions if isinstance(a, Say)] == ["draining: 7 in flight; a second signal stops at once"]
+    assert [a.text for a in world.actions if isinstance(a, Say)] == [
+        "draining: 7 in flight; a second signal stops at once"
+    ]
     assert world.posted(Drain) == ["gateway", "scheduler"]
     world.say("scheduler", Drained())
     assert world.life.phase is Phase.DRAINING

@@ -101,9 +101,9 @@ def boot_of(made: plan.Plan, role: str, descriptors: dict[str, tuple[int, int]])
 
 def test_a_boot_record_survives_its_journey() -> None:
     made = make(config())
-    boot = boot_of(made, "speak@cpu/0", {name: (1, 2) for name in made.rings})
+    boot = boot_of(made, "speak@cpu/0", dict.fromkeys(made.rings, (1, 2)))
     assert isinstance(boot.body, WorkerBoot) and boot.body.options["output_bytes"] == 300_000
-    gateway = boot_of(made, "gateway", {name: (1, 2) for name in made.rings})
+    gateway = boot_of(made, "gateway", dict.fromkeys(made.rings, (1, 2)))
     assert isinstance(gateway.body, GatewayBoot) and gateway.body.endpoints == ("ipc:///tmp/x/client",)
 
 
@@ -147,7 +147,7 @@ def test_a_stage_that_is_not_installed_is_absent_if_the_node_can_do_without() ->
 
 def test_a_stage_that_is_needed_and_not_installed_ends_the_start_with_the_command_that_mends_it() -> None:
     made = config({"tts": StageSection(model="x.onnx")})
-    with pytest.raises(DragomanError, match="stage tts cannot run: not installed: .*; pip install"):
+    with pytest.raises(DragomanError, match=r"stage tts cannot run: not installed: .*; pip install"):
         survey(made, installed=lambda module: False)
 
 

@@ -1,0 +1,46 @@
+"""What the arbiter says of leases, in words and in its report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.arbiter.lease import Lease
+from engine.arbiter.room import DeviceMemory, Limits
+
+GIB = 2**30
+
+
+def name(lease: Lease) -> str:
+    return lease.peer.rpartition("#")[0]
+
+
+def gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
+
+
+def too_little(lease: Lease, memory: DeviceMemory, leases: list[Lease]) -> str:
+    assert memory.reading is not None
+    promised = sum(one.promised_bytes for one in leases)
+    return (
+        f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, {gib(max(0, memory.room(leases)))} can be "
+        f"granted ({gib(memory.reading.free_bytes)} free, {gib(promised)} promised, {gib(memory.margin())} margin)"
+    )
+
+
+def never_fits(lease: Lease, limits: Limits) -> str:
+    return (
+        f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, which can give {gib(max(0, limits.most_bytes))}"
+        f" even when empty ({gib(limits.usable_bytes)} less the margin): use a smaller model or another device"
+    )
+
+
+def lease_row(lease: Lease) -> dict[str, Any]:
+    return {
+        "lease": lease.number,
+        "worker": lease.peer,
+        "device": lease.device,
+        "nbytes": lease.nbytes,
+        "state": lease.state.value,
+        "held_bytes": lease.held_bytes,
+        "measured_bytes": lease.measured_bytes,
+    }

@@ -1,0 +1,47 @@
+"""The operators' socket: one ``Ask`` a frame, one ``Answer`` back. Operators are not clients and have no session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ipc.errors import DragomanError, PeerGone
+from ipc.messages import Answer, Ask, encode
+from ipc.sockets import Door
+
+MAX_ASK_BYTES = 65_536
+
+
+class Operators:
+    """Answers operators by ``verbs``: name -> function that gives the answer's data."""
+
+    def __init__(self, endpoint: str, verbs: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+        self._verbs = verbs
+        self._door = Door([endpoint], MAX_ASK_BYTES)
+        self.socket = self._door.socket  # to poll
+
+    def answer(self) -> None:
+        """Answer everything that has arrived. An envelope (REQ sockets have one) is given back as it came."""
+        for asker, frames in self._door.drain():
+            *envelope, body = frames or [b""]
+            try:
+                self._door.send_frames(asker, [*envelope, encode(self._answer(body))])
+            except PeerGone:
+                continue  # who asked has left
+
+    def _answer(self, body: bytes) -> Answer:
+        try:
+            ask = msgspec.msgpack.decode(body, type=Ask)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return Answer(False, error=f"not a question of an operator: {error}")
+        if ask.verb not in self._verbs:
+            return Answer(False, error=f"no verb {ask.verb!r}; there are {', '.join(self._verbs)}")
+        try:
+            return Answer(True, self._verbs[ask.verb]())
+        except DragomanError as error:
+            return Answer(False, error=str(error))
+
+    def close(self) -> None:
+        self._door.close()

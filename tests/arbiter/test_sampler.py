@@ -1,0 +1,98 @@
+"""Readings arrive; a driver that hangs or fails stops only its own thread; what was asked for is read afterwards."""
+
+from __future__ import annotations
+
+import select
+import threading
+
+import pytest
+
+from engine.arbiter.room import Reading
+from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.devices import HostMemory
+
+LONG_S = 600.0  # a period no test waits for
+PATIENCE_S = 10.0
+
+
+def await_readings(sampler: Sampler) -> tuple[list[Reading], str]:
+    assert select.select([sampler.fileno()], [], [], PATIENCE_S)[0], "no reading came"
+    return sampler.take()
+
+
+def test_host_memory_is_read_at_once_and_again_when_asked():
+    sampler = Sampler("host", host_source(["cpu"], lambda: HostMemory(100, 40)), LONG_S)
+    sampler.start()
+    (first,), failure = await_readings(sampler)
+    assert (first.device, first.total_bytes, first.free_bytes, failure) == ("cpu", 100, 40, "")
+    assert sampler.take() == ([], "")  # nothing new, and no waiting
+    sampler.ask()
+    (second,), _ = await_readings(sampler)
+    assert second.taken_at > first.taken_at
+
+
+def test_only_the_newest_reading_of_a_device_is_kept():
+    sizes = iter(range(1, 4))
+    done = threading.Event()
+
+    def memory():
+        size = next(sizes, None)
+        if size is None:
+            done.set()
+            threading.Event().wait()
+        return HostMemory(size, size)
+
+    sampler = Sampler("host", host_source(["cpu"], memory), 0.001)
+    sampler.start()
+    assert done.wait(PATIENCE_S)
+    (reading,), _ = await_readings(sampler)
+    assert reading.total_bytes == 3
+
+
+def test_a_source_that_hangs_leaves_the_caller_free():
+    sampler = Sampler("host", host_source(["cpu"], lambda: threading.Event().wait()), 0.001)
+    sampler.start()
+    sampler.ask()
+    assert sampler.take() == ([], "")
+
+
+class FailingNvml:
+    """A driver that fails once, then answers."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self):
+        self.calls = 0
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlShutdown(self):
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        self.calls += 1
+        if self.calls == 1:
+            raise self.NVMLError("GPU is lost")
+        return type("Memory", (), {"total": 24, "free": 14})
+
+
+def test_a_driver_error_is_told_and_reading_goes_on():
+    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, FailingNvml()), LONG_S)
+    sampler.start()
+    assert await_readings(sampler) == ([], "GPU is lost")
+    sampler.ask()
+    (reading,), failure = await_readings(sampler)
+    assert (reading.device, reading.total_bytes, reading.free_bytes, failure) == ("cuda:0", 24, 14, "")
+
+
+@pytest.mark.parametrize("names", [["cpu"], ["cpu", "numa1"]])
+def test_one_reading_for_each_device_of_a_source(names):
+    sampler = Sampler("host", host_source(names, lambda: HostMemory(9, 8)), LONG_S)
+    sampler.start()
+    readings, _ = await_readings(sampler)
+    assert [reading.device for reading in readings] == names

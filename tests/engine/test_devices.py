@@ -1,0 +1,207 @@
+"""Which devices a node finds, and how much memory it believes it may use."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import devices
+from engine.devices import Device, HostMemory, discover, host_memory
+from ipc.errors import ConfigError
+
+GIB = 2**30
+
+
+class FakeNvml:
+    """NVML with a few GPUs: {uuid: total bytes}; ``mig``: GPU index -> {uuid: bytes}."""
+
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, gpus, mig=None, error=""):
+        self.gpus, self.mig, self.error = dict(gpus), mig or {}, error
+        self.open = 0
+
+    def nvmlInit(self):
+        if self.error:
+            raise self.NVMLError(self.error)
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self):
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return list(self.gpus)[index]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return handle
+
+    def nvmlDeviceGetName(self, handle):
+        return b"Test GPU"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        sizes = self.gpus | {uuid: size for parts in self.mig.values() for uuid, size in parts.items()}
+        return type("Memory", (), {"total": sizes[handle], "free": sizes[handle], "used": 0})
+
+    def nvmlDeviceGetMigMode(self, handle):
+        index = list(self.gpus).index(handle)
+        if index not in self.mig:
+            raise self.NVMLError("Not Supported")
+        return 1, 1
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle):
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, slot):
+        parts = list(self.mig[list(self.gpus).index(handle)])
+        if slot >= len(parts):
+            raise self.NVMLError("Not Found")
+        return parts[slot]
+
+
+TWO = {"GPU-aaaa": 24 * GIB, "GPU-bbbb": 12 * GIB}
+
+
+def names(found):
+    return [(device.name, device.uuid) for device in found]
+
+
+def test_auto_is_every_gpu_and_then_the_cpu():
+    nvml = FakeNvml(TWO)
+    found = discover(environ={}, nvml=nvml)
+    assert names(found) == [("cuda:0", "GPU-aaaa"), ("cuda:1", "GPU-bbbb"), ("cpu", "")]
+    assert found[0] == Device("cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU")
+    assert (found[2].kind, found[2].memory_source) == ("cpu", "host")
+    assert nvml.open == 0  # the driver is let go of
+
+
+@pytest.mark.parametrize("error", ["NVML Shared Library Not Found", "Driver Not Loaded"])
+def test_without_a_driver_there_is_only_the_cpu(error):
+    assert names(discover(environ={}, nvml=FakeNvml({}, error=error))) == [("cpu", "")]
+
+
+def test_devices_are_named_by_number_or_uuid_in_the_users_order_each_once():
+    found = discover(("GPU-bbbb", "cpu", "cuda:1", "cuda:0"), environ={}, nvml=FakeNvml(TWO))
+    assert names(found) == [("cuda:1", "GPU-bbbb"), ("cpu", ""), ("cuda:0", "GPU-aaaa")]
+
+
+@pytest.mark.parametrize("entry", ["cuda:2", "GPU-cccc", "gpu", ""])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(entry):
+    with pytest.raises(ConfigError) as caught:
+        discover((entry,), environ={}, nvml=FakeNvml(TWO))
+    assert repr(entry) in str(caught.value) and "cuda:0, cuda:1, cpu" in str(caught.value)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(ConfigError):
+        discover((), environ={}, nvml=FakeNvml(TWO))
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        ("1", ["GPU-bbbb"]),
+        ("1,0", ["GPU-bbbb", "GPU-aaaa"]),
+        ("GPU-bb", ["GPU-bbbb"]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", ["GPU-aaaa"]),  # like CUDA: nothing after what is not there
+        ("NoDevFiles", []),
+    ],
+)
+def test_cuda_visible_devices_hides_gpus_as_it_does_for_any_cuda_program(visible, uuids):
+    found = discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=FakeNvml(TWO))
+    assert [device.uuid for device in found if device.kind == "cuda"] == uuids
+    assert [device.name for device in found] == [f"cuda:{n}" for n in range(len(uuids))] + ["cpu"]
+
+
+def test_a_divided_gpu_is_its_instances():
+    nvml = FakeNvml(TWO, mig={1: {"MIG-x": 5 * GIB, "MIG-y": 5 * GIB}})
+    assert [device.uuid for device in discover(environ={}, nvml=nvml)] == ["GPU-aaaa", "MIG-x", "MIG-y", ""]
+    found = discover(environ={"CUDA_VISIBLE_DEVICES": "MIG-y"}, nvml=nvml)
+    assert (found[0].name, found[0].uuid, found[0].total_bytes) == ("cuda:0", "MIG-y", 5 * GIB)
+
+
+# ---------------------------------------------------------------- memory
+
+
+class Machine:
+    """Files as the kernel would show them."""
+
+    def __init__(self, root):
+        self.proc, self.cgroup = root / "proc", root / "cgroup"
+        self.write("proc/meminfo", f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n", root)
+        self.root = root
+
+    def write(self, name, text, root=None):
+        path = (root or self.root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(text))
+
+    def v2(self, group, limit, used, cache=0):
+        self.write(f"cgroup{group}/memory.max", f"{limit}\n")
+        self.write(f"cgroup{group}/memory.current", f"{used}\n")
+        self.write(f"cgroup{group}/memory.stat", f"anon 1\ninactive_file {cache}\n")
+
+    def v1(self, group, limit, used, cache=0):
+        self.write(f"cgroup/memory{group}/memory.limit_in_bytes", f"{limit}\n")
+        self.write(f"cgroup/memory{group}/memory.usage_in_bytes", f"{used}\n")
+        self.write(f"cgroup/memory{group}/memory.stat", f"inactive_file 5\ntotal_inactive_file {cache}\n")
+
+    def memory(self):
+        return host_memory(self.proc, self.cgroup)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def test_without_a_limit_it_is_the_machines(machine):
+    assert machine.memory() == HostMemory(64 * GIB, 32 * GIB)
+    machine.write("proc/self/cgroup", "0::/\n")
+    machine.v2("", "max", 60 * GIB)
+    assert machine.memory() == HostMemory(64 * GIB, 32 * GIB)
+
+
+def test_a_v2_limit_counts_without_the_file_cache(machine):
+    machine.write("proc/self/cgroup", "0::/user/app\n")
+    machine.v2("/user/app", 8 * GIB, 7 * GIB, cache=3 * GIB)
+    assert machine.memory() == HostMemory(8 * GIB, 4 * GIB)
+
+
+def test_the_tightest_group_above_counts(machine):
+    machine.write("proc/self/cgroup", "0::/user/app\n")
+    machine.v2("/user/app", 16 * GIB, 2 * GIB)
+    machine.v2("/user", 8 * GIB, 7 * GIB)
+    assert machine.memory() == HostMemory(8 * GIB, 1 * GIB)
+
+
+def test_a_v1_limit_counts_and_its_no_limit_does_not(machine):
+    machine.write("proc/self/cgroup", "5:cpu:/x\n4:cpuacct,memory:/job\n0::/\n")
+    machine.v1("", 9223372036854771712, 20 * GIB)
+    machine.v1("/job", 8 * GIB, 5 * GIB, cache=GIB)
+    assert machine.memory() == HostMemory(8 * GIB, 4 * GIB)
+
+
+def test_inside_a_container_the_groups_path_may_be_the_hosts(machine):
+    machine.write("proc/self/cgroup", "4:memory:/docker/abc\n")
+    machine.v1("", 4 * GIB, GIB)
+    assert machine.memory() == HostMemory(4 * GIB, 3 * GIB)
+
+
+def test_available_is_never_more_than_the_kernel_says_nor_less_than_nothing(machine):
+    machine.write("proc/self/cgroup", "0::/\n")
+    machine.v2("", 60 * GIB, GIB)
+    assert machine.memory() == HostMemory(60 * GIB, 32 * GIB)
+    machine.v2("", 8 * GIB, 9 * GIB)
+    assert machine.memory() == HostMemory(8 * GIB, 0)
+
+
+def test_this_machine_has_memory():
+    memory = devices.host_memory()
+    assert 0 < memory.available_bytes <= memory.total_bytes
