@@ -22,7 +22,10 @@ from engine import __version__
 from engine.config import Config, StageSection
 from ipc.errors import DragomanError
 
-SAYING = "no configuration file: using the embedded clockwork models (they say fixed sentences; make a node.toml for real ones)"
+SAYING = (
+    "no configuration file: using the embedded clockwork models (they say fixed sentences; "
+    "make a node.toml for real ones)"
+)
 STAGES = ("asr", "repair", "nmt", "tts")
 PIPELINES = {
     "full": STAGES,
@@ -79,9 +82,12 @@ def _ensure(kind: str, folder: Path, synthesize: Synthesize) -> Path:
             _make(kind, home, synthesize)
         except ImportError as error:
             if kind != "repair":  # without its model repair is absent, and its utterances skip it
-                raise DragomanError(f"cannot make the embedded {kind} model: {error}", f"pip install {NEEDS[kind]}")
+                mend = f"pip install {NEEDS[kind]}"
+                raise DragomanError(f"cannot make the embedded {kind} model: {error}", mend) from error
         except OSError as error:
-            raise DragomanError(f"cannot write the embedded models to {folder}: {error}", "set XDG_CACHE_HOME") from error
+            raise DragomanError(
+                f"cannot write the embedded models to {folder}: {error}", "set XDG_CACHE_HOME"
+            ) from error
     return home / "repair.gguf" if kind == "repair" else home
 
 

@@ -19,6 +19,7 @@ import zmq
 
 from ipc import messages
 from ipc.errors import BadFrame, PeerGone
+from ipc.peers import peer_name, split_peer
 
 HIGH_WATER = 10_000  # frames; far above any window
 RECONNECT_MS = 10
@@ -28,17 +29,6 @@ MAX_FRAME_BYTES = 16 * 2**20
 def context() -> zmq.Context:
     """The process's ZeroMQ context."""
     return zmq.Context.instance()
-
-
-def peer_name(role: str, incarnation: int) -> str:
-    """Routing id of one life of a role."""
-    return f"{role}#{incarnation}"
-
-
-def split_peer(name: str) -> tuple[str, int]:
-    """Role and incarnation of a peer's name."""
-    role, _, incarnation = name.rpartition("#")
-    return role, int(incarnation)
 
 
 def _prepare(kind: int) -> zmq.Socket:

@@ -17,11 +17,13 @@ class NoNode(DragomanError):
     """There is no node to ask, or what answers is none."""
 
 
-def ask(endpoint: str, verb: str, **args: str) -> dict[str, Any]:
+def ask(endpoint: str, verb: str) -> dict[str, Any]:
     """The data of the node's answer. Raises DragomanError."""
     try:
-        return ctl.ask(endpoint, verb, **args)
+        return ctl.ask(endpoint, verb)
     except zmq.ZMQError as error:
-        raise NoNode(f"{endpoint!r} is not an address: {error}", "give the operators' address that serve prints") from error
+        raise NoNode(
+            f"{endpoint!r} is not an address: {error}", "give the operators' address that serve prints"
+        ) from error
     except msgspec.MsgspecError as error:
         raise NoNode(f"what answers at {endpoint} is not a node's operators' socket", START_ONE) from error

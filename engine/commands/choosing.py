@@ -19,8 +19,12 @@ from engine.config import Config
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The options that choose a configuration."""
-    parser.add_argument("--config", metavar="FILE", help="configuration file (default: ./node.toml, the user's, embedded)")
-    parser.add_argument("--env-file", metavar="FILE", help="file of DRAGOMAN_... variables; the environment goes before it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="configuration file (default: ./node.toml, the user's, embedded)"
+    )
+    parser.add_argument(
+        "--env-file", metavar="FILE", help="file of DRAGOMAN_... variables; the environment goes before it"
+    )
 
 
 def config(args: argparse.Namespace) -> tuple[Config, str]:

@@ -61,7 +61,7 @@ class Delivery:
         self._lanes: list[Lane] = []
 
     def run(self, work: Iterable[tuple[Utterance, Found]]) -> None:
-        """Submit everything, write every outcome down, close the sessions. Raises KeyboardInterrupt on the second Ctrl-C."""
+        """Submit everything, write every outcome down, close the sessions. KeyboardInterrupt on the second Ctrl-C."""
         with _on_interrupt(self._interrupt):
             self._lanes = [Lane(self._open(number)) for number in range(self._wish.sessions)]
             for utterance, found in work:
@@ -117,7 +117,7 @@ class Delivery:
                     self._break(lane, error)
 
     def _ended(self, wait_s: float) -> Iterator[Outcome]:
-        """Outcomes as they come. A session that has broken makes the common reading fail, so then each is read alone."""
+        """Outcomes as they come. A broken session makes the common reading fail, so then each is read alone."""
         if not any(lane.broken for lane in self._lanes):
             yield from self._client.outcomes(timeout_s=wait_s)
             return

@@ -95,12 +95,16 @@ def page(results: Results) -> str:
     spoken = [row["audio"] for row in results.rows if row["audio"]]
     return "\n\n".join(
         [
-            table(["session", "#", "clip", "heard", "repaired", "translated", "spoken", "state"], list(map(_line, results.rows))),
+            table(
+                ["session", "#", "clip", "heard", "repaired", "translated", "spoken", "state"],
+                list(map(_line, results.rows)),
+            ),
             translate.stage_table(figures),
             translate.totals(figures) + ".\n" + _gain(figures),
             HONEST,
-            f"results in {results.folder}: {len(spoken)} WAV files, results.jsonl, timeline.json (open it in ui.perfetto.dev)\n"
-            + (f"listen: {player()} {results.folder / spoken[0]}" if spoken else ""),
+            f"results in {results.folder}: {len(spoken)} WAV files, results.jsonl, timeline.json\n"
+            "see when what ran: open timeline.json in https://ui.perfetto.dev"
+            + (f"\nlisten: {player()} {results.folder / spoken[0]}" if spoken else ""),
         ]
     )
 

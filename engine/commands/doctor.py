@@ -139,7 +139,9 @@ def _python(facts: Facts) -> Finding:
 def _kernel(facts: Facts) -> Finding:
     text = f"{facts.system} {facts.kernel}, {facts.cores} cores"
     if facts.system != "Linux" or not at_least(facts.kernel, KERNEL_FLOOR):
-        return Finding("bad", "kernel", f"{text}; the node needs Linux {KERNEL_FLOOR} or later", "run it on such a machine")
+        return Finding(
+            "bad", "kernel", f"{text}; the node needs Linux {KERNEL_FLOOR} or later", "run it on such a machine"
+        )
     return Finding("ok", "kernel", text)
 
 
@@ -152,7 +154,9 @@ def _packages(facts: Facts) -> list[Finding]:
             mend = OPTIONAL.get(name, f"pip install '{name}{'>=' + floor if floor else ''}'")
             findings.append(Finding(state, name, f"not installed (for {purpose})", mend))
         elif floor and not at_least(version, floor):
-            findings.append(Finding("bad", name, f"{version}; needs {floor} or later", f"pip install '{name}>={floor}'"))
+            findings.append(
+                Finding("bad", name, f"{version}; needs {floor} or later", f"pip install '{name}>={floor}'")
+            )
         else:
             findings.append(Finding("ok", name, version))
     return findings
@@ -185,7 +189,11 @@ def _onnxruntime(facts: Facts) -> Finding:
     cuda = "CUDAExecutionProvider" in facts.onnx_providers
     text = f"{facts.onnx_version}, {'with' if cuda else 'without'} CUDA"
     if len(facts.onnx_dists) > 1:
-        text += "; both onnxruntime and onnxruntime-gpu are installed, in force is the " + ("GPU" if cuda else "CPU") + " one"
+        text += (
+            "; both onnxruntime and onnxruntime-gpu are installed, in force is the "
+            + ("GPU" if cuda else "CPU")
+            + " one"
+        )
     if has_gpu and not cuda:
         return Finding("note", topic, text + "; tts will run on the CPU", GPU_COMMAND)
     return Finding("ok", topic, text)
@@ -194,9 +202,7 @@ def _onnxruntime(facts: Facts) -> Finding:
 def _devices(facts: Facts) -> list[Finding]:
     if facts.device_error:
         return [Finding("note", "devices", facts.device_error, "nvidia-smi (does the driver answer?)")]
-    findings = [
-        Finding("ok", d["name"], f"{d['label']}, {nbytes(d['total_bytes'])}") for d in facts.devices
-    ]
+    findings = [Finding("ok", d["name"], f"{d['label']}, {nbytes(d['total_bytes'])}") for d in facts.devices]
     if not any(d["kind"] == "cuda" for d in facts.devices):
         mend = "none needed; with an NVIDIA GPU: install its driver"
         findings.append(Finding("note", "GPU", "none: every stage runs on the CPU", mend))
@@ -254,8 +260,9 @@ def look_at_node(endpoint: str) -> Finding:
         stats = asking.ask(endpoint, "stats")
     except DragomanError as error:
         return Finding("bad", "node", error.text, error.mend)
-    late = [p["role"] for p in stats.get("processes", []) if (p.get("age_ms") or 0) > 3000]
-    text = f"{stats.get('node', '?')} at {endpoint}, mode {stats.get('mode', '?')}, {len(stats.get('processes', []))} processes"
+    processes = stats.get("processes", [])
+    late = [p["role"] for p in processes if (p.get("age_ms") or 0) > 3000]
+    text = f"{stats.get('node', '?')} at {endpoint}, mode {stats.get('mode', '?')}, {len(processes)} processes"
     if late:
         return Finding("note", "node", f"{text}; silent for over 3 s: {', '.join(late)}", "look into its log")
     return Finding("ok", "node", text)

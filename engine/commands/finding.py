@@ -37,7 +37,11 @@ def ctl_endpoint(given: str | None) -> str:
     Raises NoNode when nothing is given and no node runs.
     """
     if given:
-        return given.removesuffix("/client") + "/ctl" if given.startswith("ipc://") and given.endswith("/client") else given
+        return (
+            given.removesuffix("/client") + "/ctl"
+            if given.startswith("ipc://") and given.endswith("/client")
+            else given
+        )
     home = running()
     if home is None:
         raise NoNode("no node of this user is running on this machine", START_ONE)

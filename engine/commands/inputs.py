@@ -1,7 +1,7 @@
 """What is to be translated: files become utterances, and utterances are dealt out to sessions.
 
 One sound file is one utterance; a ``.txt`` file is one utterance a line, empty lines left out. Files are dealt out in
-turn: file k goes to session k mod N, all lines of a text file to the same one, so a session keeps the order of its files.
+turn: file k goes to session k mod N, all lines of a text file to the same one: order within is kept.
 """
 
 from __future__ import annotations

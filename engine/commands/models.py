@@ -17,9 +17,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "models",
         help="list models, or make clockwork ones",
-        description="List the models of a configuration, or write clockwork models: real file formats, hand-set weights,\n"
-        "fixed words; no download and no training.",
-        epilog="examples:\n  run_node.py models list --config node.toml\n  run_node.py models synthesize asr --out models/asr\n"
+        description="List the models of a configuration, or write clockwork models: real file formats,\n"
+        "hand-set weights, fixed words; no download and no training.",
+        epilog="examples:\n  run_node.py models list --config node.toml\n"
+        "  run_node.py models synthesize asr --out models/asr\n"
         "\nexit codes: 0 ok, 1 a required model is missing or could not be made, 2 usage, 78 configuration",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

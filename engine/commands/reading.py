@@ -1,7 +1,7 @@
-"""Reading ahead: files are decoded by a thread of their own, from before the node is ready, so that it never waits.
+"""Reading ahead: a thread of its own decodes the files, from before the node is ready, so that the node never waits.
 
-What is read and not yet taken is bounded in bytes. The thread knows nothing of the node; how long an utterance may be is
-checked when it is taken, against what the node has said.
+What is read and not yet taken is bounded in bytes. The thread knows nothing of the node: how long an utterance may be
+is checked when it is taken, against what the node has said.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ class ReadAhead:
             with self._changed:
                 self._done = True
                 self._changed.notify_all()
-
 
     def _put(self, utterance: Utterance, found: Found) -> bool:
         """Wait for room; False when nobody takes any more."""

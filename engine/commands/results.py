@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Row:
-    """The row of an outcome; ``audio`` is the name of its WAV file, if it has one. What was rejected is an error too."""
+    """The row of an outcome; ``audio``: the name of its WAV file, if it has one. What was rejected is an error too."""
     texts = outcome.texts
     return {
         "session": outcome.session,

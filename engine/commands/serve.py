@@ -12,7 +12,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "serve",
         help="run the node until it is told to stop",
-        description="Run the node in the foreground. It prints its endpoints, its mode and its ring budget, then \"ready\".\n"
+        description='Run the node in the foreground. It prints its endpoints, mode and ring budget, then "ready".\n'
         "SIGTERM or the first Ctrl-C drains: new work is refused, work in flight ends; the second stops at once.\n"
         "Under systemd: Type=notify, KillMode=mixed.",
         epilog="examples:\n  run_node.py serve\n  run_node.py serve --config node.toml --env-file .env\n"
@@ -21,7 +21,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     choosing.add_config(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the configuration in force as TOML, and leave")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the configuration in force as TOML, and leave"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -52,7 +52,8 @@ def page(stats: Mapping[str, Any], endpoint: str) -> str:
 
 def _head(stats: Mapping[str, Any], endpoint: str) -> str:
     reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
-    return f"node {stats.get('node', '?')} at {endpoint}\nmode {stats.get('mode', '?')}{reason}, {stats.get('gpu_count', 0)} GPUs"
+    mode, gpus = stats.get("mode", "?"), stats.get("gpu_count", 0)
+    return f"node {stats.get('node', '?')} at {endpoint}\nmode {mode}{reason}, {gpus} GPUs"
 
 
 def _totals(stats: Mapping[str, Any]) -> str:
@@ -83,8 +84,9 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
     rows = []
     for name in [*memory, *(n for n in work if n not in memory)]:
         m, w = memory.get(name, {}), work.get(name, {})
-        rows.append([name, nbytes(m.get("total_bytes")), nbytes(m.get("free_bytes")), nbytes(m.get("grantable_bytes")),
-                     w.get("requests"), w.get("avg_time_s"), w.get("request_queue"), w.get("response_queue")])  # fmt: skip
+        sizes = [nbytes(m.get(field)) for field in ("total_bytes", "free_bytes", "grantable_bytes")]
+        figures = [w.get(field) for field in ("requests", "avg_time_s", "request_queue", "response_queue")]
+        rows.append([name, *sizes, *figures])
     return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
 
 

@@ -11,9 +11,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lines of a table; numbers right, everything else left."""
     cells = [[cell(value) for value in row] for row in rows]
     widths = [max([width(name)] + [width(row[i]) for row in cells]) for i, name in enumerate(head)]
-    right = [bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(head))]
+    right = [
+        bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(head))
+    ]
     lines = [list(head), ["-" * w for w in widths], *cells]
-    return "\n".join("  ".join(pad(c, w, r) for c, w, r in zip(line, widths, right)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(pad(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines
+    )
 
 
 def cell(value: Any) -> str:
@@ -27,9 +31,7 @@ def cell(value: Any) -> str:
 
 def width(text: str) -> int:
     """Columns a terminal needs for ``text``."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def pad(text: str, columns: int, right: bool = False) -> str:

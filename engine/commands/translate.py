@@ -48,8 +48,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--pipeline", metavar="NAME", help="full | transcribe | translate-text | speak, or one of the "
                         "configuration's (default: full; translate-text when all inputs are .txt)")  # fmt: skip
     parser.add_argument("--sessions", type=_count, default=1, metavar="N", help="speakers at once (default: 1)")
-    parser.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave a stage out; may be repeated")
-    parser.add_argument("--budget", type=_seconds, metavar="S", help="seconds each utterance may take (default: the node's)")
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="STAGE", help="leave a stage out; may be repeated"
+    )
+    parser.add_argument(
+        "--budget", type=_seconds, metavar="S", help="seconds each utterance may take (default: the node's)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no tables")
     nodes.add_node(parser)
@@ -126,7 +130,9 @@ def report(results: Results, as_json: bool, quiet: bool) -> None:
     figures = summary(results.rows, results.chart())
     if as_json:
         ok = all_ok(results.rows)
-        print(json.dumps({"ok": ok, "out": str(results.folder), **figures, "results": results.rows}, ensure_ascii=False))
+        print(
+            json.dumps({"ok": ok, "out": str(results.folder), **figures, "results": results.rows}, ensure_ascii=False)
+        )
         return
     for row in results.rows:
         if row["outcome"] != "ok":

@@ -22,7 +22,7 @@ from engine.gateway import wire
 from engine.gateway.books import Books
 from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode, JobEnded, Note, Post, Tell, TurnEnd, Write
 from engine.gateway.gateway import Gateway
-from engine.gateway.validate import LONGEST_ITEMSIZE, SAMPLE_RATE, WIRE_DTYPES
+from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
 from ipc.ring import DTYPES, Ring, generation
@@ -31,7 +31,7 @@ from ipc.sockets import Dealer, Door, Poll
 HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and the outbox
 DOOR_SLACK_BYTES = 2**20
 TOKEN_BYTES = 16
-WIRE_NAMES = {kind.newbyteorder("=").name: name for name, kind in WIRE_DTYPES.items()}
+WIRE_NAMES = {numpy_name: name for name, numpy_name in NUMPY_NAMES.items()}
 
 
 class Shell:

@@ -16,6 +16,7 @@ from ipc.ring import digest
 
 SAMPLE_RATE = 16_000  # Hz, the only one on the wire
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+NUMPY_NAMES = {"s16le": "int16", "f32le": "float32"}
 AUDIO_FORMATS = tuple(f"{name} mono {SAMPLE_RATE} Hz" for name in WIRE_DTYPES)
 LONGEST_ITEMSIZE = 4
 MAX_BUDGET_MS = 24 * 3600 * 1000
@@ -64,7 +65,7 @@ def audio(message: Submit, payload: bytes | None, max_utterance_s: float) -> Tak
         raise Refused("audio_too_long", f"{audio_s:.1f} s; one utterance may have {max_utterance_s:g} s")
     if kind.kind == "f":
         _check_finite(np.frombuffer(payload, dtype=kind))
-    return Taken(kind.newbyteorder("=").name, nbytes, samples, audio_s, digest(payload))
+    return Taken(NUMPY_NAMES[message.dtype], nbytes, samples, audio_s, digest(payload))
 
 
 def text(message: Submit, payload: bytes | None, max_chars: int) -> Taken:

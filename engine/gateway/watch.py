@@ -144,6 +144,8 @@ class Watch:
     def _part_with_slow(self, now: float) -> None:
         """A connection whose answers pile up unread is closed; its sessions can be resumed."""
         books = self.books
+        if not books.slow:
+            return
         slow, books.slow = books.slow, set()
         for name in slow & books.sessions.clients.keys():
             for id in books.sessions.clients[name].sessions:

@@ -7,7 +7,7 @@ from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Condemn, Denied, Failing, Here, LeaseWait, Load, Loaded, Ready
-from ipc.sockets import split_peer
+from ipc.peers import split_peer
 
 
 class Fleet:

@@ -15,7 +15,8 @@ from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
 from engine.scheduler.scheduler import Scheduler
 from ipc.errors import PeerGone
 from ipc.messages import Gone, Stop, ToScheduler, Up
-from ipc.sockets import Poll, Router, peer_name
+from ipc.peers import peer_name
+from ipc.sockets import Poll, Router
 
 DRAIN_S = 1.0
 PROBE_S = 0.002

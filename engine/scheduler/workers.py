@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from engine.boot import StagePlan, WorkerPlan
 from engine.scheduler.jobs import Key
 from ipc.errors import IllegalMove
-from ipc.sockets import peer_name
+from ipc.peers import peer_name
 
 
 class Life(enum.Enum):

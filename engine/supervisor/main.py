@@ -23,22 +23,21 @@ from engine import devices, exits, logs, process
 from engine.config import Config
 from engine.supervisor import environment, plan, stats, survey
 from engine.supervisor.children import Child, Children
-from engine.supervisor.folder import RunFolder, base_folder
-from engine.supervisor.lifecycle import (
+from engine.supervisor.events import (
     Announce,
     End,
     Exited,
     Heard,
     HostGone,
-    Lifecycle,
     NotSpawned,
-    Phase,
     Say,
     Spawned,
     StopAsked,
     Tick,
     Warn,
-)  # fmt: skip
+)
+from engine.supervisor.folder import RunFolder, base_folder
+from engine.supervisor.lifecycle import Lifecycle, Phase
 from engine.supervisor.notify import notify
 from engine.supervisor.operators import Operators
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
@@ -46,7 +45,8 @@ from ipc import memory
 from ipc.errors import ConfigError, DragomanError
 from ipc.messages import ToSupervisor
 from ipc.ring import segment_bytes
-from ipc.sockets import Poll, Router, peer_name, split_peer
+from ipc.peers import peer_name, split_peer
+from ipc.sockets import Poll, Router
 
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
@@ -135,7 +135,7 @@ class Supervisor:
         roster = Roster(self.plan.roles, deadlines, self.config.devices.max_restarts)
         self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
         self._signal_fd = catch_signals()
-        for thing in (self._router, self._operators, self._signal_fd):
+        for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)
         if self._host_fd >= 0:
             self._poll.add(self._host_fd)

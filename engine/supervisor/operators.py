@@ -19,15 +19,14 @@ class Operators:
 
     def __init__(self, endpoint: str, verbs: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
         self._verbs = verbs
-        self._door = Door([endpoint], MAX_ASK_BYTES)
-        self.socket = self._door.socket  # to poll
+        self.door = Door([endpoint], MAX_ASK_BYTES)  # to poll
 
     def answer(self) -> None:
         """Answer everything that has arrived. An envelope (REQ sockets have one) is given back as it came."""
-        for asker, frames in self._door.drain():
+        for asker, frames in self.door.drain():
             *envelope, body = frames or [b""]
             try:
-                self._door.send_frames(asker, [*envelope, encode(self._answer(body))])
+                self.door.send_frames(asker, [*envelope, encode(self._answer(body))])
             except PeerGone:
                 continue  # who asked has left
 
@@ -44,4 +43,4 @@ class Operators:
             return Answer(False, error=str(error))
 
     def close(self) -> None:
-        self._door.close()
+        self.door.close()

@@ -3,10 +3,6 @@
 ``make`` decides all of it once: which stages can run and why not, which workers there are and on which device, how
 large each ring is, who may read whose ring, which languages a pipeline takes. ``Plan.boot`` then writes a role's boot
 record. Stage modules are import-light, so nothing here loads a model library.
-
-**Rings.** The budget (default: 256 MiB or 5 % of the memory, whichever is less) is halved: one half for the gateway's
-ring, the other divided evenly among the workers that emit arrays; ``rings.NAME`` overrides one. Each ring must hold one
-longest slot, or no such utterance could ever pass: that is an error here, naming the knob, and not a surprise later.
 """
 
 from __future__ import annotations
@@ -27,15 +23,11 @@ from engine.boot import (
 )  # fmt: skip
 from engine.config import Config
 from engine.devices import Device, HostMemory
+from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
-from ipc.errors import ConfigError, MemoryTooSmall
-from ipc.ring import BLOCK, blocks_for, segment_bytes
+from ipc.errors import ConfigError
+from ipc.ring import segment_bytes
 
-DEFAULT_BUDGET_BYTES = 256 * 2**20
-DEFAULT_BUDGET_SHARE = 0.05
-GATEWAY = "gateway"
-SAMPLE_RATE_HZ = 16_000
-WIDEST_SAMPLE_BYTES = 4  # float32 on the wire
 CORES = ("arbiter", "scheduler", GATEWAY)
 
 
@@ -120,7 +112,8 @@ def make(
     Raises ConfigError, or MemoryTooSmall when a ring cannot hold one longest slot.
     """
     homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
-    rings = _rings(config, homes, surveys, memory)
+    roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
+    rings = sizes(config, roles, surveys, memory)
     plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
     workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
     kinds = {device.name: device for device in devices}
@@ -140,7 +133,7 @@ def make(
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
-        readers=_readers(config, homes, surveys, rings),
+        readers=readers(config, roles, surveys, rings),
         may_fail=frozenset(role for role, body in workers.items() if _dispensable(config, surveys, body.stage)),
     )
 
@@ -149,11 +142,6 @@ def mode_reason(mode: str, devices: Sequence[Device]) -> str:
     """Why the node runs as it does, in a few words."""
     where = "" if any(device.kind == "cuda" for device in devices) else ", no GPU: every stage on the CPU"
     return f"as configured{where}" if mode == "serial" else f"stages overlap{where}"
-
-
-def default_budget(total_bytes: int) -> int:
-    """Bytes of all rings when the configuration does not say."""
-    return min(DEFAULT_BUDGET_BYTES, int(DEFAULT_BUDGET_SHARE * total_bytes))
 
 
 # ---------------------------------------------------------------- workers
@@ -254,86 +242,6 @@ def _device(config: Config, device: Device) -> DevicePlan:
     )
 
 
-# ---------------------------------------------------------------- rings
-
-
-def _rings(
-    config: Config,
-    homes: Mapping[str, Sequence[tuple[Device, int]]],
-    surveys: Mapping[str, Survey],
-    memory: HostMemory,
-) -> dict[str, int]:
-    """Blocks of each ring by its producer's role, each large enough for one longest slot."""
-    budget = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
-    emitting = [(s, role_of(s, d, n)) for s, pairs in homes.items() if surveys[s].declaration.output for d, n in pairs]
-    share = budget // 2 // max(1, len(emitting))
-    rings = {GATEWAY: _blocks(config, GATEWAY, budget // 2, longest_input_bytes(config))}
-    for stage, role in emitting:
-        rings[role] = _blocks(config, stage, share, longest_output_bytes(config, surveys[stage]))
-    total = sum(segment_bytes(blocks) for blocks in rings.values())
-    if total > memory.available_bytes:
-        raise MemoryTooSmall(
-            f"the rings need {_mib(total)} of shared memory and {_mib(memory.available_bytes)} are available",
-            "lower node.ring_budget_bytes or node.max_utterance_s",
-        )
-    return rings
-
-
-def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> int:
-    """Blocks of a ring: its share or its override, never less than one longest slot."""
-    given = config.rings.get(name)
-    blocks = (share_bytes if given is None else given) // BLOCK
-    needed = blocks_for(longest_bytes)
-    if blocks >= needed:
-        return blocks
-    knob = f"rings.{name}" if given is not None else "node.ring_budget_bytes"
-    shorter = "node.max_utterance_s" if name == GATEWAY else "the longest text or audio the stage takes"
-    raise MemoryTooSmall(
-        f"{knob} gives the ring of {name} {_mib(blocks * BLOCK)}, and its longest array needs {_mib(needed * BLOCK)}",
-        f"raise {knob}, set rings.{name} to at least {needed * BLOCK}, or lower {shorter}",
-    )
-
-
-def longest_input_bytes(config: Config) -> int:
-    """The longest utterance a client may send, in its widest form."""
-    return int(config.node.max_utterance_s * SAMPLE_RATE_HZ) * WIDEST_SAMPLE_BYTES
-
-
-def longest_output_bytes(config: Config, survey: Survey) -> int:
-    """The longest array a stage may emit."""
-    declaration = survey.declaration
-    if declaration.output is None:
-        return 0
-    if declaration.accepts == "audio":
-        return declaration.output.bound(longest_input_bytes(config), 0)
-    return declaration.output.bound(0, declaration.max_chars)
-
-
-def _readers(
-    config: Config,
-    homes: Mapping[str, Sequence[tuple[Device, int]]],
-    surveys: Mapping[str, Survey],
-    rings: Mapping[str, int],
-) -> dict[str, tuple[str, ...]]:
-    """The rings each process may read: the gateway all, a worker those its input can lie in, others none."""
-    readers = {GATEWAY: tuple(name for name in rings if name != GATEWAY)}
-    for stage, pairs in homes.items():
-        if surveys[stage].declaration.accepts != "audio":
-            continue
-        before = _before(config, stage)
-        produced = [role_of(s, d, n) for s in before for d, n in homes.get(s, ())]
-        sources = (GATEWAY, *(role for role in produced if role in rings))
-        for device, n in pairs:
-            readers[role_of(stage, device, n)] = sources
-    return readers
-
-
-def _before(config: Config, stage: str) -> list[str]:
-    """Stages that come before this one in some pipeline."""
-    found = (s for stages in config.pipelines.values() if stage in stages for s in stages[: stages.index(stage)])
-    return list(dict.fromkeys(found))
-
-
 # ---------------------------------------------------------------- the gateway's part
 
 
@@ -385,7 +293,3 @@ def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset
     if one is None or other is None:
         return one if other is None else other
     return one & other
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB"

@@ -55,7 +55,9 @@ def test_completions_end_at_the_makespan_and_never_go_back(table):
 
 
 def test_stage_times_add_up_attempts_and_leave_out_what_never_ran():
-    one = outcome(("asr", "a", 1_000_000_000, 2_000_000_000), ("asr", "a", 3_000_000_000, 3_500_000_000), ("nmt", "n", 0, 0))
+    one = outcome(
+        ("asr", "a", 1_000_000_000, 2_000_000_000), ("asr", "a", 3_000_000_000, 3_500_000_000), ("nmt", "n", 0, 0)
+    )
     assert line.stage_times([one], ["asr", "nmt"]) == [[1.5, 0.0]]
 
 

@@ -52,6 +52,7 @@ class FakeNode:
         self.share, self.window = share, window
         self.incarnation = 1
         self.answer: Answer = lambda message: None
+        self.idle: Callable[[], None] = lambda: None  # called on its thread when nothing has come for 5 ms
         self.heard: list[Any] = []
         self.frames: list[tuple[int, list[Any], bytes | None]] = []  # size of frame 1, its messages, samples
         self.knows: dict[str, str] = {}
@@ -125,10 +126,12 @@ class FakeNode:
                     command, done = self._commands.get()
                     command()
                     done.set()
-                if not self._socket.closed and self._socket.poll(5):
-                    self._turn()
-                elif self._socket.closed:
+                if self._socket.closed:
                     self._stop.wait(0.005)
+                elif self._socket.poll(5):
+                    self._turn()
+                else:
+                    self.idle()
         except BaseException as error:
             self.errors.append(error)
             raise

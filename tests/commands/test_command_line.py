@@ -99,7 +99,9 @@ def test_nothing_is_written_before_the_inputs_are_known_to_be_there(tmp_path: Pa
     assert not (tmp_path / "o").exists()
 
 
-def test_a_connect_endpoint_where_nothing_answers_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_connect_endpoint_where_nothing_answers_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for endpoint in (f"ipc://{tmp_path}/ctl", "not an address"):
         assert call("health", "--connect", endpoint) == 1
         assert capsys.readouterr().err.count("\n") == 1
@@ -107,7 +109,11 @@ def test_a_connect_endpoint_where_nothing_answers_is_one_line(capsys: pytest.Cap
 
 def test_it_starts_as_a_script_from_any_folder(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run_node.py"), "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, str(ROOT / "run_node.py"), "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0
     assert done.stdout.startswith("dragoman ")
@@ -118,7 +124,8 @@ def test_the_command_line_imports_no_model_library_and_no_transport_of_the_node_
         "import sys, run_node\n"
         "try: run_node.main(['translate', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'ctranslate2', 'faster_whisper', 'onnxruntime', 'llama_cpp', 'piper', 'av', 'engine.node'} & set(sys.modules)\n"
+        "heavy = {'ctranslate2', 'faster_whisper', 'onnxruntime', 'llama_cpp', 'piper', 'av', 'engine.node'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

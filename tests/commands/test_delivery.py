@@ -1,4 +1,4 @@
-"""A run through a node: every utterance gets its row, whatever happens to its file, its session or the user's patience."""
+"""A run through a node: every utterance gets its row, whatever happens to its file, its session or the user."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class FakeSession:
         text = payload if isinstance(payload, str) else f"{len(payload)} samples"
         index = len(self.submitted) - 1
         audio = np.ones(10, np.int16)
-        self._client.ready.append(Outcome(self.id, index, "ok", texts={"nmt": text}, audio=audio, sample_rate=16_000, tag=self.tag))
+        self._client.ready.append(
+            Outcome(self.id, index, "ok", texts={"nmt": text}, audio=audio, sample_rate=16_000, tag=self.tag)
+        )
         return index
 
     def outcomes(self, timeout_s: float) -> Iterator[Outcome]:
@@ -120,7 +122,9 @@ def test_sessions_are_opened_with_what_was_wished(results: Results) -> None:
     assert {s.wanted["pipeline"] for s in client.sessions} == {"speak"}  # type: ignore[attr-defined]
 
 
-def test_files_that_are_no_sound_or_too_long_are_never_submitted_and_hold_up_nobody(results: Results, tmp_path: Path) -> None:
+def test_files_that_are_no_sound_or_too_long_are_never_submitted_and_hold_up_nobody(
+    results: Results, tmp_path: Path
+) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     media.write_wav(tmp_path / "long.wav", np.zeros(3 * 16_000, np.int16), 16_000)
     media.write_wav(tmp_path / "good.wav", np.ones(16_000, np.int16), 16_000)

@@ -92,7 +92,11 @@ def test_hours_of_sound_are_refused_without_decoding_them(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(b"this is not sound at all\n" * 50, "bad_audio"), (b"", "bad_audio"), (b"RIFF\x00\x00\x00\x00WAVEfmt ", "bad_audio")],
+    [
+        (b"this is not sound at all\n" * 50, "bad_audio"),
+        (b"", "bad_audio"),
+        (b"RIFF\x00\x00\x00\x00WAVEfmt ", "bad_audio"),
+    ],
 )
 def test_what_is_no_sound_says_so_in_one_line(tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "odd.wav").write_bytes(content)

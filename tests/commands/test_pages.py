@@ -28,11 +28,22 @@ STATS = {
     "success_rate": 0.9,
     "per_gpu": [{"device": "cpu", "requests": 9, "avg_time_s": 0.15, "request_queue": 1, "response_queue": 0}],
     "jobs": [{"session": "s0.1", "index": 4, "stages": {"asr": "completed", "nmt": "processing"}}],
-    "leases": [{"lease": 1, "worker": "asr@cpu/0", "device": "cpu", "nbytes": 2**20, "state": "held", "measured_bytes": -1}],
+    "leases": [
+        {"lease": 1, "worker": "asr@cpu/0", "device": "cpu", "nbytes": 2**20, "state": "held", "measured_bytes": -1}
+    ],
     "processes": [{"role": "gateway", "incarnation": 1, "pid": 77, "start_time": 5, "phase": "serving", "age_ms": 12}],
     "scheduler": {
         "concurrency": {"asr": 1},
-        "stages": {"asr": {"waiting": 2, "running": 1, "done": 8, "failed": 1, "avg_waiting_ms": 12.5, "avg_processing_ms": 150.0}},
+        "stages": {
+            "asr": {
+                "waiting": 2,
+                "running": 1,
+                "done": 8,
+                "failed": 1,
+                "avg_waiting_ms": 12.5,
+                "avg_processing_ms": 150.0,
+            }
+        },
     },
     "arbiter": {"devices": {"cpu": {"total_bytes": 2**34, "free_bytes": 2**33, "grantable_bytes": 2**32}}},
 }
@@ -40,8 +51,8 @@ STATS = {
 
 def test_statistics_show_totals_stages_jobs_leases_and_processes() -> None:
     page = stats.page(STATS, "ipc://x/ctl")
-    for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%", "nmt:processing",
-                  "asr@cpu/0", "16.0 GiB", "gateway", "12.5"):  # fmt: skip
+    for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%",
+                  "nmt:processing", "asr@cpu/0", "16.0 GiB", "gateway", "12.5"):  # fmt: skip
         assert shown in page
 
 
@@ -70,7 +81,9 @@ def test_the_printed_configuration_reads_back_as_the_same_one() -> None:
         devices=DeviceSection(max_bytes={"cuda:0": 2**33}),
         stages={
             "asr": StageSection(model='C:\\odd "path"\\ü', options={"beam_size": 5, "vad_filter": False}),
-            "sim": StageSection(kind="simulated", options={"cues": [{"index": 1, "action": "fail", "ms": 2.5}], "deep": {"a": [1]}}),
+            "sim": StageSection(
+                kind="simulated", options={"cues": [{"index": 1, "action": "fail", "ms": 2.5}], "deep": {"a": [1]}}
+            ),
         },
         pipelines={"full": ("asr", "sim"), "odd name": ("asr",)},
         rings={"gateway": 2**20},
@@ -82,7 +95,12 @@ def test_the_printed_configuration_reads_back_as_the_same_one() -> None:
 
 
 def test_pipelines_take_what_their_first_stage_takes() -> None:
-    assert [nodes.takes(p, {}) for p in ("full", "transcribe", "translate-text", "speak")] == ["audio", "audio", "text", "text"]
+    assert [nodes.takes(p, {}) for p in ("full", "transcribe", "translate-text", "speak")] == [
+        "audio",
+        "audio",
+        "text",
+        "text",
+    ]
     assert nodes.takes("mine", {"pipelines": {"mine": ["nmt", "tts"]}}) == "text"
     assert nodes.takes("mine", {"pipelines": {"mine": ["asr"]}}) == "audio"
 
@@ -101,4 +119,6 @@ def test_a_pipeline_without_translation_has_one_language() -> None:
     assert translate.languages("full", None, None) == ("en", "de")
     assert translate.languages("translate-text", "fr", "zh") == ("fr", "zh")
     assert translate.languages("transcribe", "fr", None) == ("fr", "")
-    assert [translate.languages("speak", *pair) for pair in (("fr", None), (None, "fr"), ("de", "fr"))] == [("fr", "")] * 3
+    assert [translate.languages("speak", *pair) for pair in (("fr", None), (None, "fr"), ("de", "fr"))] == [
+        ("fr", "")
+    ] * 3

@@ -29,6 +29,7 @@ from ipc.messages import (
     Outcome,
     Rejected,
     Resume,
+    SessionEnded,
     Skip,
     UnknownSession,
 )
@@ -52,6 +53,7 @@ class Model:
     acked: int = -1
     refused: dict[int, int] = field(default_factory=dict)  # index answered Busy -> samples
     closing: bool = False
+    over: bool = False  # closed, and everything acknowledged
 
 
 class Machine(RuleBasedStateMachine):
@@ -170,6 +172,9 @@ class Machine(RuleBasedStateMachine):
         model.acked = max(model.acked, model.heard[-1 - back])
         self.stand.say(Ack(model.id, model.acked), client=model.client)
         self.listen()
+        if SessionEnded(model.id) in self.stand.posted or self.stand.core.books.sessions.get(model.id) is None:
+            assert model.closing and not model.running and model.acked == model.heard[-1]
+            model.over, model.client = True, None
 
     @rule(which=st.integers(0, SESSIONS - 1))
     def go_away(self, which: int) -> None:
@@ -182,6 +187,8 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, SESSIONS - 1))
     def resume(self, which: int) -> None:
         model = self.models[which]
+        if model.over:
+            return
         model.client = self.new_client()
         model.heard.clear()
         model.refused.clear()
@@ -257,7 +264,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "stand"):
             return
         for model in self.models:
-            if model.client is None:
+            if model.client is None and not model.over:
                 self.resume(self.models.index(model))
             for index in sorted(model.running):
                 model.ends[index] = ("ok", "")

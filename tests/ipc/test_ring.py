@@ -56,7 +56,9 @@ def test_the_last_block_is_as_good_as_the_first(ends):
 
 def test_neighbours_do_not_touch_each_other(ends):
     producer, consumer = ends
-    refs = [producer.write(n * BLOCK, BLOCK, generation(1, n + 1), np.full(BLOCK // 2, n, np.int16), RATE) for n in range(8)]
+    refs = [
+        producer.write(n * BLOCK, BLOCK, generation(1, n + 1), np.full(BLOCK // 2, n, np.int16), RATE) for n in range(8)
+    ]
     for number, ref in enumerate(refs):
         assert set(consumer.view(ref)) == {number}
 

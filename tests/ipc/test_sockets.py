@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
+import time
 
 import msgpack
 import pytest
@@ -39,16 +42,24 @@ def link(endpoint, opened):
     return router, dealer
 
 
-def readable(thing, timeout_s=WAIT_S):
+def arrivals(thing, timeout_s=WAIT_S):
+    """What comes first within ``timeout_s``; an empty list if nothing does. A wake-up may be for nothing."""
     poll = Poll()
     poll.add(thing)
-    return bool(poll.wait(timeout_s))
+    end = time.monotonic() + timeout_s
+    while not (found := list(thing.drain())) and (left := end - time.monotonic()) > 0:
+        poll.wait(left)
+    return found
 
 
 def first(thing):
     """The next arrival; fails instead of waiting for ever."""
-    assert readable(thing), "nothing arrived"
-    return next(iter(thing.drain()))
+    return arrivals(thing)[0]
+
+
+def signalled(thing):
+    """Wait until libzmq has signalled ``thing``'s descriptor, without looking at the socket."""
+    assert select.select([thing.socket.getsockopt(zmq.FD)], [], [], WAIT_S)[0]
 
 
 def test_a_turns_messages_travel_as_one_frame_in_the_order_posted(link):
@@ -66,7 +77,7 @@ def test_nothing_posted_sends_nothing(link):
     router, dealer = link
     dealer.flush()
     assert router.flush() == []
-    assert not readable(router, 0.05)
+    assert arrivals(router, 0.05) == []
 
 
 def test_answers_go_to_the_peer_they_name_with_incarnation_and_epoch(link):
@@ -100,12 +111,7 @@ def test_rubbish_is_counted_and_dropped_and_the_link_goes_on(link, frame):
     router, dealer = link
     dealer.socket.send(frame)
     dealer.send([messages.Drained()])
-    assert readable(router)
-    arrivals = []
-    while not arrivals:
-        assert readable(router)
-        arrivals = list(router.drain())
-    assert [batch for _, _, batch in arrivals] == [[messages.Drained()]]
+    assert first(router)[2] == [messages.Drained()]
     assert router.bad_frames == 1
 
 
@@ -113,11 +119,7 @@ def test_rubbish_from_the_bound_end_is_dropped_too(link):
     router, dealer = link
     router.socket.send_multipart([b"arbiter#7", b"\xc1"])
     router.send("arbiter#7", [messages.Serve()])
-    arrivals = []
-    while not arrivals:
-        assert readable(dealer)
-        arrivals = list(dealer.drain())
-    assert arrivals == [(1, 0, [messages.Serve()])]
+    assert first(dealer) == (1, 0, [messages.Serve()])
     assert dealer.bad_frames == 1
 
 
@@ -142,7 +144,7 @@ def test_a_former_life_does_not_hear_what_is_meant_for_the_present_one(link, end
     assert first(router)[0] == "arbiter#8"
     router.send("arbiter#8", [messages.Stop()])
     assert first(new)[2] == [messages.Stop()]
-    assert not readable(old, 0.05)
+    assert arrivals(old, 0.05) == []
 
 
 def test_whoever_connects_before_the_other_end_is_bound_is_heard(endpoint, opened):
@@ -157,7 +159,7 @@ def test_a_frame_beyond_the_limit_does_not_reach_the_process(endpoint, opened):
     client = zmq.Context.instance().socket(zmq.DEALER)
     client.connect(endpoint)
     client.send(b"x" * 2000)
-    assert not readable(door, 0.2)
+    assert arrivals(door, 0.2) == []
     client.close(linger=0)
 
 
@@ -182,8 +184,10 @@ def test_the_door_gives_other_work_a_turn(endpoint, opened):
     for n in range(10):
         client.send(b"%d" % n)
     got = []
+    poll = Poll()
+    poll.add(door)
     while len(got) < 10:
-        assert readable(door)
+        assert poll.wait(WAIT_S), "what was left for the next turn does not wake it"
         taken = [frames[0] for _, frames in door.drain(limit=3)]
         assert len(taken) <= 3
         got += taken
@@ -197,22 +201,95 @@ def test_a_client_that_is_not_there_is_gone(endpoint, opened):
         door.send(b"nobody", [messages.Pong(1)])
 
 
-def test_poll_waits_on_links_and_descriptors_together(link):
-    router, dealer = link
+@pytest.fixture
+def pipe():
     reading, writing = os.pipe()
-    poll = Poll()
-    poll.add(router)
-    poll.add(reading)
-    assert poll.wait(0) == set()
-    os.write(writing, b"x")
-    assert poll.wait(WAIT_S) == {reading}
-    dealer.send([messages.Drained()])
-    assert readable(router)
-    assert poll.wait(WAIT_S) == {router.socket, reading}
-    poll.remove(reading)
-    assert poll.wait(WAIT_S) == {router.socket}
+    yield reading, writing
     os.close(reading)
     os.close(writing)
+
+
+def test_poll_waits_on_links_and_descriptors_together(link, pipe):
+    router, dealer = link
+    poll = Poll()
+    poll.add(router)
+    poll.add(pipe[0])
+    os.write(pipe[1], b"x")
+    assert pipe[0] in poll.wait(WAIT_S)
+    dealer.send([messages.Drained()])
+    signalled(router)
+    assert poll.wait(WAIT_S) == {router.socket, pipe[0]}
+    assert first(router)[2] == [messages.Drained()]
+    poll.remove(pipe[0])
+    assert poll.wait(0.01) == set()
+
+
+def test_a_removed_link_wakes_nobody(link):
+    router, dealer = link
+    poll = Poll()
+    poll.add(router)
+    poll.remove(router)
+    dealer.send([messages.Drained()])
+    signalled(router)
+    assert poll.wait(0.01) == set()
+
+
+def test_a_message_that_came_while_we_were_sending_is_not_overslept(link):
+    router, dealer = link
+    poll = Poll()
+    poll.add(router)
+    poll.wait(0)
+    dealer.send([messages.Drained()])
+    signalled(router)
+    router.send("arbiter#7", [messages.Serve()])  # libzmq takes the signal while it sends
+    assert router.socket in poll.wait(WAIT_S)
+    assert first(router)[2] == [messages.Drained()]
+
+
+def test_a_message_that_was_there_before_poll_looked_is_not_overslept(link):
+    router, dealer = link
+    dealer.send([messages.Drained()])
+    signalled(router)
+    router.socket.getsockopt(zmq.EVENTS)  # takes the signal
+    poll = Poll()
+    poll.add(router)
+    assert router.socket in poll.wait(WAIT_S)
+
+
+def test_thousands_of_turns_lose_no_wake_up(endpoint, opened):
+    """Both ends post, flush, wait and drain as the processes do; a lost wake-up stops the exchange."""
+    rounds, lost = 2000, threading.Event()
+    router = opened(Router(endpoint, 1, messages.ToSupervisor))
+
+    def worker():
+        dealer = Dealer(endpoint, "w", 1, messages.SupervisorSends)
+        poll = Poll()
+        poll.add(dealer)
+        answered = 0
+        dealer.send([messages.Drained()])
+        while answered < rounds:
+            if not poll.wait(WAIT_S):
+                lost.set()
+                break
+            for _, _, batch in dealer.drain():
+                for _ in batch:
+                    answered += 1
+                    dealer.post(messages.Drained())
+            dealer.flush()
+        dealer.close()
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    poll = Poll()
+    poll.add(router)
+    while thread.is_alive():
+        poll.wait(0.2)
+        for peer, _, batch in router.drain():
+            for _ in batch:
+                router.post(peer, messages.Serve())
+        router.flush()
+    thread.join()
+    assert not lost.is_set()
 
 
 @pytest.mark.parametrize("role", ["arbiter", "asr@cpu/0", "tts@cuda:1/3"])

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+import zmq
 from conftest import FAKES, HERE, StartNode, make_config
 from living import descriptors, is_alive, processes, state, wait_until
 
@@ -16,6 +18,7 @@ from engine import ctl
 from engine.node import Node
 from engine.supervisor.environment import package_root
 from ipc.errors import ConfigError, DragomanError
+from ipc.messages import Answer
 
 WORKERS = {"asr@cpu/0", "repair@cpu/0", "nmt@cpu/0", "tts@cpu/0"}
 ROLES = {"arbiter", "scheduler", "gateway", *WORKERS}
@@ -36,6 +39,19 @@ def test_a_node_is_ready_by_message_and_answers_its_operators(start_node: StartN
     assert ctl.ask(node.ctl_endpoint, "health") == {"ready": True, "reason": "", "phase": "serving"}
     with pytest.raises(DragomanError, match="no verb 'dance'; there are stats, health, drain"):
         ctl.ask(node.ctl_endpoint, "dance")
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"GET / HTTP/1.1", b"\x81\xa4type\xa3Ask", b"\xdd\xff\xff\xff\xff"])
+def test_what_is_no_question_gets_an_answer_that_says_so(start_node: StartNode, body: bytes) -> None:
+    node = start_node(fakes=True)
+    with zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(node.ctl_endpoint)
+        socket.send(body)
+        assert socket.poll(10_000)
+        answer = msgspec.msgpack.decode(socket.recv(), type=Answer)
+    assert not answer.ok and "not a question" in answer.error
+    assert node.stats()["phase"] == "serving"
 
 
 def test_drain_by_an_operator_ends_the_node_with_0(start_node: StartNode) -> None:

@@ -77,7 +77,9 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sounds_in_three_sessions_come_back_complete_and_in_order(home: dict[str, str], tmp_path: Path, clips: Path) -> None:
+def test_sounds_in_three_sessions_come_back_complete_and_in_order(
+    home: dict[str, str], tmp_path: Path, clips: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     done = run(home, tmp_path, "translate", clips, "--out", "out", "--sessions", 3)
     assert "starting a private node" in done.stderr
@@ -129,9 +131,13 @@ def test_transcribing_stops_after_the_transcript(home: dict[str, str], tmp_path:
     assert states(row) == {"asr": "completed"}
 
 
-def test_a_stage_can_be_left_out_and_one_bad_file_fails_alone(home: dict[str, str], tmp_path: Path, clips: Path) -> None:
+def test_a_stage_can_be_left_out_and_one_bad_file_fails_alone(
+    home: dict[str, str], tmp_path: Path, clips: Path
+) -> None:
     (clips / "0.wav").write_bytes(b"no sound")
-    done = run(home, tmp_path, "translate", clips / "0.wav", clips / "1.wav", "--out", "out", "--skip", "repair", code=1)
+    done = run(
+        home, tmp_path, "translate", clips / "0.wav", clips / "1.wav", "--out", "out", "--skip", "repair", code=1
+    )
     bad, good = rows(tmp_path / "out")
     assert (bad["outcome"], bad["code"], bad["utterance_index"]) == ("error", "bad_audio", None)
     assert (good["outcome"], good["utterance_index"], good["translation"]) == ("ok", 0, SAID["de"])
@@ -205,8 +211,12 @@ def test_the_running_node_is_used_watched_and_left_running(
     assert serving.poll() is None
 
 
-def test_a_node_that_was_killed_is_not_taken_for_a_running_one(home: dict[str, str], tmp_path: Path, clips: Path) -> None:
-    node = subprocess.Popen(command("serve"), env=home, cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+def test_a_node_that_was_killed_is_not_taken_for_a_running_one(
+    home: dict[str, str], tmp_path: Path, clips: Path
+) -> None:
+    node = subprocess.Popen(
+        command("serve"), env=home, cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
     assert node.stdout is not None
     with ended_after(node):
         for _ in iter(node.stdout.readline, "ready\n"):
@@ -231,7 +241,9 @@ def slow(tmp_path: Path) -> Path:
 def started(home: dict[str, str], tmp_path: Path, clips: Path, slow: Path) -> subprocess.Popen[str]:
     """A translation whose first utterance has ended and whose others are in flight."""
     argv = command("translate", clips, "--out", "out", "--config", slow)
-    running = subprocess.Popen(argv, env=home, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        argv, env=home, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     done = threading.Event()
     for _ in range(LIMIT_S * 10):
         file = tmp_path / "out" / "results.jsonl"
@@ -241,7 +253,9 @@ def started(home: dict[str, str], tmp_path: Path, clips: Path, slow: Path) -> su
     raise AssertionError("no outcome came")
 
 
-def test_ctrl_c_drains_and_says_how_many_are_in_flight(home: dict[str, str], tmp_path: Path, clips: Path, slow: Path) -> None:
+def test_ctrl_c_drains_and_says_how_many_are_in_flight(
+    home: dict[str, str], tmp_path: Path, clips: Path, slow: Path
+) -> None:
     running = started(home, tmp_path, clips, slow)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=LIMIT_S)
@@ -252,7 +266,9 @@ def test_ctrl_c_drains_and_says_how_many_are_in_flight(home: dict[str, str], tmp
     assert in_order(rows(tmp_path / "out"))
 
 
-def test_the_second_ctrl_c_stops_at_once_and_leaves_nothing(home: dict[str, str], tmp_path: Path, clips: Path, slow: Path) -> None:
+def test_the_second_ctrl_c_stops_at_once_and_leaves_nothing(
+    home: dict[str, str], tmp_path: Path, clips: Path, slow: Path
+) -> None:
     running = started(home, tmp_path, clips, slow)
     running.send_signal(signal.SIGINT)
     assert running.stderr is not None

@@ -11,20 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.config import DeadlinesSection
 from engine.exits import BOOT_FAILED
-from engine.supervisor.lifecycle import (
-    MOVES,
-    Announce,
-    End,
-    Exited,
-    Heard,
-    HostGone,
-    Lifecycle,
-    NotSpawned,
-    Phase,
-    Say,
-    StopAsked,
-    Tick,
-)  # fmt: skip
+from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick
+from engine.supervisor.lifecycle import MOVES, Lifecycle, Phase
 from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
 from ipc.errors import IllegalMove
 from ipc.messages import (

@@ -11,7 +11,7 @@ import pytest
 from engine.boot import Boot, GatewayBoot, WorkerBoot
 from engine.config import Config, DeviceSection, NodeSection, StageSection
 from engine.devices import Device, HostMemory
-from engine.supervisor import plan
+from engine.supervisor import plan, rings
 from engine.supervisor.survey import Survey, survey
 from ipc.errors import ConfigError, DragomanError, MemoryTooSmall
 from ipc.ring import BLOCK
@@ -72,8 +72,8 @@ def test_the_ring_budget_is_halved_between_the_gateway_and_the_workers_that_emit
 
 
 def test_the_default_budget_is_the_lesser_of_256_mib_and_a_twentieth_of_the_memory() -> None:
-    assert plan.default_budget(64 * GIB) == 256 * 2**20
-    assert plan.default_budget(GIB) == GIB // 20
+    assert rings.default_budget(64 * GIB) == 256 * 2**20
+    assert rings.default_budget(GIB) == GIB // 20
 
 
 def test_one_writer_a_ring_and_only_those_read_it_whose_input_lies_there() -> None:
