@@ -1,7 +1,7 @@
 """bench hop: what the node adds to an utterance, against four chained pyzmq processes. (W2: no-op stages, 320 KB.)
 
-Interleaved rounds: one utterance in flight through the chain, then through the node; then both saturated. CPU is that of
-all processes involved, the client's included, from the kernel's per-process clocks.
+Interleaved rounds: one utterance in flight through the chain, then through the node; then both saturated. CPU is
+that of all processes involved, the client's included, from the kernel's per-process clocks.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def parts(processes: Sequence[dict[str, Any]], supervisor: int) -> Groups:
 
 
 def run(args: argparse.Namespace, chain: Line, node: Line) -> tuple[list[tuple[Figures, Figures]], int]:
-    """Check both lines, then measure them in turn; (chain, node) of each round, and results that were not what was sent."""
+    """Check both lines, then measure them in turn: (chain, node) of each round, and how many results were wrong."""
     payloads = workloads.numbered(PAYLOADS)
     mixed_up = sum(check(one, payloads) for one in (chain, node))
     rounds = []

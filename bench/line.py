@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 NS = 1e-9
@@ -67,9 +68,8 @@ def overlaps(outcomes: Iterable[Any]) -> int:
 
 
 def _overlaps(intervals: list[tuple[int, int]]) -> int:
-    pairs = zip(intervals, intervals[1:], strict=False)
     backwards = sum(ended < begun for begun, ended in intervals)
-    return backwards + sum(later[0] < earlier[1] for earlier, later in pairs)
+    return backwards + sum(later[0] < earlier[1] for earlier, later in pairwise(intervals))
 
 
 def reordered(indices: Iterable[int], first: int = 0) -> int:

@@ -2,8 +2,8 @@
 
 * **W1** is the seed's profile: asr 30, repair 5, nmt 30, tts 5 (ms here, or a tenth of it). A sleep stands for a GPU.
   320 KB go in, text travels between the stages, 200 KB of int16 come out.
-* **W2** does nothing: four stages pass the same 320 KB on, each reading one byte of every page, and the client gets them
-  back. What is left is what the node itself costs.
+* **W2** does nothing: four stages pass the same 320 KB on, each reading one byte of every page, and the client gets
+  them back. What is left is what the node itself costs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOP_SAMPLES = 80_000  # float32: 320 KB, 5 s
 
 
 def translation(scale: float = 1.0, mode: str = "pipelined", gil_share: float = 0.0) -> Config:
-    """A node for W1: stage times of ``W1_MS`` times ``scale``; ``gil_share`` of each spent computing in the interpreter."""
+    """A node for W1: stage times ``W1_MS`` x ``scale``; ``gil_share`` of each is computing in the interpreter."""
     times: dict[str, Any] = {name: {"sleep_ms": ms * scale, "gil_share": gil_share} for name, ms in W1_MS.items()}
     times["asr"] |= {"accepts": "audio", "mark": True}
     times["tts"] |= {"emits": "audio", "mark": True, "output_bytes": OUTPUT_BYTES}

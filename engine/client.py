@@ -179,7 +179,7 @@ class Client:
     def _turn(self, now: float) -> float:
         """Read everything, then send everything that may be sent; returns when to look again."""
         link = self._wire()
-        for message, payload in link.drain(now):
+        for message, payload in link.drain():
             self._take(message, payload, now)
         self._tell()
         wake = now + 0.5

@@ -175,7 +175,8 @@ class SessionCore:
 
     def ack(self) -> Message | None:
         """The acknowledgement the node has not had yet."""
-        if self.acked == self.through or self.state not in (State.OPEN, State.CLOSED) or self.failure is not None:
+        closed_well = self.state is State.CLOSED and self.failure is None  # then the last ones are still to be said
+        if self.acked == self.through or not (self.state is State.OPEN or closed_well):
             return None
         return self.still_here()
 

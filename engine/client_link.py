@@ -32,11 +32,13 @@ class Link:
         self._pinged_at = float("-inf")
         self._asked_at: float | None = None  # of the oldest question since the node's last word
         self._socket: zmq.Socket | None = None
+        self._poller = zmq.Poller()
 
     def start(self) -> None:
         """Connect (in silence: whether a node is there shows when it answers)."""
         socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket = socket
+        self._poller.register(socket, zmq.POLLIN)
         socket.sndhwm = socket.rcvhwm = HIGH_WATER
         socket.linger = LINGER_MS
         socket.setsockopt(zmq.RECONNECT_IVL, 10)
@@ -61,16 +63,14 @@ class Link:
         if last:
             self._send([last] if data is None else [last, data])
 
-    def drain(self, now: float) -> Iterator[tuple[Message, Any]]:
+    def drain(self) -> Iterator[tuple[Message, Any]]:
         """Every message that has arrived, with the samples that belong to it (or None). Raises NodeGone."""
         assert self._socket is not None
-        while True:
-            try:
-                head, *rest = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            head = self._socket.recv(zmq.DONTWAIT)
+            rest = self._socket.recv_multipart(zmq.DONTWAIT, copy=False) if self._socket.rcvmore else []
             self._asked_at = None
-            for message in self._decoded(head.buffer):
+            for message in self._decoded(head):
                 carries = message["type"] == "Outcome" and message.get("nbytes", 0)
                 yield message, rest[0].buffer if carries and rest else None
 
@@ -89,8 +89,7 @@ class Link:
 
     def wait(self, timeout_s: float) -> None:
         """Return when something has arrived, or after ``timeout_s``."""
-        assert self._socket is not None
-        self._socket.poll(max(0, int(timeout_s * 1000 + 0.999)))
+        self._poller.poll(max(0, int(timeout_s * 1000 + 0.999)))
 
     def close(self) -> None:
         if self._socket is not None:

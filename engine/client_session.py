@@ -103,7 +103,10 @@ class Session:
         return self._client.read(self, timeout_s)
 
     def skip(self, index: int) -> None:
-        """This index will never be submitted: it ends as skipped(gap) and holds up nothing."""
+        """This index will never be submitted: it ends as skipped(gap) and holds up nothing.
+
+        Waits, reading, until the window reaches it. Nothing happens when it was sent already: see ``cancel``.
+        """
         if isinstance(problem := self.core.may_submit(index), Rejected) and problem.code == "bad_index":
             raise problem
         self.raise_failure()

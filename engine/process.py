@@ -34,10 +34,11 @@ from engine.boot import Boot
 from engine.exits import BOOT_FAILED, ORPHANED
 from ipc.errors import DragomanError, PeerGone
 from ipc.messages import Alive, Report, SupervisorSends
-from ipc.sockets import Dealer
+from ipc.sockets import Dealer, carry_on
 
 __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
+LAST_CORE, ANY_CORE = -1, -2  # values of node.control_core besides a CPU number
 REPORT_INTERVAL_S = 1.0
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
@@ -126,6 +127,7 @@ def enter(argv: list[str] | None = None) -> Boot:
     logger = logs.configure(boot.role, boot.node, boot.log_level)
     if "@" in boot.role:
         _offer_to_oom_killer()
+    settle(boot.control_core, whole="@" not in boot.role)
     if boot.hooks:
         logger.warning("test hooks are in force: %s", ", ".join(f"{k}={v}" for k, v in sorted(boot.hooks.items())))
     return boot
@@ -140,6 +142,25 @@ def leave(code: int) -> NoReturn:
         except (OSError, ValueError):
             continue  # a closed or broken stream has nothing left to say
     os._exit(code)
+
+
+def settle(core: int, *, whole: bool) -> None:
+    """Let this process's messages travel on one CPU: ``core``, or with -1 the last one allowed; -2 changes nothing.
+
+    ZeroMQ moves each message through a thread of its own. Where that thread and the one it wakes sit on different CPUs,
+    waking costs more than the rest of the message (docs/decisions/control-core.md). ``whole``: the process itself goes
+    there too; a worker's computing threads stay free.
+    """
+    allowed = os.sched_getaffinity(0)
+    if core == ANY_CORE:
+        return
+    chosen = max(allowed) if core == LAST_CORE else core
+    if chosen not in allowed:
+        logs.get().warning("control_core %d is not among the CPUs of this process; any is used", core)
+        return
+    carry_on(chosen)
+    if whole:
+        os.sched_setaffinity(0, {chosen})
 
 
 def read_boot(fd: int) -> Boot:

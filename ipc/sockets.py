@@ -31,6 +31,11 @@ def context() -> zmq.Context:
     return zmq.Context.instance()
 
 
+def carry_on(cpu: int) -> None:
+    """Keep ZeroMQ's own thread on this CPU; call it before the first socket."""
+    context().set(zmq.THREAD_AFFINITY_CPU_ADD, cpu)
+
+
 def _prepare(kind: int) -> zmq.Socket:
     socket = context().socket(kind)
     socket.linger = 0

@@ -83,6 +83,7 @@ class Plan:
             rings=(*own, *read),
             deadlines=self.config.deadlines,
             log_level=self.config.node.log_level,
+            control_core=self.config.node.control_core,
             hooks=dict(hooks),
             body=self._body(role),
         )

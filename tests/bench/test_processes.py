@@ -26,13 +26,13 @@ def test_work_of_a_thread_that_has_ended_still_counts():
 
 
 def test_a_childs_children_belong_to_the_tree():
-    code = "import subprocess, sys; c = subprocess.Popen(['cat'], stdin=subprocess.PIPE); print(c.pid, flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
+    start = "c = subprocess.Popen(['cat'], stdin=subprocess.PIPE); print(c.pid, flush=True)"
+    command = [sys.executable, "-c", f"import subprocess, sys; {start}; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         grandchild = int(child.stdout.readline())
         try:
             assert set(processes.tree(child.pid)) == {child.pid, grandchild}
+            assert {os.getpid(), child.pid, grandchild} <= set(processes.tree(os.getpid()))
         finally:
             child.stdin.close()
 

@@ -122,3 +122,15 @@ def test_a_pipeline_without_translation_has_one_language() -> None:
     assert [translate.languages("speak", *pair) for pair in (("fr", None), (None, "fr"), ("de", "fr"))] == [
         ("fr", "")
     ] * 3
+
+
+def test_a_private_node_is_used_when_all_its_workers_have_loaded_but_not_waited_for_for_ever() -> None:
+    def processes(*phases: str) -> dict[str, list[dict[str, str]]]:
+        workers = [{"role": f"asr@cpu/{n}", "phase": phase} for n, phase in enumerate(phases)]
+        return {"processes": [{"role": "gateway", "phase": "serving"}, *workers]}
+
+    looks = [processes("loaded", "started"), processes("loaded", "loading"), processes("running 1", "loaded")]
+    left = iter(looks)
+    nodes.wait_for_all(lambda: next(left), limit_s=60)
+    assert not list(left)
+    nodes.wait_for_all(lambda: processes("empty"), limit_s=0.0)

@@ -462,6 +462,7 @@ def test_a_long_utterance_is_not_starved_by_short_ones() -> None:
             stand.submit(session, index, n=1000, client=bytes([65 + n]))
     stand.submit(long, 0, n=60_000, client=b"long")
     assert (long, 0) in {(admit.session, admit.index) for admit in stand.sent(Admit)}
+    assert stand.core.books.ingress.blocks.reserved == 0 and not stand.core.books.ingress.waiting
 
 
 def test_a_reservation_ends_when_its_client_goes_away() -> None:

@@ -23,19 +23,20 @@ from ipc.messages import (
     Capacity,
     Close,
     Closed,
+    Ended,
     Free,
     Gap,
     JobAccepted,
     Outcome,
     Rejected,
     Resume,
-    SessionEnded,
     Skip,
     UnknownSession,
 )
 
 WINDOW, RING = 4, 2
 SESSIONS = 2
+MISSING = ("skipped", "gap")
 TINY, HALF, WHOLE = 8, 20_000, 60_000  # samples: one block, one, two
 
 
@@ -82,11 +83,21 @@ class Machine(RuleBasedStateMachine):
     def listen(self) -> None:
         """Check everything clients were told since the last time."""
         by_id = {model.id: model for model in self.models}
+        for ended in self.stand.sent(Ended):
+            model = by_id[ended.session]
+            if ended.index not in model.ends:  # the gateway gave up waiting for it
+                assert ended.index not in model.admitted and (ended.outcome, ended.code) == MISSING
+                assert ended.index not in model.refused or model.closing, "a Busy made a gap"
+                model.ends[ended.index] = MISSING
         for tell in self.stand.told[self.read :]:
             model = by_id.get(getattr(tell.message, "session", ""))
             if model is not None and tell.client == model.client:
                 self.hear(model, tell.message, tell.payload)
         self.read = len(self.stand.told)
+        for model in self.models:
+            if not model.over and self.stand.core.books.sessions.get(model.id) is None:
+                assert model.closing and not model.running and model.acked == max(model.ends, default=-1)
+                model.over, model.client = True, None
 
     def hear(self, model: Model, message: object, payload: bytes | None) -> None:
         match message:
@@ -95,15 +106,11 @@ class Machine(RuleBasedStateMachine):
                     return  # asked for again
                 before = model.heard[-1] if model.heard else model.acked
                 assert index == before + 1, f"{index} after {before}"
-                if index not in model.ends:  # the gateway ended it by itself
-                    assert index not in model.admitted and (outcome, code) == ("skipped", "gap")
-                    assert index not in model.refused or model.closing, "a Busy made a gap"
-                    model.ends[index] = (outcome, code)
                 assert model.ends[index] == (outcome, code)
                 assert payload == (b"%d" % index if outcome == "ok" else None)
                 model.heard.append(index)
             case Gap(_, index):
-                assert index not in model.admitted and index not in model.ends
+                assert index not in model.admitted and model.ends.get(index, MISSING) == MISSING
             case Closed(_, "slow_consumer"):  # it sent and sent, and never acknowledged
                 model.client = None
                 model.refused.clear()
@@ -141,6 +148,7 @@ class Machine(RuleBasedStateMachine):
             model.running.add(index)
             self.slots.add((model.id, index))
         else:
+            self.listen()
             assert answer.code == "too_late" and index in model.ends
         self.listen()
 
@@ -172,9 +180,6 @@ class Machine(RuleBasedStateMachine):
         model.acked = max(model.acked, model.heard[-1 - back])
         self.stand.say(Ack(model.id, model.acked), client=model.client)
         self.listen()
-        if SessionEnded(model.id) in self.stand.posted or self.stand.core.books.sessions.get(model.id) is None:
-            assert model.closing and not model.running and model.acked == model.heard[-1]
-            model.over, model.client = True, None
 
     @rule(which=st.integers(0, SESSIONS - 1))
     def go_away(self, which: int) -> None:
@@ -264,25 +269,23 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "stand"):
             return
         for model in self.models:
-            if model.client is None and not model.over:
-                self.resume(self.models.index(model))
             for index in sorted(model.running):
                 model.ends[index] = ("ok", "")
                 self.stand.feed(JobEnded(Outcome(model.id, index, "ok"), b"%d" % index, 1))
             model.running.clear()
-            model.refused.clear()
         for key in sorted(self.slots):
             self.stand.feed(Free((key,)))
         self.listen()
-        for _ in range(3):
+        for _ in range(4):
+            for which, model in enumerate(self.models):
+                if model.client is None and not model.over:
+                    self.resume(which)
+                model.refused.clear()  # given up: nothing comes any more
             self.stand.wait(21)
             self.listen()
-            for model in self.models:
-                if model.heard:
-                    model.acked = max(model.acked, model.heard[-1])
-                    if self.stand.core.books.sessions.get(model.id) is not None:
-                        self.stand.say(Ack(model.id, model.acked), client=model.client or b"")
-            self.listen()
+            for which, model in enumerate(self.models):
+                if not model.over:
+                    self.ack(which, 0)
         for model in self.models:
             last = max([*model.admitted, *model.ends], default=-1)
             assert model.acked == last, f"{model.id}: heard up to {model.acked} of {last}"

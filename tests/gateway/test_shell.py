@@ -119,7 +119,8 @@ class Surroundings:
                     self.said.remove(message)
                     return message
             self._read(end)
-        raise AssertionError(f"no {kind.__name__} came; {self.said}")
+        state = f"ended with {self.child.returncode}" if self.child.poll() is not None else "lives"
+        raise AssertionError(f"no {kind.__name__} came; the gateway {state}; {self.said}")
 
     def _read(self, end: float) -> None:
         poller = zmq.Poller()

@@ -37,7 +37,7 @@ class Allocation(RuleBasedStateMachine):
 
     def grant(self, start, length):
         run = set(range(start, start + length))
-        assert 0 <= start and start + length <= SIZE, "a slot lies within the ring"
+        assert start >= 0 and start + length <= SIZE, "a slot lies within the ring"
         assert not run & self.occupied(), "a slot overlaps another"
         self.taken[start] = length
         return start

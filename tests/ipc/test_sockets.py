@@ -80,6 +80,18 @@ def test_nothing_posted_sends_nothing(link):
     assert arrivals(router, 0.05) == []
 
 
+def test_a_message_is_sent_once(link):
+    router, dealer = link
+    router.post("arbiter#7", messages.Serve())
+    dealer.post(messages.Drained())
+    for _ in range(2):
+        router.flush()
+        dealer.flush()
+    for end, message in ((router, messages.Drained()), (dealer, messages.Serve())):
+        came = arrivals(end) + arrivals(end, 0.05)
+        assert [batch for _, _, batch in came] == [[message]]
+
+
 def test_answers_go_to_the_peer_they_name_with_incarnation_and_epoch(link):
     router, dealer = link
     router.epoch = 3
