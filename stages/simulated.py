@@ -123,9 +123,10 @@ class SimulatedStage(Stage):
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
         o = self._options
+        begun = time.perf_counter()
         outputs = [self._run_one(item) for item in items]
         spread = [self._spread(item) for item in items]
-        self._spend((o.sleep_ms * max(spread) + o.per_item_ms * sum(spread)) / 1000)
+        self._spend(begun, (o.sleep_ms * max(spread) + o.per_item_ms * sum(spread)) / 1000)
         return outputs
 
     def close(self) -> None:
@@ -199,13 +200,13 @@ class SimulatedStage(Stage):
         rng = np.random.default_rng([self._options.seed, item.index])
         return float(rng.lognormal(-sigma * sigma / 2, sigma))
 
-    def _spend(self, seconds: float) -> None:
+    def _spend(self, begun: float, seconds: float) -> None:
+        """Let the run that began at ``begun`` have taken ``seconds``, marks and arrays included."""
         burn = seconds if self._options.burn else seconds * self._options.gil_share
-        end = time.perf_counter() + seconds
         until = time.perf_counter() + burn
-        while time.perf_counter() < until:
+        while time.perf_counter() < min(until, begun + seconds):
             pass
-        _pause(end - time.perf_counter())
+        _pause(begun + seconds - time.perf_counter())
 
 
 def read_mark(audio: np.ndarray) -> str:

@@ -64,7 +64,7 @@ class Catalog:
         sources = self._boot.sources.get(message.pipeline, ())
         targets = self._boot.targets.get(message.pipeline, ())
         hears = self.accepts(message.pipeline) == "audio"
-        if not (hears and not targets and message.source in DETECTED):
+        if not (hears and message.source in DETECTED):
             self._check_language("source", message.source, sources)
         self._check_language("target", message.target, targets)
 

@@ -80,7 +80,6 @@ def test_ping_tells_the_incarnation(stand: Stand) -> None:
         ({"pipeline": "sing"}, "bad_pipeline", "full"),
         ({"source": "xx"}, "bad_language", "en"),
         ({"source": "EN"}, "bad_language", "en"),
-        ({"source": "auto"}, "bad_language", "en"),
         ({"target": ""}, "bad_language", "fr"),
         ({"target": "en"}, "bad_language", "fr"),
         ({"priority": "urgent"}, "bad_priority", "high"),
