@@ -17,6 +17,7 @@ have 2,400. A result that is longer ends in ``output_too_long``.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ class TtsStage(Stage):
 
     def _open(self, files: VoiceFiles) -> Any:
         """A piper voice around an ONNX session of our own."""
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its makers when it is imported
         import onnxruntime
         import piper
 

@@ -284,6 +284,7 @@ def _libzmq_version() -> str | None:
 
 
 def _import_onnxruntime() -> dict[str, Any]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its makers when it is imported
     try:
         import onnxruntime
     except Exception as error:  # a half-removed installation fails in many ways; which one is what helps

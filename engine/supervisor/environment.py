@@ -56,6 +56,7 @@ def compose(
             "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads give the core to the other workers
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "ORT_DISABLE_TELEMETRY": "1",  # since 1.31 onnxruntime reports to its makers when it is imported
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
     )

@@ -74,3 +74,8 @@ def test_our_modules_are_found_from_any_folder_even_with_one_of_the_same_name_th
 
 def test_every_process_carries_its_node() -> None:
     assert compose()["DRAGOMAN_NODE"] == "0123abcd"
+
+
+def test_no_library_reports_home():
+    env = compose()
+    assert env["ORT_DISABLE_TELEMETRY"] == env["HF_HUB_DISABLE_TELEMETRY"] == "1"
