@@ -1,6 +1,7 @@
 # Dragoman: set-up and checks. `make demo` and `make test` are all a fresh clone needs; both make the environment first.
 #
 #   make env [GPU=1]   .venv with everything (once; again when setup.cfg changes)
+#   make repair        try again to build what the repair stage needs, where `make env` could not
 #   make demo          one real translation run with models made on the spot
 #   make test          the whole test suite          (TESTS="tests/ipc -x" for a part of it)
 #   make check         format, lint, types, import contracts, generated pages, tests: what CI runs
@@ -21,7 +22,7 @@ FITS   := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
             "$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: env demo test check static format bench docs clean
+.PHONY: env repair demo test check static format bench docs clean
 
 env: $(STAMP)
 
@@ -40,6 +41,9 @@ $(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
 	@echo "== $(VENV) is ready"
 
 , := ,
+
+repair: env
+	@bash scripts/repair_wheel.sh $(PY)
 
 demo: env
 	@$(PY) run_node.py demo $(DEMO)
@@ -69,5 +73,5 @@ docs: env
 	@$(PY) scripts/pages.py --write
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ install() { "$python" -m pip install --disable-pip-version-check --quiet "$1"; }
 kept() { ls "$cache"/llama_cpp_python-$version-*.whl 2>/dev/null | head -1; }
 
 without_repair() {
-    echo "== the repair stage is left out: $1; everything else works. Mend it and run: make env" >&2
+    echo "== the repair stage is left out: $1; everything else works. Mend it and run: make repair" >&2
     exit 0
 }
 

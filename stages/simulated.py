@@ -158,8 +158,8 @@ class SimulatedStage(Stage):
         dtype = np.dtype(o.dtype)
         count = o.output_bytes // dtype.itemsize
         if o.mark and text.startswith(MARK_PREFIX):
-            words = np.frombuffer(bytes.fromhex(text[len(MARK_PREFIX) : len(MARK_PREFIX) + 16]), dtype="<i2")
-            return np.resize(words, count).astype(dtype)
+            mark = bytes.fromhex(text[len(MARK_PREFIX) : len(MARK_PREFIX) + 16])
+            return mark_samples(int.from_bytes(mark, "little"), count).astype(dtype, copy=False)
         return np.ones(count, dtype=dtype)
 
     def _cue(self, item: Item) -> Cue | None:
@@ -211,15 +211,19 @@ class SimulatedStage(Stage):
 
 def read_mark(audio: np.ndarray) -> str:
     """``mark:<hex>`` if every sample of ``audio`` (int16 or float32) repeats one 64-bit mark, else ``torn``."""
-    words = audio.astype("<i2", copy=False)
-    if len(words) < 4 or not np.array_equal(words, np.resize(words[:4], len(words))):
+    words = np.ascontiguousarray(audio, dtype="<i2")
+    whole = words[: len(words) // 4 * 4].view("<u8")
+    if not len(whole) or (whole != whole[0]).any():
         return "torn"
-    return MARK_PREFIX + words[:4].tobytes().hex()
+    mark = whole[:1].tobytes()
+    if words[len(whole) * 4 :].tobytes() != mark[: len(words) % 4 * 2]:
+        return "torn"
+    return MARK_PREFIX + mark.hex()
 
 
 def mark_samples(mark: int, count: int) -> np.ndarray:
     """int16 array of ``count`` samples that carries a 64-bit ``mark``."""
-    return np.resize(np.frombuffer(mark.to_bytes(8, "little"), dtype="<i2"), count)
+    return np.full(-(-count // 4), mark, dtype="<u8").view("<i2")[:count]
 
 
 def _pause(seconds: float) -> None:

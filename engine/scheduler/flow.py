@@ -115,7 +115,9 @@ class Flow:
 
     def _queue(self, job: Job, plan: StagePlan, now: float) -> None:
         if job.text is not None and len(job.text) > plan.max_chars:
-            return self._give_up(job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now)
+            return self._give_up(
+                job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now
+            )
         workers = self.book.workers_of(plan.name)
         if all(worker.life is Life.LOST for worker in workers):
             return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)

@@ -44,8 +44,8 @@ from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
 from ipc.errors import ConfigError, DragomanError
 from ipc.messages import ToSupervisor
-from ipc.ring import segment_bytes
 from ipc.peers import peer_name, split_peer
+from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
 
 INCARNATION = 1  # a node has one supervisor in its life

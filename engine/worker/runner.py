@@ -99,4 +99,3 @@ class Runner:
 
 def _failed(ticket: int, error: StageError, begun: int) -> RunResult:
     return RunResult(ticket, "failed", error.code, error.text, error.retry, begun_ns=begun)
-

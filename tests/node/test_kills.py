@@ -72,7 +72,9 @@ def test_a_hung_worker_is_killed_at_its_time_out_and_its_job_runs_again() -> Non
 
 
 def test_an_utterance_that_kills_every_worker_ends_as_poison_and_its_neighbours_do_not() -> None:
-    with Node(config(cues={"asr": [{"index": 1, "action": "kill", "attempt": 0}]}, devices={"max_restarts": 9})) as node:
+    with Node(
+        config(cues={"asr": [{"index": 1, "action": "kill", "attempt": 0}]}, devices={"max_restarts": 9})
+    ) as node:
         outcomes, _ = run(node, 4)
     assert_in_order(outcomes)
     assert [(o.outcome, o.code) for o in outcomes] == [("ok", ""), ("error", "poison"), ("ok", ""), ("ok", "")]

@@ -17,11 +17,10 @@ SLEEPS = {"asr": 8.0, "repair": 1.0, "nmt": 8.0, "tts": 1.0}
 
 def play(node: Node, count: int, window: int = 64) -> list:
     marks = Marks()
-    with node.client() as client:
-        with client.session(source="en", target="de", tag="t", window=window) as session:
-            for index in range(count):
-                session.submit(marks.make("t", index, 2000))
-            outcomes = list(session.outcomes(timeout_s=30))
+    with node.client() as client, client.session(source="en", target="de", tag="t", window=window) as session:
+        for index in range(count):
+            session.submit(marks.make("t", index, 2000))
+        outcomes = list(session.outcomes(timeout_s=30))
     for outcome in outcomes:
         marks.compare("t", outcome)
     assert not marks.mixed_up

@@ -78,11 +78,10 @@ def test_digits_go_in_as_tones_and_come_back_out_of_the_speech(models: Path) -> 
     )
     rng = np.random.default_rng(5)
     spoken = ["".join(map(str, rng.integers(0, 10, rng.integers(3, 9)))) for _ in range(20)]
-    with Node(listening) as node, node.client() as client:
-        with client.session(source="en", target="de") as session:
-            for digits in spoken:
-                session.submit(tones.encode(digits))
-            outcomes = list(session.outcomes(timeout_s=60))
+    with Node(listening) as node, node.client() as client, client.session(source="en", target="de") as session:
+        for digits in spoken:
+            session.submit(tones.encode(digits))
+        outcomes = list(session.outcomes(timeout_s=60))
     assert_in_order(outcomes)
     for digits, outcome in zip(spoken, outcomes, strict=True):
         assert outcome.outcome == "ok", outcome.error
@@ -91,17 +90,15 @@ def test_digits_go_in_as_tones_and_come_back_out_of_the_speech(models: Path) -> 
 
 
 def test_silence_is_ok_and_the_later_stages_are_skipped(models: Path) -> None:
-    with Node(real(models)) as node, node.client() as client:
-        with client.session(source="en", target="de") as session:
-            session.submit(np.zeros(16_000, np.int16))
-            (outcome,) = session.outcomes(timeout_s=60)
+    with Node(real(models)) as node, node.client() as client, client.session(source="en", target="de") as session:
+        session.submit(np.zeros(16_000, np.int16))
+        (outcome,) = session.outcomes(timeout_s=60)
     assert (outcome.outcome, outcome.transcript) == ("ok", "")
     assert [s["state"] for s in outcome.stages] == ["completed", "skipped", "skipped", "skipped"]
 
 
 def test_a_source_language_left_open_is_heard_and_used(models: Path) -> None:
-    with Node(real(models)) as node, node.client() as client:
-        with client.session(source="auto", target="de") as session:
-            session.submit(sound())
-            (outcome,) = session.outcomes(timeout_s=60)
+    with Node(real(models)) as node, node.client() as client, client.session(source="auto", target="de") as session:
+        session.submit(sound())
+        (outcome,) = session.outcomes(timeout_s=60)
     assert (outcome.outcome, outcome.language, outcome.translation) == ("ok", "en", "der schnelle braune Fuchs")

@@ -1,4 +1,4 @@
-"""The scheduler core under chance: whatever happens, every accepted utterance ends exactly once and every slot comes back."""
+"""The scheduler core under chance: every accepted utterance ends exactly once, and every slot comes back."""
 
 from __future__ import annotations
 

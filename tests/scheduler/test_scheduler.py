@@ -319,7 +319,9 @@ def test_nothing_said_is_ok_with_later_stages_skipped():
 
 
 def test_a_stage_is_skipped_by_request_and_when_it_is_absent():
-    world = started(text_stage("a"), text_stage("b"), text_stage("c", workers=0, absent="not installed"), text_stage("d"))
+    world = started(
+        text_stage("a"), text_stage("b"), text_stage("c", workers=0, absent="not installed"), text_stage("d")
+    )
     world.admit(0, skip=("b",))
     world.run_everything()
     (message,) = world.outcomes
@@ -473,4 +475,4 @@ def test_snapshot_has_the_names_the_documentation_gives():
     world.admit(0)
     shot = world.core.snapshot(world.now)
     assert shot["active"] == 1 and shot["total"] == 1 and shot["jobs"][0]["stages"] == {"a": "processing"}
-    assert GATEWAY_PEER == world.core.flow.gateway_peer
+    assert world.core.flow.gateway_peer == GATEWAY_PEER

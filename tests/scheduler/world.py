@@ -32,7 +32,9 @@ DEADLINES = DeadlinesSection(retry_delay_s=1.0)
 def text_stage(name: str, workers: int = 1, **fields) -> StagePlan:
     """A stage from text to text with its workers on the CPU."""
     plans = tuple(WorkerPlan(role=f"{name}@cpu/{n}", stage=name, device="cpu") for n in range(workers))
-    return StagePlan(**{"name": name, "kind": "simulated", "accepts": "text", "emits": "text", "workers": plans, **fields})
+    return StagePlan(
+        **{"name": name, "kind": "simulated", "accepts": "text", "emits": "text", "workers": plans, **fields}
+    )
 
 
 def audio_stage(name: str, workers: int = 1, ring_blocks: int = 2, **fields) -> StagePlan:
@@ -47,7 +49,9 @@ def audio_stage(name: str, workers: int = 1, ring_blocks: int = 2, **fields) -> 
 class World:
     """Plays gateway and workers. Time stands still unless a test moves ``now``."""
 
-    def __init__(self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None):
+    def __init__(
+        self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None
+    ):
         pipeline = tuple(stage.name for stage in stages)
         boot = SchedulerBoot(
             stages=stages, pipelines={"full": pipeline}, mode=mode, mode_reason="asked", send_ahead=send_ahead,
@@ -181,7 +185,9 @@ class World:
             busy = [peer for peer, items in self.board.items() if items]
             if busy:
                 self.done(busy[0])
-            elif (at := self.core.next_deadline()) is not None and any(line.unended for line in self.core.book.lines.values()):
+            elif (at := self.core.next_deadline()) is not None and any(
+                line.unended for line in self.core.book.lines.values()
+            ):
                 self.advance(max(0.0, at - self.now) + 0.001)
             else:
                 return

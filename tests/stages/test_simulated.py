@@ -23,7 +23,9 @@ def stage(**options) -> SimulatedStage:
 @given(st.integers(0, 2**64 - 1), st.integers(4, 4000))
 def test_a_mark_survives_reading_and_writing(mark, count):
     samples = mark_samples(mark, count)
-    out = stage(accepts="text", emits="audio", output_bytes=800, mark=True).run([Item("s.1", 0, 1, text=read_mark(samples))])
+    out = stage(accepts="text", emits="audio", output_bytes=800, mark=True).run(
+        [Item("s.1", 0, 1, text=read_mark(samples))]
+    )
     assert read_mark(out[0].audio) == read_mark(samples) == "mark:" + mark.to_bytes(8, "little").hex()
 
 
@@ -69,7 +71,7 @@ def test_the_spread_depends_on_seed_and_index_only():
     "options", [{"accepts": "video"}, {"sleep": 3}, {"cues": [{"index": 0}]}, {"emits": "both"}, {"sleep_ms": "long"}]
 )
 def test_wrong_options_are_refused_in_one_line(options):
-    with pytest.raises(ValueError, match="^(stage simulated|option)[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^(stage simulated|option)[^\n]*$"):
         SimulatedStage.check_options(options)
 
 
