@@ -321,7 +321,7 @@ class Over(_Wire, frozen=True):
 
 
 class Ended(_Wire, frozen=True):
-    """An utterance that ended without the scheduler (gap, Skip), or, to a new epoch, one ended before *(not sent yet)*."""
+    """An index that ended at the gateway (gap, Skip), or, to a new epoch, one that ended before *(not sent yet)*."""
 
     session: str
     index: int

@@ -10,7 +10,7 @@ Layout of a ring of n blocks (all little-endian; BLOCK = 65,536 bytes)::
 
     mark = generation << 1 | closed        generation = owner (16 bits) . counter (47 bits), never 0, never repeated
 
-A **slot** is a run of blocks as long as its payload. Only the ring's producer writes: it stores the mark with closed = 0
+A **slot** is a run of blocks as long as its payload. Only the ring's producer writes: it stores the mark, closed = 0,
 into every block of the run, then the payload, then the mark with closed = 1. It publishes by a message, never through
 memory, so there are no shared atomics and nobody polls. A reader compares the marks with the generation in its
 reference before it uses the bytes and again after: a mismatch means the slot was given to somebody else (StaleData).

@@ -103,7 +103,7 @@ class Fleet:
     # ---------------------------------------------------------------- trouble
 
     def silent(self, role: str, incarnation: int) -> None:
-        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which has its own limit."""
+        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits."""
         worker = self.book.workers.get(role)
         if worker is None or worker.incarnation not in (incarnation, 0) or worker.condemned:
             return

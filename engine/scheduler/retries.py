@@ -1,6 +1,6 @@
 """When to try again, and when not: two counters that never mix.
 
-*Reported failures* (the stage said so) wait d/2, d, 2d (the last wait repeats when more retries are configured); running
+*Reported failures* (the stage said so) wait d/2, d, 2d (the last repeats when more retries are configured); running
 out of memory waits d, 3d, 9d and then ends as no_vram. *Worker deaths* cost nothing but time: the job runs again at
 once. Only the batch that had begun is suspect; a suspect runs alone, a death while alone is charged, and after the
 third charge the job is poison.

@@ -1,7 +1,7 @@
 """Who still needs which slot of which ring.
 
 A **slot** is granted inside ``Run``, written by one worker, read by others and by the gateway. It is free again when no
-job needs it *and* every process that was told of it (its **pins**) has answered or is confirmed dead: a slot must not be
+job needs it *and* every process that was told of it (its **pins**) has answered or is known dead: a slot must not be
 handed out while anybody may still read or write it. Slots of the gateway's ring are only pinned here; the gateway
 itself frees their blocks when told (``Free``).
 
