@@ -49,9 +49,9 @@ PASSED = (State.COMPLETED, State.SKIPPED)
 class Job:
     """Everything the scheduler knows of one utterance.
 
-    ``ref`` or ``text`` is the input of the stage ``at``; ``ingress`` is what the client sent. ``deadline`` is in seconds
-    of the monotonic clock. ``failures`` counts reported failures at the current stage, ``charges`` deaths of workers while
-    this job ran alone.
+    ``ref`` or ``text`` is the input of the stage ``at``; ``ingress`` is what the client sent. ``deadline`` is in
+    seconds of the monotonic clock. ``failures`` counts reported failures at the current stage, ``charges`` deaths
+    of workers while this job ran alone.
     """
 
     session: Session
