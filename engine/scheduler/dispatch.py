@@ -1,9 +1,9 @@
 """Which worker gets which jobs next.
 
-A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one with
-the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full, when
-its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A suspect (its
-worker died) runs alone.
+A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
+with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
+when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
+suspect (its worker died) runs alone.
 """
 
 from __future__ import annotations
