@@ -84,6 +84,7 @@ class Book:
         self.slots = Slots(rings, deadlines.reserve_after_s, free_early)
         self.over: frozenset[str] = frozenset()
         self.stirred: dict[str, None] = {}  # stages where a dispatch may be possible that was not before
+        self.trace = False  # log every transition
         self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()
         self.in_flight: set[Key] = set()  # dispatched at least once and not ended

@@ -329,6 +329,17 @@ class Flow:
         )  # fmt: skip
 
     def status(self, job: Job, reason: str = "") -> None:
-        """Tell a session that asked of a stage's transition."""
+        """A stage's transition: told to a session that asked, and logged where every transition is."""
+        if self.book.trace:
+            self.book.note("debug", self._transition(job, reason))
         if job.session.partials and not job.ended:
             self.book.send(GATEWAY, Progress(Status(*job.key, job.stage, job.state.value, job.attempts, reason)))
+
+    def _transition(self, job: Job, reason: str) -> str:
+        workers, queue = self.book.workers_of(job.stage), self.book.queues[job.stage]
+        active, room = sum(len(b.jobs) for w in workers for b in w.batches), sum(w.stage.max_batch for w in workers)
+        return (
+            f"session {job.session.id} index {job.index} stage {job.stage}: {job.state.value}"
+            f"{f' attempt {job.attempts}' if job.attempts else ''}{f' ({reason})' if reason else ''}"
+            f", active {active}/{room} queued {len(queue)}"
+        )

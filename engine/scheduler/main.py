@@ -28,6 +28,7 @@ class Shell:
     def __init__(self, boot: Boot) -> None:
         assert isinstance(boot.body, SchedulerBoot)
         self.core = Scheduler(boot.body, boot.deadlines, boot.incarnation, boot.hooks)
+        self.core.book.trace = boot.log_level == "debug"
         self.router = Router(boot.endpoints["scheduler"], boot.incarnation, ToScheduler, epoch=boot.incarnation)
         self.lifeline = Lifeline(boot)
         self.poll = Poll()

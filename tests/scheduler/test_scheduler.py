@@ -430,6 +430,20 @@ def test_partials_and_states_are_told_only_to_sessions_that_ask():
     assert states == [("a", "processing"), ("a", "completed"), ("b", "processing"), ("b", "completed")]
 
 
+def test_every_transition_can_be_logged_with_counters():
+    world = started(text_stage("a"), text_stage("b"))
+    world.core.book.trace = True
+    lines = []
+    world.on_note = lines.append
+    world.admit(0)
+    world.admit(1)
+    world.run_everything()
+    wanted = [f"index 0 stage {s}: {state}" for s in "ab" for state in ("processing attempt 1", "completed attempt 1")]
+    told = [line for line in lines if "index 0" in line]
+    assert [any(want in line for line in told) for want in wanted] == [True] * 4
+    assert all("active" in line and "queued" in line for line in told)
+
+
 def test_drain_ends_what_is_left_at_its_limit_and_says_so_once():
     world = started(text_stage("a"))
     for index in range(3):

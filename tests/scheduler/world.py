@@ -67,6 +67,7 @@ class World:
         self.lives: dict[str, int] = {}
         self._ingress = 0
         self.copy_at_once = True
+        self.on_note = lambda text: None
         self.core.handle(GATEWAY_PEER, Here(), self.now)
         self.turn()
 
@@ -140,6 +141,8 @@ class World:
             if isinstance(action, Send):
                 self.sent.append(action)
                 self._carry_out(action)
+            else:
+                self.on_note(action.text)
         self.core.check()
 
     def advance(self, seconds: float) -> None:
