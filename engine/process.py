@@ -39,6 +39,7 @@ from ipc.sockets import Dealer, carry_on
 __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
 LAST_CORE, ANY_CORE = -1, -2  # values of node.control_core besides a CPU number
+ENOUGH_CORES = 4  # with fewer, a core of its own for messages is one that computing workers want too
 REPORT_INTERVAL_S = 1.0
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
@@ -60,6 +61,7 @@ class Lifeline:
         self.death_fd = boot.death_fd
         self.link: Dealer
         self._boot = boot
+        self.pulse_at = 0.0  # before this neither ``beat`` nor ``report`` posts: a turn need not ask them
         self._next_beat = 0.0
         self._next_report = 0.0
 
@@ -76,6 +78,7 @@ class Lifeline:
         """Post ``Alive(phase)``, at most every ``heartbeat_s``."""
         if now >= self._next_beat:
             self._next_beat = now + self._boot.deadlines.heartbeat_s
+            self.pulse_at = min(self._next_beat, self._next_report)
             self.post(Alive(phase))
 
     def report_due(self, now: float) -> bool:
@@ -86,6 +89,7 @@ class Lifeline:
         """Post ``Report(snapshot)``, at most once a second."""
         if self.report_due(now):
             self._next_report = now + REPORT_INTERVAL_S
+            self.pulse_at = min(self._next_beat, self._next_report)
             self.post(Report(snapshot))
 
     def due_in(self, now: float) -> float:
@@ -145,14 +149,14 @@ def leave(code: int) -> NoReturn:
 
 
 def settle(core: int, *, whole: bool) -> None:
-    """Let this process's messages travel on one CPU: ``core``, or with -1 the last one allowed; -2 changes nothing.
+    """Let this process's messages travel on one CPU: ``core``; -1 the last one of at least four; -2 changes nothing.
 
     ZeroMQ moves each message through a thread of its own. Where that thread and the one it wakes sit on different CPUs,
-    waking costs more than the rest of the message (docs/decisions/control-core.md). ``whole``: the process itself goes
+    waking costs more than the rest of the message (docs/decisions/0007-control-core.md). ``whole``: the process itself goes
     there too; a worker's computing threads stay free.
     """
     allowed = os.sched_getaffinity(0)
-    if core == ANY_CORE:
+    if core == ANY_CORE or (core == LAST_CORE and len(allowed) < ENOUGH_CORES):
         return
     chosen = max(allowed) if core == LAST_CORE else core
     if chosen not in allowed:

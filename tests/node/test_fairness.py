@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from engine.node import Node
-from tests.node.rehearsal import Marks, assert_in_order, config
+from tests.node.rehearsal import Marks, assert_in_order, config, wait_until
 
 SLEEP_MS = 20.0
 SESSIONS = 3
@@ -66,10 +66,9 @@ def test_a_good_client_is_served_beside_a_deaf_one_and_a_flood() -> None:
             for other in others:
                 other.kill()
                 other.wait()
-        stats = node.stats()
+        wait_until(lambda: node.stats()["total"] > 60)  # or the others were no load
     assert_in_order(outcomes)
     assert len(outcomes) == 40 and {o.outcome for o in outcomes} == {"ok"}
-    assert stats["total"] > 60, "the others were no load"
     ended = [max(record["ended_ns"] for record in o.stages) for o in outcomes]
     served = [(b - a) / 1e6 for a, b in itertools.pairwise(ended)]
     assert max(served) <= 4 * SLEEP_MS * SESSIONS, f"a gap of {max(served):.0f} ms"
