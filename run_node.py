@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
-from engine import __version__
-from engine.commands import CONFIGURATION, FAILED, INTERRUPTED, USAGE, VERBS
-from engine.commands.inputs import UsageError
-from ipc.errors import ConfigError, DragomanError
+try:
+    import msgspec  # noqa: F401 - these two are what every verb needs
+    import zmq  # noqa: F401
+
+    from engine import __version__
+    from engine.commands import CONFIGURATION, FAILED, INTERRUPTED, USAGE, VERBS
+    from engine.commands.inputs import UsageError
+    from ipc.errors import ConfigError, DragomanError
+except ImportError as error:  # another Python than the environment's, or too old a one
+    sys.exit(f"error: this Python cannot run Dragoman ({error}); run: make env, then .venv/bin/python run_node.py ...")
 
 DESCRIPTION = "Dragoman: a node that translates speech on this machine's own GPUs (or its CPU)."
 EPILOG = """examples:
@@ -26,6 +33,7 @@ run_node.py VERB --help tells more. Exit codes: 0 ok, 1 failed, 2 usage, 78 conf
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. What a user can mend is one line on standard error."""
+    _show_everything()
     args = parser().parse_args(argv)
     try:
         return int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
@@ -52,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     for verb in VERBS:
         importlib.import_module(f"engine.commands.{verb}").add(verbs)
     return top
+
+
+def _show_everything() -> None:
+    """What the terminal has no character for is shown as a question mark; it ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _say(error: DragomanError, code: int) -> int:

@@ -6,6 +6,7 @@ Channels are mixed by their mean. Rates are changed by soxr, imported only then.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 1_000, 768_000
 FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 FORMATS = ("int16", "float32", "float64", "float16", "int32", "int8", "uint8")
+_FORMATS = frozenset(map(np.dtype, FORMATS))
+_AS_IT_IS = {("s16le", np.dtype("<i2")), ("f32le", np.dtype("<f4"))}
 
 
 class BadAudio(ValueError):
@@ -26,16 +29,17 @@ class BadAudio(ValueError):
         self.text = text
 
 
-def to_wire(samples: Any, sample_rate: int, dtype: str = "s16le") -> bytes:
-    """Samples of shape (n,) or (n, channels) at ``sample_rate`` Hz as mono 16 kHz bytes in ``dtype``.
+def to_wire(samples: Any, sample_rate: int, dtype: str = "s16le") -> np.ndarray:
+    """Samples of shape (n,) or (n, channels) at ``sample_rate`` Hz as mono 16 kHz, contiguous, in ``dtype``.
 
-    Raises BadAudio: empty_audio (no samples), bad_audio (a sample is not finite), bad_audio_format (anything else).
+    What already is of that kind is not copied: the caller's own memory comes back. Raises BadAudio: empty_audio (no
+    samples), bad_audio (a sample is not finite), bad_audio_format (anything else).
     """
     array = _checked(samples, sample_rate)
-    if array.dtype == np.int16 and array.ndim == 1 and sample_rate == RATE and dtype == "s16le":
-        return array.astype("<i2", copy=False).tobytes()
+    if array.ndim == 1 and sample_rate == RATE and (dtype, array.dtype) in _AS_IT_IS:
+        return np.ascontiguousarray(array if dtype == "s16le" else _finite(array))
     wave = resample(mix(to_float(array)), sample_rate)
-    return (to_int16(wave) if dtype == "s16le" else wave.astype("<f4", copy=False)).tobytes()
+    return np.ascontiguousarray(to_int16(wave) if dtype == "s16le" else wave, "<i2" if dtype == "s16le" else "<f4")
 
 
 def _checked(samples: Any, sample_rate: int) -> np.ndarray:
@@ -46,7 +50,7 @@ def _checked(samples: Any, sample_rate: int) -> np.ndarray:
         raise BadAudio("bad_audio_format", f"samples have shape {array.shape}, not (n,) or (n, channels)")
     if array.size == 0:
         raise BadAudio("empty_audio", "there are no samples")
-    if array.dtype.name not in FORMATS:
+    if array.dtype not in _FORMATS and array.dtype.newbyteorder("=") not in _FORMATS:
         raise BadAudio("bad_audio_format", f"samples are {array.dtype}, not one of {', '.join(FORMATS)}")
     if array.ndim == 2 and array.shape[1] > MAX_CHANNELS:
         raise BadAudio("bad_audio_format", f"shape {array.shape} would be {array.shape[1]} channels; transpose it")
@@ -65,9 +69,13 @@ def to_float(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32) / np.float32(FULL_SCALE[array.dtype.name])
     with np.errstate(over="ignore"):
         wave = array.astype(np.float32)
-    finite = np.isfinite(wave)
-    if not finite.all():
-        first = int(np.argmin(finite.reshape(len(wave), -1).all(axis=1)))
+    return _finite(wave)
+
+
+def _finite(wave: np.ndarray) -> np.ndarray:
+    """``wave``. Raises BadAudio naming its first sample that is not finite; a NaN passes through both extremes."""
+    if not (isfinite(np.maximum.reduce(wave, axis=None)) and isfinite(np.minimum.reduce(wave, axis=None))):
+        first = int(np.argmin(np.isfinite(wave).reshape(len(wave), -1).all(axis=1)))
         raise BadAudio("bad_audio", f"sample {first} is not a finite number")
     return wave
 

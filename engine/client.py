@@ -5,10 +5,13 @@
         for outcome in session.outcomes():
             print(outcome.index, outcome.translation)
 
-A client reads whenever it is inside one of its calls, whatever the call is for: outcomes are acknowledged on receipt
-and kept for ``outcomes()``, what the node could not take is sent again, a node that was restarted is told who we are.
-Between calls nothing happens; no thread is started. **One client belongs to one thread.** What is kept is bounded:
-``submit`` raises ``Busy`` while ``max_unread`` outcomes or ``max_unread_bytes`` of their audio have not been read.
+A client reads whenever it is inside one of its calls, whatever the call is for: outcomes are kept for ``outcomes()``
+and acknowledged with the next message that goes out, after 50 ms at the latest while calls go on, when ``outcomes()``
+has given the last one, and at ``close()``. So a client that stops calling leaves at most the outcomes of its last 50 ms
+unacknowledged; the node keeps those for it. What it could not take is sent again, and after its restart it is told who
+we are. Between calls nothing happens; no thread is started. **One client belongs to one thread.** What is kept is
+bounded: ``submit`` raises ``Busy`` while ``max_unread`` outcomes or ``max_unread_bytes`` of their audio have not been
+read.
 
 ``engine.client_core`` decides, ``engine.client_link`` moves frames, ``engine.client_session`` is a session's surface;
 this file is the client, and the loop that joins them.
@@ -24,10 +27,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from engine import published
 from engine.client_core import SessionCore, State
 from engine.client_link import Link, Message, frames
 from engine.client_session import OnProgress, Session
@@ -36,6 +40,7 @@ from ipc.errors import DragomanError
 
 __all__ = ["Busy", "Client", "NodeGone", "Outcome", "Progress", "Rejected", "Session", "SessionClosed"]
 VERSION = 1  # of the protocol
+RIDE_S = 0.05  # how long an acknowledgement waits for a message to ride with
 MAX_UNREAD, MAX_UNREAD_BYTES = 10_000, 2**30
 SHARED_TEMP = "/tmp"  # where a node lives whose own folders are too deep for a socket address
 
@@ -74,6 +79,7 @@ class Client:
         self._unread_bytes = 0
         self._news: deque[tuple[OnProgress, Progress]] = deque()
         self._failure: DragomanError | None = None
+        self._ack_by = inf  # when acknowledgements that have found no message to ride with go alone
 
     # ------------------------------------------------------------ life
 
@@ -162,27 +168,34 @@ class Client:
     def run(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Turn until ``done()``; False when ``timeout_s`` have passed first. Raises NodeGone."""
         now = time.monotonic()
-        end = None if timeout_s is None else now + timeout_s
-        try:
-            while True:
-                wake = self._turn(now)
-                if done():
-                    return True
-                self._flush()
-                if end is not None and now >= end:
-                    return False
-                self._wire().wait((wake if end is None else min(wake, end)) - now)
-                now = time.monotonic()
-        finally:
-            self._flush()
+        end = inf if timeout_s is None else now + timeout_s
+        while True:
+            wake = self._turn(now)
+            if done():
+                return True
+            if now >= end:
+                return False
+            self._wire().wait(min(wake, end) - now)
+            now = time.monotonic()
 
     def _turn(self, now: float) -> float:
         """Read everything, then send everything that may be sent; returns when to look again."""
-        link = self._wire()
-        for message, payload in link.drain():
+        try:
+            self._read(now)
+            return self._say(now)
+        finally:
+            if self._link is not None and (self._link.posted or now >= self._ack_by):
+                self._flush()
+
+    def _read(self, now: float) -> None:
+        for message, payload in self._wire().drain():
             self._take(message, payload, now)
-        self._tell()
-        wake = now + 0.5
+        if self._failure is not None or self._news:
+            self._tell()
+
+    def _say(self, now: float) -> float:
+        link = self._wire()
+        wake = min(now + 0.5, self._ack_by)
         for session in self._sessions.values():
             core = session.core
             if core.state is State.OPEN and core.unended:
@@ -192,8 +205,8 @@ class Client:
             if core.closing and (closing := core.close_message()):
                 self._acks()
                 link.post(closing)
-        if link.beat(now, not self.limits or any(s.core.outstanding() for s in self._sessions.values())):
-            self._ping()
+        if link.ping_due(now) and (not self.limits or any(s.core.outstanding() for s in self._sessions.values())):
+            self._ping(now)
         return wake
 
     def _send_ready(self, core: SessionCore, now: float) -> None:
@@ -201,21 +214,23 @@ class Client:
             self._acks()
             self._wire().flush(core.message(utterance), utterance.data)
 
-    def _ping(self) -> None:
+    def _ping(self, now: float) -> None:
         """Ask for a sign of life, and name the sessions: who lost one of them says so."""
         link = self._wire()
-        link.post({"type": "Ping"})
+        link.ping(now)
         for session in self._sessions.values():
             if session.core.state is State.OPEN and session.core.outstanding():
                 link.post(session.core.still_here())
 
     def _acks(self) -> None:
+        """Acknowledgements ride with what goes out next."""
+        self._ack_by = inf
         for session in self._sessions.values():
             if ack := session.core.ack():
                 self._wire().post(ack)
 
     def _flush(self) -> None:
-        """Nothing waits here while we wait or are away: acknowledgements ride with what goes, or go alone."""
+        """Send what was posted, acknowledgements with it."""
         if self._link is not None:
             self._acks()
             self._link.flush()
@@ -242,9 +257,12 @@ class Client:
             self.post(core.handle(message, payload, now))
         except (ValueError, KeyError, TypeError) as error:
             self._failure = NodeGone(f"{self.endpoint} does not speak this protocol ({error})")
-        for outcome in reversed(list(islice(reversed(core.ended), len(core.ended) - had))):
+        for position in range(had, len(core.ended)):
+            outcome = core.ended[position]
             self._arrivals[core.tag, outcome.index] = None
             self._unread_bytes += outcome.nbytes
+        if core.acked != core.through:
+            self._ack_by = now if core.state is State.CLOSED else min(self._ack_by, now + RIDE_S)
 
     def _node_is(self, incarnation: int, now: float) -> None:
         """Another life of the node answers: it has to be told which sessions are ours."""
@@ -301,6 +319,7 @@ class Client:
                 continue
             waiting = [s for s in ([session] if session else self._sessions.values()) if s.core.unended]
             if not waiting:
+                self._flush()
                 return
             for one in waiting:
                 one.raise_failure()
@@ -330,7 +349,7 @@ def _news_of(sessions: list[Session]) -> bool:
 
 
 def default_endpoint() -> str:
-    """Address of this user's running node: ``default/client`` in the folder where nodes live. Raises NodeGone."""
+    """Address of this user's running node: the newest published one in the folder where nodes live. Raises NodeGone."""
     if not hasattr(os, "getuid"):
         raise NodeGone("nodes are found by themselves on Linux only", "give the endpoint: Client('tcp://HOST:PORT')")
     runtime, temporary = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR") or tempfile.gettempdir()
@@ -339,7 +358,7 @@ def default_endpoint() -> str:
     for place in places:
         with suppress(OSError):
             private = place.stat().st_uid == os.getuid() and not place.stat().st_mode & 0o077
-            if private and (socket := (place / "default").resolve() / "client").is_socket():
-                return f"ipc://{socket}"
+            if private and (home := published.newest(place)) is not None:
+                return f"ipc://{home / 'client'}"
     looked = " and ".join(str(place) for place in places)
     raise NodeGone(f"no node is running (looked in {looked})", "start one: run_node.py serve")

@@ -33,6 +33,8 @@ class State(Enum):
     RESUMING = auto()
     CLOSED = auto()
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call
+
 
 MOVES = {
     State.OPENING: {State.OPEN, State.CLOSED},
@@ -146,15 +148,20 @@ class SessionCore:
         """What may go on the wire now, if anything: skips at once, else the lowest index, within window and share."""
         if self.state is not State.OPEN:
             return None
-        queued = [u for u in self.unended.values() if u.place is Place.QUEUED and u.index <= self.through + self.window]
-        if skips := [u for u in queued if u.skip]:
-            return min(skips, key=_index)
-        if not queued or self._probe is not None or now < self.hold_until:
+        first: Utterance | None = None
+        on_the_wire, highest, top = 0, -1, self.through + self.window
+        for utterance in self.unended.values():
+            index = utterance.index
+            if utterance.place in ON_THE_WIRE:
+                on_the_wire, highest = on_the_wire + 1, max(highest, index)
+            elif utterance.place is Place.QUEUED and index <= top:
+                if first is None or (not utterance.skip, index) < (not first.skip, first.index):
+                    first = utterance
+        if first is None or first.skip:
+            return first
+        if self._probe is not None or now < self.hold_until:
             return None
-        first = min(queued, key=_index)
-        wire = [u.index for u in self.unended.values() if u.place in ON_THE_WIRE]
-        fills_a_hole = bool(wire) and first.index < max(wire)
-        return first if len(wire) < self.share or fills_a_hole else None
+        return first if on_the_wire < self.share or first.index < highest else None
 
     def message(self, utterance: Utterance) -> Message:
         """The ``Submit`` or ``Skip`` of an utterance, which counts as said from now on."""
@@ -169,7 +176,9 @@ class SessionCore:
     def stuck(self) -> Rejected | None:
         """Why nothing will ever move: everything unended lies beyond the window, and nothing is under way below it."""
         top = self.through + self.window
-        if self.state is not State.OPEN or not self.unended or min(self.unended) <= top:
+        if self.state is not State.OPEN or not self.unended or next(iter(self.unended)) <= top:
+            return None
+        if min(self.unended) <= top:
             return None
         return Rejected("bad_index", f"index {min(self.unended)} is not between {self.through + 1} and {top}")
 
@@ -347,7 +356,3 @@ CLOSED_TEXTS = {
     "slow_consumer": ("too much was left unread", "read outcomes() while submitting"),
     "shutting_down": ("the node is stopping", "submit what has no outcome again when it is back"),
 }
-
-
-def _index(utterance: Utterance) -> int:
-    return utterance.index

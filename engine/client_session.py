@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine import audio
 from engine.client_core import SessionCore, State
-from engine.client_link import MAX_FRAME_BYTES, Message
+from engine.client_link import MAX_FRAME_BYTES, Held, Message, hold
 from engine.client_utterance import Place, Utterance
-from engine.outcome import WIRE_DTYPES, Busy, NodeGone, Outcome, Progress, Rejected, SessionClosed
+from engine.outcome import Busy, NodeGone, Outcome, Progress, Rejected, SessionClosed
 
 if TYPE_CHECKING:
     from engine.client import Client
@@ -152,16 +152,16 @@ class Session:
         described = {"dtype": self._client.dtype, "nbytes": len(data), "sample_rate": audio.RATE}
         return Utterance(index, {**fields, **described}, data)
 
-    def _samples(self, samples: Any, sample_rate: int) -> bytes:
+    def _samples(self, samples: Any, sample_rate: int) -> Held:
         dtype = self._client.dtype
         try:
             data = audio.to_wire(samples, sample_rate, dtype)
         except audio.BadAudio as error:
             raise Rejected(error.code, error.text) from error
-        seconds = len(data) / WIRE_DTYPES[dtype].itemsize / audio.RATE
+        seconds = len(data) / audio.RATE
         if seconds > (longest := self._client.limits.get("max_utterance_s", float("inf"))):
             raise Rejected("audio_too_long", f"{seconds:.1f} s; this node takes utterances up to {longest:g} s")
-        return data
+        return hold(data)
 
     def _text(self, text: str) -> str:
         try:

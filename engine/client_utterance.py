@@ -26,6 +26,8 @@ class Place(Enum):
     ACCEPTED = auto()
     SKIPPED = auto()
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call
+
 
 PLACES = {
     Place.QUEUED: {Place.SENT, Place.ACCEPTED, Place.SKIPPED},
@@ -38,14 +40,15 @@ ON_THE_WIRE = (Place.SENT, Place.ACCEPTED)
 
 @dataclass
 class Utterance:
-    """``fields``: its ``Submit`` without the session; ``data``: its samples as they go on the wire.
+    """``fields``: its ``Submit`` without the session; ``data``: its samples as they go on the wire
+    (a buffer with a length).
 
     ``skip``: a ``Skip`` goes out in place of the ``Submit``. ``refusal``: code and text it was rejected with.
     """
 
     index: int
     fields: Message = field(default_factory=dict)
-    data: bytes | None = None
+    data: Any = None
     place: Place = Place.QUEUED
     skip: bool = False
     cancelled: bool = False

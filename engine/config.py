@@ -20,7 +20,7 @@ class NodeSection(_Section, frozen=True):
     """[node]: the node as a whole."""
 
     mode: str = "pipelined"  # stages work at the same time on different utterances, or on one at a time (serial)
-    endpoints: tuple[str, ...] = ()  # where clients connect; empty: one ipc:// socket in the node's own folder
+    endpoints: tuple[str, ...] = ()  # more addresses for clients; loopback tcp:// is open to all users of the machine
     max_utterance_s: float = 120.0  # longest audio of one utterance, up to 600
     max_text_chars: int = 4000  # longest text of one utterance
     window: int = 64  # most utterances of one session between acknowledged and submitted
@@ -48,8 +48,8 @@ class DeadlinesSection(_Section, frozen=True):
     budget_max_s: float = 300.0  # ... at most this
     gap_s: float = 10.0  # how long a missing index may hold up later ones
     retry_delay_s: float = 10.0  # d: reported failures wait d/2, d, 2d; out of memory d, 3d, 9d
-    oom_hold_s: float = 15.0  # a device starts nothing new for so long after a second OOM
-    oom_window_s: float = 30.0  # ... within this time of the first
+    oom_hold_s: float = 15.0  # (not used yet) a device starts nothing new for so long after a second OOM
+    oom_window_s: float = 30.0  # (not used yet) ... within this time of the first
     drain_s: float = 20.0  # finishing work in flight when the node stops
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
@@ -82,7 +82,7 @@ class StageSection(_Section, frozen=True):
     """[stages.NAME]: one stage. ``kind`` names the code that runs it (default: NAME)."""
 
     kind: str = ""  # asr | repair | nmt | tts | simulated
-    model: str = ""  # path or hub name of its model
+    model: str = ""  # its model: a path (from this file's folder), or a name its library fetches ("small")
     compute_type: str = "default"  # number format, in the library's own words
     devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": every GPU, else the CPU
     instances: int = 1  # workers on each of these devices

@@ -22,7 +22,7 @@ import stages
 from engine import config
 from engine.config import Config, StageSection
 from engine.config_env import variable
-from engine.config_rules import MANY_BYTES, Between, Like, OneOf, rule_for, words
+from engine.config_rules import MANY_BYTES, Between, Endpoint, Like, OneOf, rule_for, words
 
 FILES = {
     "node.toml.sample": "render_sample",
@@ -36,7 +36,9 @@ SAMPLE_HEAD = """\
 """
 
 SAMPLE_STAGES = """\
-# [stages.NAME]: one stage each. A model is a path (from this file's folder) or a name its library knows.
+# [stages.NAME]: one stage each. A model is a path (from this file's folder) or, for asr, a name its library fetches.
+# What begins with /, ., ~ or models/, has two slashes, or lies in a folder that exists, is a path; "small" and
+# "owner/model" are names.
 # `run_node.py models synthesize KIND --out DIR` makes small ones without a download.
 """
 
@@ -72,6 +74,10 @@ file (`--env-file F`), over that the environment. `node.toml.sample` and `.env.s
 Every field has a variable `DRAGOMAN_<SECTION>_<FIELD>`: the field's name in capitals, with `_` for `.` and `-`. Lists
 are written `a,b`, tables `name=value,name=value`; a stage's own options `DRAGOMAN_STAGES_ASR_OPTIONS_BEAM_SIZE=2`.
 Variables set fields of stages that the file (or the embedded configuration) has; they make no new stages.
+
+A stage's `model` is a path, from the file's folder, when it begins with `/`, `.`, `~` or `models/`, has more than one
+slash, or when it or the folder it would lie in exists. Anything else (`small`, `owner/model`) is a name that the
+stage's library resolves; only asr has one that does.
 
 A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
 valid value. The configuration is read once: a change needs a new start.
@@ -246,7 +252,7 @@ def _values(field: str) -> str:
             return ", ".join(choices)
         case Between(low, high, why):
             return f"{low:,.10g} to {high:,.10g}{why}" if high < MANY_BYTES else f"from {low:,.10g}{why}"
-        case Like(_, examples):
+        case Like(_, examples) | Endpoint(examples):
             return examples
     return ""
 

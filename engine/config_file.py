@@ -2,7 +2,7 @@
 
 Later wins: defaults, the file, the env file, the environment. The file is the one given, else ``./node.toml``, else
 ``node.toml`` in the user's configuration folder; where there is none the caller decides what to start from.
-A stage's ``model`` that is a path beside the file is meant from there, not from where the node was started.
+A stage's ``model`` that is a path is meant from the file's folder, not from where the node was started.
 
 Everything a user can get wrong here is a ``ConfigError`` of one line: the file or variable, the field, what is wrong
 with it, and the nearest value that would be right.
@@ -23,6 +23,7 @@ from engine.config import Config
 from engine.config_docs import render_env_sample, render_reference, render_sample
 from engine.config_rules import Problem, check, check_complete
 from ipc.errors import ConfigError
+from stages.places import is_path
 
 __all__ = ["find", "from_dict", "load", "render_env_sample", "render_reference", "render_sample"]
 
@@ -80,10 +81,10 @@ def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *,
 
 
 def _from_its_folder(config: Config, folder: Path) -> Config:
-    """Models beside the file get whole paths; hub names and everything else stay as they are."""
+    """Models that are paths get whole ones, there or not; hub names stay as they are."""
     moved = {
-        name: msgspec.structs.replace(section, model=str((folder / section.model).resolve()))
+        name: msgspec.structs.replace(section, model=str((folder / Path(section.model).expanduser()).resolve()))
         for name, section in config.stages.items()
-        if section.model and (folder / section.model).exists()
+        if is_path(section.model, folder)
     }
     return msgspec.structs.replace(config, stages={**config.stages, **moved})

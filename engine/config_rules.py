@@ -8,6 +8,7 @@ modules, which are import-light.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ LONGEST_UTTERANCE_S = 600
 LEAST_DEADLINE_S = 0.01
 DAY_S = 86_400
 MANY_BYTES = 2**50
+HIGHEST_PORT = 65_535
 
 
 class Problem(Exception):
@@ -70,10 +72,40 @@ class Like:
         return None if re.fullmatch(self.pattern, value) else f"has {value!r}; write {self.examples}"
 
 
-Rule = Union[OneOf, Between, Like]
+@dataclass(frozen=True)
+class Endpoint:
+    """Where clients may connect: a file of this machine, or loopback. A client is not asked who it is, so the
+    addresses that other machines reach are not served."""
+
+    examples: str = "ipc://PATH or tcp://127.0.0.1:PORT"
+
+    def complaint(self, value: Any) -> str | None:
+        if re.fullmatch(r"ipc://.+", value):
+            return None
+        parts = re.fullmatch(r"tcp://(.*):(.*)", value)
+        if parts is None:
+            return f"has {value!r}; write {self.examples}"
+        host, port = parts.groups()
+        if not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= HIGHEST_PORT):
+            return f"has {value!r}; the port must be from 1 to {HIGHEST_PORT}"
+        if not is_loopback(host):
+            return f"has {value!r}, which other machines may reach; only tcp://127.0.0.1:{port} (loopback) is served"
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an endpoint writes it, is this machine for certain."""
+    try:
+        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+Rule = Union[OneOf, Between, Like, Endpoint]
 
 DEVICE = Like(r"auto|cpu|cuda:\d+|(GPU|MIG)-[0-9A-Za-z/-]+", "auto, cpu, cuda:0 or a GPU's UUID")
 NAME = Like(r"[a-z][a-z0-9_-]{0,31}", "a small letter, then small letters, digits, - or _ (at most 32)")
+ENDPOINT = Endpoint()
 DEADLINE = Between(LEAST_DEADLINE_S, DAY_S, " s")
 BYTES = Between(0, MANY_BYTES, " bytes")
 SHARE_OF_AUDIO = Between(0, 1000)
@@ -81,7 +113,7 @@ SHARE_OF_AUDIO = Between(0, 1000)
 # Field -> rule; a list's or table's rule is applied to each of its values. "*" stands for any name.
 RULES: dict[str, Rule] = {
     "node.mode": OneOf(("pipelined", "serial")),
-    "node.endpoints": Like(r"(ipc|tcp)://.+", "ipc://PATH or tcp://ADDRESS:PORT"),
+    "node.endpoints": ENDPOINT,
     "node.max_utterance_s": Between(0.1, LONGEST_UTTERANCE_S, " s"),
     "node.max_text_chars": Between(1, 16_000),
     "node.window": Between(1, 4096),

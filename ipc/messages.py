@@ -411,11 +411,11 @@ class Run(_Wire, frozen=True):
 
 
 class Unload(_Wire, frozen=True):
-    pass
+    """Let go of the model and the lease *(not sent yet)*."""
 
 
 class Park(_Wire, frozen=True):
-    """Leave on purpose: unload, give the lease back, exit 0."""
+    """Leave on purpose: unload, give the lease back, exit 0 *(not sent yet)*."""
 
 
 # ---------------------------------------------------------------- worker -> scheduler
@@ -558,6 +558,13 @@ class Condemn(_Wire, frozen=True):
     reason: str
 
 
+class Excused(_Wire, frozen=True):
+    """This worker's death is an utterance's doing: it is not charged to the worker's restart budget."""
+
+    worker: str
+    incarnation: int
+
+
 class Drained(_Wire, frozen=True):
     pass
 
@@ -609,7 +616,7 @@ class Silent(_Wire, frozen=True):
 
 
 class Ask(_Strict, frozen=True):
-    """An operator's question: ``verb`` stats | explain | health | drain; answered by one ``Answer``."""
+    """An operator's question: ``verb`` stats | health | drain; answered by one ``Answer``."""
 
     verb: str
     args: dict[str, str] = {}
@@ -624,7 +631,7 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Drained, Serving, Flushed]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,

@@ -6,6 +6,10 @@ Sends never block: high-water marks stand far above every window, so a send that
 * ``Router`` is bound, and addresses peers by name; ``Dealer`` connects to one Router and speaks first.
   A peer's name is ``role#incarnation``.
 * ``Door`` is the gateway's socket for clients: raw frames, identities chosen by libzmq.
+
+A process of the node wakes, handles one message and sleeps, so its code is always cold, and what counts is how much of
+it there is. So the hot path calls pyzmq's compiled socket: ``send_multipart``, ``recv_multipart`` and ``getsockopt``
+are Python around it, and asking an empty socket for a frame costs an exception; cold, each takes longer than the frame.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import Any
 
 import msgspec
 import zmq
+from zmq.backend import Socket as _Compiled
+from zmq.backend import zmq_poll
 
 from ipc import messages
 from ipc.errors import BadFrame, PeerGone
@@ -24,6 +30,22 @@ from ipc.peers import peer_name, split_peer
 HIGH_WATER = 10_000  # frames; far above any window
 RECONNECT_MS = 10
 MAX_FRAME_BYTES = 16 * 2**20
+LOCAL_BUFFER_BYTES = 2**20
+SMALL_BYTES = 64 * 1024  # frames up to here are copied when they arrive
+
+_NOW, _MORE, _IN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
+_send = _Compiled.send
+Held = zmq.Frame  # samples on their way; its length is in bytes
+
+
+def hold(data: Any) -> Held:
+    """Copy a contiguous buffer, once; the result can be sent any number of times without another copy."""
+    return Held(data, copy=True)
+
+
+def buffer_for(endpoint: str) -> int:
+    """Send buffer of a connection: an utterance of some seconds goes out at once on this machine; TCP has its own."""
+    return LOCAL_BUFFER_BYTES if endpoint.startswith("ipc:") else -1
 
 
 def context() -> zmq.Context:
@@ -45,17 +67,59 @@ def _prepare(kind: int) -> zmq.Socket:
     return socket
 
 
-class Router:
+class _Link:
+    """A socket of this process, and what ``Poll`` must know of it."""
+
+    def __init__(self, kind: int) -> None:
+        self.socket = _prepare(kind)
+        self.touched = False  # its descriptor may have lost a signal since the last wait
+        self.woke = False  # the last wait really waited, and this ended it
+        self._routed = kind == zmq.ROUTER
+        self._asked = [(self.socket, _IN)]
+
+    def _arrivals(self) -> Iterator[list[Any]]:
+        """Everything that has arrived, by its parts: on a ROUTER the routing id (bytes), then frames.
+
+        What ends a wait mostly comes alone. Then looking for more is left to the next wait, which asks anyway after a
+        send; what came meanwhile makes that wait end at once, and the turn after it take everything.
+        """
+        woke, self.woke = self.woke, False
+        try:
+            while True:
+                yield self._receive()
+                if woke:
+                    self.touched = True
+                    return
+                if not zmq_poll(self._asked, 0):
+                    return
+        except zmq.Again:  # woken by what was no message
+            return
+
+    def _receive(self) -> list[Any]:
+        """The parts of one arrival. Raises zmq.Again when there is none."""
+        recv = self.socket.recv
+        parts: list[Any] = [recv(_NOW)] if self._routed else []  # a routing id never comes alone
+        while True:
+            frame = recv(_NOW, False)
+            parts.append(frame)
+            if not frame.more:
+                return parts
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Router(_Link):
     """The bound end of internal links: many peers, each by its name."""
 
     def __init__(self, endpoint: str, incarnation: int, union: object, epoch: int = 0) -> None:
+        super().__init__(zmq.ROUTER)
         self.incarnation = incarnation
         self.epoch = epoch
         self.bad_frames = 0
         self._decode = messages.frame_decoder(union).decode
         self._posted: dict[str, list[Any]] = {}
-        self.touched = False  # sent since the last wait: its descriptor may have lost a signal
-        self.socket = _prepare(zmq.ROUTER)
+        self._known: dict[bytes, tuple[str, int]] = {}  # routing id -> peer, its incarnation
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.bind(endpoint)
 
@@ -65,7 +129,9 @@ class Router:
 
     def flush(self) -> list[str]:
         """Send one frame to each peer that has messages; returns the peers that are gone."""
-        gone = []
+        gone: list[str] = []
+        if not self._posted:
+            return gone
         posted, self._posted = self._posted, {}
         for peer, batch in posted.items():
             try:
@@ -76,45 +142,45 @@ class Router:
 
     def send(self, peer: str, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""
-        frame = messages.encode(messages.Frame(self.incarnation, self.epoch, batch))
+        frame = messages.encode((self.incarnation, self.epoch, batch))
         self.touched = True
         try:
-            self.socket.send_multipart([peer.encode(), frame], zmq.DONTWAIT)
+            _send(self.socket, peer.encode(), _MORE)
+            _send(self.socket, frame, _NOW)
         except zmq.ZMQError as error:
             raise PeerGone(peer) from error
 
     def drain(self) -> Iterator[tuple[str, int, list[Any]]]:
         """Everything that has arrived: (peer, epoch, messages). Bad frames are counted and dropped."""
-        while True:
+        for frames in self._arrivals():
             try:
-                parts = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            try:
-                incarnation, epoch, batch = self._decode(parts[-1])
-                peer = parts[0].decode()
-                if len(parts) != 2 or split_peer(peer)[1] != incarnation:
+                id_, frame = frames
+                peer, life = self._known.get(id_) or self._meet(id_)
+                incarnation, epoch, batch = self._decode(frame)
+                if life != incarnation:
                     raise BadFrame(peer)
             except (msgspec.MsgspecError, ValueError, BadFrame):
                 self.bad_frames += 1
                 continue
             yield peer, epoch, batch
 
-    def close(self) -> None:
-        self.socket.close()
+    def _meet(self, id_: bytes) -> tuple[str, int]:
+        """Name and incarnation of a peer that speaks for the first time. Raises ValueError when the id is no name."""
+        peer = id_.decode()
+        self._known[id_] = peer, split_peer(peer)[1]
+        return self._known[id_]
 
 
-class Dealer:
+class Dealer(_Link):
     """The connecting end of an internal link: one peer."""
 
     def __init__(self, endpoint: str, role: str, incarnation: int, union: object) -> None:
+        super().__init__(zmq.DEALER)
         self.incarnation = incarnation
         self.epoch = 0
         self.bad_frames = 0
         self._decode = messages.frame_decoder(union).decode
         self._posted: list[Any] = []
-        self.touched = False  # sent since the last wait: its descriptor may have lost a signal
-        self.socket = _prepare(zmq.DEALER)
         self.socket.setsockopt(zmq.ROUTING_ID, peer_name(role, incarnation).encode())
         self.socket.connect(endpoint)
 
@@ -132,66 +198,59 @@ class Dealer:
         """Send one frame now. Raises PeerGone."""
         self.touched = True
         try:
-            self.socket.send(messages.encode(messages.Frame(self.incarnation, self.epoch, batch)), zmq.DONTWAIT)
+            _send(self.socket, messages.encode((self.incarnation, self.epoch, batch)), _NOW)
         except zmq.ZMQError as error:
             raise PeerGone("bound end") from error
 
     def drain(self) -> Iterator[tuple[int, int, list[Any]]]:
         """Everything that has arrived: (sender's incarnation, epoch, messages)."""
-        while True:
+        for frames in self._arrivals():
             try:
-                parts = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            try:
-                incarnation, epoch, batch = self._decode(parts[-1])
+                (frame,) = frames
+                incarnation, epoch, batch = self._decode(frame)
             except (msgspec.MsgspecError, ValueError):
                 self.bad_frames += 1
                 continue
             yield incarnation, epoch, batch
 
-    def close(self) -> None:
-        self.socket.close()
 
-
-class Door:
+class Door(_Link):
     """The gateway's socket for clients: multipart frames as they come, to and from opaque identities."""
 
     def __init__(self, endpoints: list[str], max_bytes: int, heartbeat_ms: int = 1000, timeout_ms: int = 3000) -> None:
-        self.touched = False
-        self.socket = _prepare(zmq.ROUTER)
+        super().__init__(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, timeout_ms)
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
         for endpoint in endpoints:
+            self.socket.setsockopt(zmq.SNDBUF, buffer_for(endpoint))
             self.socket.bind(endpoint)
 
-    def send(self, client: bytes, batch: list[Any], payload: Any = None) -> None:
+    def send(self, client: bytes, batch: list[Any], payload: bytes | Held | None = None) -> None:
         """One frame of messages, and the samples of its ``Outcome`` if given. Raises PeerGone."""
-        self.send_frames(client, [messages.encode(batch)] + ([payload] if payload is not None else []))
+        self.send_frames(client, [messages.encode(batch)] if payload is None else [messages.encode(batch), payload])
 
-    def send_frames(self, client: bytes, frames: list[Any]) -> None:
-        """Frames as they are. Raises PeerGone."""
+    def send_frames(self, client: bytes, frames: list[bytes | Held]) -> None:
+        """Frames (at least one) as they are. Raises PeerGone."""
+        *parts, last = frames
         self.touched = True
         try:
-            self.socket.send_multipart([client, *frames], zmq.DONTWAIT)
+            _send(self.socket, client, _MORE)
+            for part in parts:
+                _send(self.socket, part, _MORE)
+            _send(self.socket, last, _NOW)
         except zmq.ZMQError as error:
             raise PeerGone(client) from error
 
-    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[bytes]]]:
-        """At most ``limit`` arrivals: (client, frames)."""
-        for _ in range(limit):
-            try:
-                client, *frames = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[bytes | Held]]]:
+        """At most ``limit`` arrivals: (client, frames). A long frame is not copied: it comes as its buffer."""
+        for count, (client, *frames) in enumerate(self._arrivals(), 1):
+            yield client, [frame if len(frame) > SMALL_BYTES else frame.bytes for frame in frames]
+            if count == limit:
+                self.touched = True  # there may be more
                 return
-            yield client, frames
-        self.touched = True  # there may be more
-
-    def close(self) -> None:
-        self.socket.close()
 
 
 class Poll:
@@ -199,7 +258,8 @@ class Poll:
 
     A link is watched through its ZMQ_FD, which saves two system calls per link and turn against ``zmq.Poller``. That
     descriptor tells of commands, not of messages, and a send may swallow its signal (zmq_getsockopt(3), ZMQ_FD): so
-    links must be drained until nothing is left, and those that sent since the last wait are asked first.
+    links must be drained until nothing is left, or marked ``touched``, and those that are, or sent since the last wait,
+    are asked first.
     """
 
     def __init__(self) -> None:
@@ -223,13 +283,20 @@ class Poll:
 
     def wait(self, timeout_s: float | None) -> set[Any]:
         """What may be readable within ``timeout_s`` (None: for ever): sockets of links, and descriptors."""
-        ready = set()
+        ready: set[Any] = set()
+        asked = []
         for link in self._links.values():
             if link.touched:
                 link.touched = False
-                if link.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                    ready.add(link.socket)
+                asked.append((link.socket, _IN))
+        if asked:
+            ready.update([socket for socket, _ in zmq_poll(asked, 0)])
+        woke = not ready
         for fd, _ in self._epoll.poll(0 if ready else timeout_s):
             link = self._links.get(fd)
-            ready.add(fd if link is None else link.socket)
+            if link is None:
+                ready.add(fd)
+            else:
+                link.woke = woke
+                ready.add(link.socket)
         return ready

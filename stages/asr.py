@@ -14,7 +14,6 @@ An empty text is a result: nothing was said.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from stages.base import Declaration, Item, ModelFacts, Output, Stage, StageConfig, StageError, weights_bytes
 from stages.faults import match_language, some, stage_error
+from stages.places import is_path
 
 RATE_HZ = 16000
 MAKE_ONE = "make one with: python run_node.py models synthesize asr --out DIR"
@@ -77,9 +77,11 @@ class AsrStage(Stage):
         del options
         if not model:
             raise StageError("bad_model", f"asr has no model: give a faster-whisper folder or name; {MAKE_ONE}")
-        if not is_local(model):
+        if not is_path(model):
             return ModelFacts()
         folder = Path(model).expanduser()
+        if not folder.is_dir():
+            raise StageError("bad_model", f"there is no folder {model}; {MAKE_ONE}")
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {MAKE_ONE}")
@@ -91,7 +93,7 @@ class AsrStage(Stage):
         self.describe(config.model, config.options)
         from faster_whisper import WhisperModel
 
-        local = is_local(config.model)
+        local = is_path(config.model)
         try:
             self._model = WhisperModel(
                 str(Path(config.model).expanduser()) if local else config.model,
@@ -179,11 +181,6 @@ def confidence(segments: Sequence[Any]) -> float | None:
     if not tokens:
         return None
     return float(sum(segment.avg_logprob * len(segment.tokens) for segment in segments) / tokens)
-
-
-def is_local(model: str) -> bool:
-    """Whether ``model`` means a path here rather than a name ("small", "owner/model") for the library to resolve."""
-    return model.startswith(("/", ".", "~")) or os.path.exists(model) or model.count("/") > 1
 
 
 def read_languages(folder: Path) -> frozenset[str]:

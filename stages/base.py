@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import msgspec
 import numpy as np
 
 Kind = Literal["audio", "text"]
@@ -68,6 +69,7 @@ class Declaration:
     install_hint: str = ""  # the command that installs what ``requires`` names
     translates: bool = False  # its output is in the session's target language, before it: the source
     cpu_allowed: bool = True
+    degrades_to_cpu: bool = False  # where its device has no room, the CPU is better than waiting
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ class StageConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One utterance at one stage.
 
     ``audio``: float32 or int16 array of shape (samples,), mono, or None for a text stage.
@@ -120,8 +121,7 @@ class Item:
     sample_rate: int = 0
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """What a stage made of one item: a text, an array, or its input passed on (``same``).
 
     ``audio``: int16 or float32, shape (samples,); copied by the worker before the next call.

@@ -86,6 +86,7 @@ class RepairStage(Stage):
         emits="text",
         requires=("llama_cpp",),
         optional=True,
+        degrades_to_cpu=True,
         install_hint="pip install '.[repair]'  (builds llama-cpp-python for some minutes; needs a C++ compiler)",
     )
 

@@ -17,10 +17,10 @@ import msgspec
 from engine.config import Config
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The options that choose a configuration."""
+def add_config(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """The options that choose a configuration. ``note``: what giving one means for this command."""
     parser.add_argument(
-        "--config", metavar="FILE", help="configuration file (default: ./node.toml, the user's, embedded)"
+        "--config", metavar="FILE", help=f"configuration file{note} (default: ./node.toml, the user's, embedded)"
     )
     parser.add_argument(
         "--env-file", metavar="FILE", help="file of DRAGOMAN_... variables; the environment goes before it"

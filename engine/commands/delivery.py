@@ -64,6 +64,7 @@ class Delivery:
         """Submit everything, write every outcome down, close the sessions. KeyboardInterrupt on the second Ctrl-C."""
         with _on_interrupt(self._interrupt):
             self._lanes = [Lane(self._open(number)) for number in range(self._wish.sessions)]
+            self._results.open()  # not before: a run that is refused leaves an earlier one's results alone
             for utterance, found in work:
                 if self.interrupted:
                     break
@@ -73,7 +74,7 @@ class Delivery:
                 self._collect(WAIT_S)
             for lane in self._lanes:
                 if not lane.broken:
-                    lane.session.close()
+                    self._close(lane)
 
     def in_flight(self) -> int:
         """Utterances submitted and without an outcome."""
@@ -85,6 +86,12 @@ class Delivery:
         return self._client.session(
             source=source, target=target, pipeline=self._wish.pipeline, tag=f"s{number}", **wanted
         )
+
+    def _close(self, lane: Lane) -> None:
+        try:
+            lane.session.close()
+        except NodeGone as error:  # everything has its row: nothing is lost with it
+            self._break_all(error)
 
     def _submit(self, utterance: Utterance, found: Found) -> None:
         lane = self._lanes[utterance.session]
@@ -98,7 +105,10 @@ class Delivery:
             return self._refuse(lane, utterance, error.code, str(error))
         except Busy as error:  # the node is stopping: this one is not taken, those in flight still end
             return self._refuse(lane, utterance, error.reason, str(error))
-        except (NodeGone, SessionClosed) as error:
+        except NodeGone as error:  # gone for all sessions: waiting for it once is enough
+            self._break_all(error)
+            return self._refuse(lane, utterance, lane.broken_code, lane.broken)
+        except SessionClosed as error:
             self._break(lane, error)
             return self._refuse(lane, utterance, lane.broken_code, lane.broken)
         lane.flying[index] = utterance
@@ -111,9 +121,11 @@ class Delivery:
                 self._finish(outcome)
         except TimeoutError:
             return
-        except (NodeGone, SessionClosed, Rejected) as error:
+        except NodeGone as error:
+            self._break_all(error)
+        except (SessionClosed, Rejected) as error:
             for lane in self._lanes:
-                if isinstance(error, NodeGone) or lane.session.core.failure is not None:
+                if lane.session.core.failure is not None:
                     self._break(lane, error)
 
     def _ended(self, wait_s: float) -> Iterator[Outcome]:
@@ -133,6 +145,11 @@ class Delivery:
         if utterance is not None:
             audio = self._results.save_audio(utterance, outcome.audio, outcome.sample_rate)
             self._write(outcome_row(utterance, outcome, audio), outcome)
+
+    def _break_all(self, error: NodeGone) -> None:
+        for lane in self._lanes:
+            if not lane.broken:
+                self._break(lane, error)
 
     def _break(self, lane: Lane, error: NodeGone | SessionClosed | Rejected) -> None:
         """The session has ended under us: what was in flight has no outcome and never will."""

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     config = embedded.config()
     results = Results(Path(args.out))
     wish = Wish(sessions=len(SPEAKERS), languages=SPEAKERS, max_utterance_s=config.node.max_utterance_s)
-    results.open()
+    results.check()
     try:
         with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
             work = list(inputs.utterances(make_clips(Path(folder)), len(SPEAKERS)))

@@ -20,7 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.commands import FAILED, OK, asking, finding
+from engine.commands import FAILED, OK, asking, choosing, examining, finding
+from engine.commands.examining import Finding
 from engine.commands.tables import nbytes, table
 from ipc.errors import DragomanError
 
@@ -50,7 +51,10 @@ LIBZMQ_FLOOR = "4.3.5"
 PYTHONS = ((3, 11), (3, 14))  # from, below
 KERNEL_FLOOR = "5.4"
 COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models already feel tight
-REPAIR_COMMAND = "pip install '.[repair]' (builds for some minutes; needs a C++ compiler)"
+CHECKOUT = Path(__file__).resolve().parents[2]
+REPAIR_COMMAND = (
+    "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
+) + " (builds for some minutes; needs a C++ compiler)"
 GPU_COMMAND = "make env GPU=1 (or: pip install --force-reinstall --no-deps onnxruntime-gpu==1.26.*)"
 
 
@@ -74,34 +78,28 @@ class Facts:
     device_error: str = ""
 
 
-@dataclass(frozen=True)
-class Finding:
-    state: str  # ok | note | bad
-    topic: str
-    text: str
-    mend: str = ""
-
-
 def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "doctor",
         help="what is installed, what is missing, and the command that mends it",
         description="Look at this machine: Python, kernel, packages against their floors, devices, memory, and which\n"
-        "onnxruntime is in force. With --connect, at a running node too.",
-        epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --json\n"
+        "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether the whole fits.\n"
+        "With --connect, at a running node too.",
+        epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
         "\nexit codes: 0 the node could run here, 1 something it needs is missing",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    choosing.add_config(parser)
     parser.add_argument("--connect", metavar="CTL", nargs="?", const="", default=None,
                         help="look at a running node too (default: the one at the default endpoint)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     facts = collect()
-    findings = examine(facts)
+    findings = examine(facts) + examining.configuration(args)
     if args.connect is not None:
-        findings.append(look_at_node(finding.ctl_endpoint(args.connect or None)))
+        findings.append(look_at_node(args.connect))
     healthy = all(f.state != "bad" for f in findings)
     if args.json:
         print(json.dumps({"healthy": healthy, "findings": [asdict(f) for f in findings], "facts": asdict(facts)}))
@@ -254,9 +252,10 @@ def collect() -> Facts:
     )
 
 
-def look_at_node(endpoint: str) -> Finding:
-    """What a running node says of itself."""
+def look_at_node(given: str) -> Finding:
+    """What a running node says of itself; "" is the one that is found without an address."""
     try:
+        endpoint = finding.ctl_endpoint(given or None)
         stats = asking.ask(endpoint, "stats")
     except DragomanError as error:
         return Finding("bad", "node", error.text, error.mend)

@@ -5,24 +5,18 @@ A node that died without a farewell leaves its folder and its sockets behind; it
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
+from engine import published
 from engine.commands.asking import START_ONE, NoNode
 from engine.supervisor import folder
 
 
 def running() -> Path | None:
     """The folder of the node that clients find by themselves, or None when none is alive."""
-    for base in folder.candidates(os.environ, os.getuid()):
-        try:
-            home = (base / folder.DEFAULT).resolve(strict=True)
-        except OSError:
-            continue
-        if _is_locked(home / "lock"):
-            return home
-    return None
+    homes = (published.newest(base) for base in folder.candidates(os.environ, os.getuid()))
+    return next((home for home in homes if home is not None), None)
 
 
 def client_endpoint() -> str | None:
@@ -46,17 +40,3 @@ def ctl_endpoint(given: str | None) -> str:
     if home is None:
         raise NoNode("no node of this user is running on this machine", START_ONE)
     return f"ipc://{home / 'ctl'}"
-
-
-def _is_locked(lock: Path) -> bool:
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False

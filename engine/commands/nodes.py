@@ -21,13 +21,19 @@ def add_node(parser: argparse.ArgumentParser) -> None:
     """The options that choose a node."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--connect", metavar="ENDPOINT", help="use the node at this client endpoint")
-    which.add_argument("--private", action="store_true", help="start a node for this command alone, even if one runs")
-    choosing.add_config(parser)
+    which.add_argument("--private", action="store_true", help="start a node for this command alone, even if one runs "
+                       "(so does --config)")  # fmt: skip
+    choosing.add_config(parser, " of a private node, which is started even if one runs")
 
 
 @contextmanager
-def client(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Any]:
-    """A client of the node chosen; ``say`` hears which one it is. Raises DragomanError when there is none."""
+def client(
+    args: argparse.Namespace, say: Callable[[str], None], check: Callable[[Config], None] = lambda config: None
+) -> Iterator[Any]:
+    """A client of the node chosen; ``say`` hears which one it is. Raises DragomanError when there is none.
+
+    ``check`` may refuse a private node's configuration before that node is started.
+    """
     from engine.client import Client
 
     endpoint = args.connect or (None if args.private or args.config else finding.client_endpoint())
@@ -37,6 +43,7 @@ def client(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Any
             yield found
         return
     config, words = choosing.config(args)
+    check(config)
     say(words)
     with private(config, say) as found:
         yield found
@@ -65,8 +72,8 @@ def wait_for_all(stats: Callable[[], Mapping[str, Any]], limit_s: float = ALL_LO
 
 
 def still_loading(process: Mapping[str, Any]) -> bool:
-    """Whether an entry of the process table is a worker without its model."""
-    return "@" in process["role"] and not process["phase"].startswith(("loaded", "running"))
+    """Whether an entry of the process table is a worker that will have its model soon (an empty one stands by)."""
+    return "@" in process["role"] and not process["phase"].startswith(("loaded", "running", "empty"))
 
 
 def takes(pipeline: str, limits: Any) -> str:

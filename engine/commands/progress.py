@@ -44,6 +44,13 @@ class Bar:
         if self._bar is not None and progress.state:
             self._bar.set_postfix_str(f"{progress.session}/{progress.index} {progress.stage} {progress.state}")
 
+    def print(self, line: str) -> None:
+        """A result, on standard output, above the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
     def say(self, line: str) -> None:
         """A line for the user, above the bar."""
         if self._bar is not None:

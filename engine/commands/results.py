@@ -1,16 +1,21 @@
 """The results of a run on disk: one line of ``results.jsonl`` per outcome, one WAV per spoken one, ``timeline.json``.
 
-Lines are written when their outcome arrives and flushed, so that a run cut short has lost nothing that had ended. A row
+Lines are written when their outcome arrives, unbuffered, so that a run cut short has lost nothing that had ended. A row
 is made from the outcome alone; what was never submitted (a file that is no sound) gets a row of the same shape.
+
+The folder may hold an earlier run. It is left as it is until this run's sessions are open; then the earlier run's
+results, and the WAV files that they list, make way. What could not be written whole (a full disk) is taken away again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,6 +36,7 @@ def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Ro
         "outcome": "error" if outcome.outcome == "rejected" else outcome.outcome,
         "code": outcome.code or None,
         "input": utterance.name,
+        "source_text": utterance.text,
         "transcript": texts.get("asr"),
         "repaired": texts.get("repair"),
         "translation": texts.get("nmt"),
@@ -45,10 +51,11 @@ def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Ro
 def refusal_row(utterance: Utterance, session: str, index: int | None, code: str, error: str) -> Row:
     """The row of an utterance that no node accepted."""
     row: Row = dict.fromkeys(
-        ("session", "utterance_index", "outcome", "code", "input", "transcript", "repaired", "translation", "audio",
-         "error", "degraded", "language")
+        ("session", "utterance_index", "outcome", "code", "input", "source_text", "transcript", "repaired",
+         "translation", "audio", "error", "degraded", "language")
     )  # fmt: skip
     row.update(session=session, utterance_index=index, outcome="error", code=code, input=utterance.name, error=error)
+    row["source_text"] = utterance.text
     row["stages"] = []
     return row
 
@@ -71,32 +78,53 @@ def stage_row(record: Mapping[str, Any]) -> Row:
 
 
 class Results:
-    """The folder of one run. ``open`` makes it, ``add`` writes one row, ``close`` writes the timeline."""
+    """The folder of one run. ``open`` begins it, ``add`` writes one row, ``close`` writes the timeline."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[Row] = []
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
+        self._broken = False  # nothing more can be written
+
+    def check(self) -> None:
+        """Raises DragomanError when the folder could not be written to; touches nothing."""
+        existing = next((place for place in (self.folder, *self.folder.absolute().parents) if place.exists()), None)
+        if existing is None or not existing.is_dir():
+            raise DragomanError(f"cannot write to {self.folder}: {existing} is no folder", "give another --out")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise DragomanError(f"cannot write to {self.folder}: permission denied", "give another --out")
 
     def open(self) -> None:
-        """Make the folder and begin ``results.jsonl``. Raises DragomanError when it cannot be written."""
-        try:
+        """Make the folder and begin ``results.jsonl``; again does nothing. Raises DragomanError."""
+        if self._file is not None:
+            return
+        path = self.folder / "results.jsonl"
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / "results.jsonl").open("w", encoding="utf-8")
-        except OSError as error:
-            raise DragomanError(f"cannot write to {self.folder}: {error.strerror}", "give another --out") from error
+            for name in _spoken_before(path):
+                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / "timeline.json").unlink(missing_ok=True)
+            self._file = path.open("wb", buffering=0)
 
     def add(self, row: Row) -> None:
         assert self._file is not None
         self.rows.append(row)
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        end = self._file.tell()
+        with self._writing():
+            try:
+                line = memoryview(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(end)  # half a line is no row
+                raise
 
     def save_audio(self, utterance: Utterance, samples: np.ndarray | None, rate_hz: int) -> str | None:
         """Write the WAV of an outcome that has samples; its name, or None."""
         if samples is None or not len(samples):
             return None
-        media.write_wav(self.folder / utterance.wav_name, samples, rate_hz)
+        with self._writing(self.folder / utterance.wav_name):
+            media.write_wav(self.folder / utterance.wav_name, samples, rate_hz)
         return utterance.wav_name
 
     def chart(self) -> dict[str, Any]:
@@ -104,10 +132,40 @@ class Results:
         return timeline.trace((row["session"], row["utterance_index"], row["stages"]) for row in self.rows)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            (self.folder / "timeline.json").write_text(json.dumps(self.chart()), encoding="utf-8")
+        """Write the timeline, unless writing has failed before."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        if not self._broken:
+            path = self.folder / "timeline.json"
+            with self._writing(path):
+                path.write_text(json.dumps(self.chart()), encoding="utf-8")
+
+    @contextmanager
+    def _writing(self, whole: Path | None = None) -> Iterator[None]:
+        """What the disk refuses is one line, and ``whole``, which is of no use in part, is removed."""
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            if whole is not None:
+                whole.unlink(missing_ok=True)
+            mend = "make room there, or give another --out"
+            raise DragomanError(f"cannot write to {self.folder}: {error.strerror or error}", mend) from error
+
+
+def _spoken_before(path: Path) -> list[str]:
+    """Names of the WAV files that an earlier run's ``results.jsonl`` lists; of a file that is none: none."""
+    names = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name = json.loads(line).get("audio")
+            if isinstance(name, str) and name.endswith(".wav") and Path(name).name == name:
+                names.append(name)
+    except (OSError, ValueError, AttributeError):
+        return names
+    return names
 
 
 def all_ok(rows: Iterable[Row]) -> bool:

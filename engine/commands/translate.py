@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.commands import FAILED, INTERRUPTED, OK, inputs, nodes
+from engine.commands import FAILED, INTERRUPTED, OK, complaints, fitting, inputs, nodes
 from engine.commands.delivery import Delivery, Wish
 from engine.commands.inputs import UsageError, Utterance
 from engine.commands.progress import Bar
 from engine.commands.reading import ReadAhead
-from engine.commands.results import Results, all_ok, summary
-from engine.commands.tables import cell, table
+from engine.commands.results import Results, Row, all_ok, summary
+from engine.commands.tables import cell, shorten, table
+from engine.config import Config
 
+LINE_COLUMNS = 48  # of each part of a result's line
 EXAMPLES = """examples:
   run_node.py translate talk.mp3 --out OUT --source en --target de
   run_node.py translate recordings/ --out OUT --sessions 3
@@ -28,7 +30,8 @@ EXAMPLES = """examples:
 
 One sound file is one utterance, a .txt file is one utterance a line; folders give their files. Files are dealt out to
 the sessions in turn. OUT gets NNN_name.wav for each spoken result, results.jsonl (one object per outcome, as they
-come) and timeline.json (open it in chrome://tracing or ui.perfetto.dev).
+come) and timeline.json (open it in chrome://tracing or ui.perfetto.dev). What an earlier run left in OUT is replaced
+once this one's sessions are open.
 
 exit codes: 0 every utterance ok, 1 not every one, or no node, 2 usage, 78 configuration, 130 interrupted"""
 
@@ -66,17 +69,22 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # What can be wrong without a node is found before one is started, and reading begins before it is ready.
         planned = _plan(args, pipeline, None) if pipeline in nodes.STANDARD_PIPELINES else None
-        results.open()
+        results.check()
         stack.callback(results.close)
         read = stack.enter_context(ReadAhead(planned.work)) if planned else None
-        client = stack.enter_context(nodes.client(args, say))
+        client = stack.enter_context(nodes.client(args, say, lambda c: _fits(args, pipeline, c)))
+        fitting.check(client.limits["pipelines"], pipeline, args.skip)
         planned = planned or _plan(args, pipeline, client.limits)
         read = read or stack.enter_context(ReadAhead(planned.work))
         wanted = wish(args, pipeline, planned.sessions, client.limits)
         shown = not (args.json or args.quiet)
-        delivery = deliver(client, wanted, results, read, len(planned.work), say, shown=shown)
+        delivery = deliver(client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None)
     report(results, args.json, args.quiet)
     return exit_code(delivery.interrupted, results)
+
+
+def _fits(args: argparse.Namespace, pipeline: str, config: Config) -> None:
+    fitting.check(config.pipelines, pipeline, args.skip, config)
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,31 @@ def languages(pipeline: str, source: str | None, target: str | None) -> tuple[st
 
 
 def deliver(client: Any, wish: Wish, results: Results, work: ReadAhead, total: int, say: Callable[[str], None],
-            *, shown: bool, heard: bool = False) -> Delivery:  # fmt: skip
-    """Carry ``work`` through, with a progress bar when ``shown``; the delivery that did it."""
+            *, shown: bool, heard: bool = False, told: Callable[[Row], str] | None = None) -> Delivery:  # fmt: skip
+    """Carry ``work`` through, with a progress bar when ``shown``; the delivery that did it.
+
+    ``told``: makes the line to print of each row as it comes.
+    """
     with Bar(total, shown and sys.stderr.isatty()) as bar:
-        delivery = Delivery(client, wish, results, told=bar.ended, say=bar.say if shown else say,
+
+        def ended(row: Row, outcome: Any) -> None:
+            bar.ended(row, outcome)
+            if told and row["outcome"] == "ok":
+                bar.print(told(row))
+
+        delivery = Delivery(client, wish, results, told=ended, say=bar.say if shown else say,
                             heard=bar.heard if heard else None)  # fmt: skip
         delivery.run(work)
+    if left := total - len(results.rows):
+        say(f"interrupted: {left} of {total} were not submitted")
     return delivery
+
+
+def line(row: Row) -> str:
+    """A result in one line: what it was made from, what was heard, what became of it."""
+    said = row["source_text"] if row["source_text"] is not None else row["transcript"] or "(nothing)"
+    parts = [said, row["translation"], row["audio"]]
+    return f"{row['input']}: {' → '.join(shorten(part, LINE_COLUMNS) for part in parts if part)}"
 
 
 def report(results: Results, as_json: bool, quiet: bool) -> None:
@@ -131,15 +157,18 @@ def report(results: Results, as_json: bool, quiet: bool) -> None:
     if as_json:
         ok = all_ok(results.rows)
         print(
-            json.dumps({"ok": ok, "out": str(results.folder), **figures, "results": results.rows}, ensure_ascii=False)
+            json.dumps(
+                {"ok": ok, "out": str(results.folder), **figures, "results": results.rows},
+                ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"),
+            )
         )
         return
-    for row in results.rows:
-        if row["outcome"] != "ok":
-            print(f"{row['input']}: {row['outcome']} ({row['code']}) {row['error'] or ''}".rstrip(), file=sys.stderr)
+    for complaint in complaints.lines(results.rows):
+        print(complaint, file=sys.stderr)
     if not quiet:
         print(stage_table(figures))
-        print(f"\n{totals(figures)}\nresults in {results.folder}")
+        without = complaints.left_out(results.rows)
+        print("\n" + "\n".join(text for text in (totals(figures), without, f"results in {results.folder}") if text))
 
 
 def stage_table(figures: Mapping[str, Any]) -> str:

@@ -146,7 +146,7 @@ class Books:
 
     def send_riders(self, now: float) -> None:
         """At the turn's end: along with what was posted, or alone after ``ride_s``."""
-        if self.riding and (self._posted or now >= self._ride_until):
+        if (self._copied or self._acked) and (self._posted or now >= self._ride_until):
             if self._copied:
                 self.post(Copied(tuple(self._copied)))
             for session, through in self._acked.items():

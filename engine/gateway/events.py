@@ -7,75 +7,84 @@ then, so that a client gets at most one frame a turn where that is possible.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from ipc.messages import Outcome, Ref
+
+Samples = Any  # bytes, or another buffer that has a length in bytes
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """Made in one call of compiled code, which a NamedTuple is not."""
+
 
 # ---------------------------------------------------------------- in
 
 
-class Arrived(NamedTuple):
+class Arrived(_Event, frozen=True):
     """One frame of a client: its messages in order; a ``Rejected`` stands where one did not decode."""
 
     client: bytes
     messages: tuple[Any, ...]
-    payload: bytes | None = None
+    payload: Samples | None = None
 
 
-class JobEnded(NamedTuple):
+class JobEnded(_Event, frozen=True):
     """A job's end with its result already copied out of the worker's ring (``ticket`` 0: there was none)."""
 
     outcome: Outcome
-    payload: bytes | None = None
+    payload: Samples | None = None
     ticket: int = 0
 
 
-class ClientLost(NamedTuple):
+class ClientLost(_Event, frozen=True):
     """A send failed: nobody is at this address any more."""
 
     client: bytes
 
 
-class DrainNode(NamedTuple):
+class DrainNode(_Event, frozen=True):
     """The node stops: take nothing new, let what runs end within ``budget_s``."""
 
     budget_s: float
 
 
-class TurnEnd(NamedTuple):
+class TurnEnd(_Event, frozen=True):
     """Everything that had arrived is handled."""
 
 
 # ---------------------------------------------------------------- out
 
 
-class Tell(NamedTuple):
+class Tell(_Event, frozen=True):
     """Send ``message`` to a client, an ``Outcome`` with its samples."""
 
     client: bytes
     message: Any
-    payload: bytes | None = None
+    payload: Samples | None = None
 
 
-class Post(NamedTuple):
+class Post(_Event, frozen=True):
     """Put ``message`` into this turn's frame for the scheduler."""
 
     message: Any
 
 
-class Write(NamedTuple):
+class Write(_Event, frozen=True):
     """Copy ``payload`` into the gateway's ring, where ``ref`` says."""
 
     ref: Ref
-    payload: bytes
+    payload: Samples
 
 
-class Note(NamedTuple):
+class Note(_Event, frozen=True):
     """A log line: level (debug, info, warning), text."""
 
     level: str
     text: str
 
 
-class AllFlushed(NamedTuple):
+class AllFlushed(_Event, frozen=True):
     """After ``DrainNode``: every outcome is acknowledged, or the time for that is over."""

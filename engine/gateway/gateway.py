@@ -8,6 +8,7 @@ turn of the shell's loop ends with ``TurnEnd``, in which outcomes, notices and r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from engine.gateway.books import Action, Books
@@ -52,32 +53,24 @@ class Gateway:
         self.intake = Intake(books)
         self.delivery = Delivery(books)
         self.watch = Watch(books, self.delivery)
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            Arrived: self._arrived,
+            TurnEnd: lambda _, now: self.watch.turn_end(now),
+            JobAccepted: self._job_accepted,
+            JobEnded: self._job_ended,
+            Free: self._free,
+            Progress: lambda event, _: self.delivery.progress(event.message),
+            Capacity: self._capacity,
+            ClientLost: lambda event, now: self.watch.lost(event.client, now),
+            DrainNode: lambda event, now: self.watch.drain(event.budget_s, now),
+        }
 
     def handle(self, event: Any, now: float) -> list[Action]:
-        """One event; returns what is to be done, in order."""
+        """One event; returns what is to be done, in order. An event of another kind is ignored."""
         self.books.now = now
-        match event:
-            case Arrived(client, messages, payload):
-                for message in messages:
-                    self._client(client, message, payload, now)
-            case JobAccepted(session, index):
-                self._job_accepted(session, index)
-            case JobEnded():
-                self._job_ended(event, now)
-            case Free(jobs):
-                for session, index in jobs:
-                    self.books.ingress.give(session, index)
-            case Progress(message):
-                self.delivery.progress(message)
-            case Capacity():
-                self.books.capacity = event
-                self.watch.share_changed(now)
-            case ClientLost(client):
-                self.watch.lost(client, now)
-            case DrainNode(budget_s):
-                self.watch.drain(budget_s, now)
-            case TurnEnd():
-                self.watch.turn_end(now)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event, now)
         return self.books.take_actions()
 
     def deadline(self) -> float:
@@ -85,6 +78,21 @@ class Gateway:
         return self.watch.deadline()
 
     # ---------------------------------------------------------------- clients
+
+    def _arrived(self, event: Arrived, now: float) -> None:
+        for message in event.messages:
+            if type(message) is Submit or type(message) is Ack:  # nearly all there is
+                self._held(event.client, message, event.payload, now)
+            else:
+                self._client(event.client, message, event.payload, now)
+
+    def _held(self, client: bytes, message: Any, payload: bytes | None, now: float) -> None:
+        """A message about a session that this connection holds."""
+        session = self.books.sessions.held_by(client, message.session)
+        if session is None:
+            self.books.tell(client, UnknownSession(message.session[:128]))
+        else:
+            self._utterance(session, message, payload, now)
 
     def _client(self, client: bytes, message: Any, payload: bytes | None, now: float) -> None:
         books = self.books
@@ -102,11 +110,7 @@ class Gateway:
                 books.totals.rejected += 1
                 books.tell(client, message)
             case _:
-                session = books.sessions.held_by(client, message.session)
-                if session is None:
-                    books.tell(client, UnknownSession(message.session[:128]))
-                else:
-                    self._utterance(session, message, payload, now)
+                self._held(client, message, payload, now)
 
     def _utterance(self, session: Session, message: Any, payload: bytes | None, now: float) -> None:
         index = getattr(message, "index", None)
@@ -188,11 +192,19 @@ class Gateway:
 
     # ---------------------------------------------------------------- the scheduler's word
 
-    def _job_accepted(self, id: str, index: int) -> None:
-        books = self.books
+    def _job_accepted(self, event: JobAccepted, _: float) -> None:
+        books, id, index = self.books, event.session, event.index
         session = books.sessions.get(id)
         if session is not None and books.ledger.accept(id, index):
             books.tell(session.client, Accepted(id, index))
+
+    def _free(self, event: Free, _: float) -> None:
+        for session, index in event.jobs:
+            self.books.ingress.give(session, index)
+
+    def _capacity(self, event: Capacity, now: float) -> None:
+        self.books.capacity = event
+        self.watch.share_changed(now)
 
     def _job_ended(self, event: JobEnded, now: float) -> None:
         books, outcome = self.books, event.outcome

@@ -24,6 +24,8 @@ class State(enum.Enum):
     ACCEPTED = "accepted"
     ENDED = "ended"
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call
+
 
 MOVES: dict[State, frozenset[State]] = {
     State.ADMITTED: frozenset({State.ACCEPTED, State.ENDED}),

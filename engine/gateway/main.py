@@ -13,7 +13,6 @@ import secrets
 from typing import Any
 
 import msgspec
-import numpy as np
 import zmq
 
 from engine import logs, process
@@ -25,12 +24,13 @@ from engine.gateway.gateway import Gateway
 from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
-from ipc.ring import DTYPES, Ring, generation
-from ipc.sockets import Dealer, Door, Poll
+from ipc.ring import Ring, generation
+from ipc.sockets import Dealer, Door, Poll, hold
 
 HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and the outbox
 DOOR_SLACK_BYTES = 2**20
 TOKEN_BYTES = 16
+_TURN_END = TurnEnd()
 WIRE_NAMES = {numpy_name: name for name, numpy_name in NUMPY_NAMES.items()}
 
 
@@ -49,6 +49,7 @@ class Shell:
         self.door: Door | None = None
         self.letters: dict[bytes, wire.Letter] = {}
         self.bad_frames = 0
+        self.now = 0.0  # when this turn began
         self.phase = "started"
         self.stopping = False
 
@@ -84,6 +85,7 @@ class Shell:
         """One turn of the loop."""
         now = process.now()
         readable = self.poll.wait(max(0.0, min(self.lifeline.due_in(now), self.core.deadline() - now)))
+        self.now = process.now()
         if self.lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
         if self.lifeline.link.socket in readable:
@@ -92,9 +94,11 @@ class Shell:
             self._read_scheduler(self.scheduler)
         if self.door is not None and self.door.socket in readable:
             self._read_clients(self.door)
-        self._feed(TurnEnd())
+        self._feed(_TURN_END)
         self._send()
-        self._beat()
+        if self.now >= self.lifeline.pulse_at:
+            self._beat()
+        self.lifeline.flush()
 
     # ---------------------------------------------------------------- in
 
@@ -121,7 +125,8 @@ class Shell:
     def _read_clients(self, door: Door) -> None:
         for client, frames in door.drain():
             messages, payload = wire.read(frames)
-            self.bad_frames += any(type(message) is wire.Rejected for message in messages)
+            for message in messages:
+                self.bad_frames += type(message) is wire.Rejected
             self._feed(Arrived(client, messages, payload))
 
     def _fetch(self, message: JobOutcome) -> JobEnded:
@@ -133,7 +138,7 @@ class Shell:
             ring = self.rings.get(ref.ring)
             if ring is None or ref.dtype not in WIRE_NAMES:
                 raise StaleData(f"no result can lie in ring {ref.ring!r} as {ref.dtype!r}")
-            payload = ring.copy(ref)
+            payload = ring.copy(ref, hold)
         except StaleData as error:
             self.log.error("session %s index %s: result lost: %s", outcome.session, outcome.index, error)
             lost = {"outcome": "error", "code": "failed", "error": "the result was lost in shared memory"}
@@ -146,16 +151,17 @@ class Shell:
     # ---------------------------------------------------------------- out
 
     def _feed(self, event: Any) -> None:
-        for action in self.core.handle(event, process.now()):
+        for action in self.core.handle(event, self.now):
             match action:
-                case Tell(client, message, payload):
-                    self.letters.setdefault(client, wire.Letter()).add(message, payload)
-                case Post(message):
+                case Post():
                     if self.scheduler is not None:
-                        self.scheduler.post(message)
+                        self.scheduler.post(action.message)
+                case Tell():
+                    if (letter := self.letters.get(action.client)) is None:
+                        letter = self.letters[action.client] = wire.Letter()
+                    letter.add(action.message, action.payload)
                 case Write(ref, payload):
-                    samples = np.frombuffer(payload, dtype=DTYPES[ref.dtype])
-                    self.rings[ref.ring].write(ref.offset, ref.nbytes, ref.generation, samples, ref.sample_rate)
+                    self.rings[ref.ring].put(ref.offset, ref.nbytes, ref.generation, payload)
                 case Note(level, text):
                     getattr(self.log, level)(text)
                 case AllFlushed():
@@ -170,14 +176,14 @@ class Shell:
             for client, letter in letters.items():
                 if not self._deliver(client, letter):
                     self._feed(ClientLost(client))
-        self._flush_scheduler()
+                    self._flush_scheduler()
 
     def _deliver(self, client: bytes, letter: wire.Letter) -> bool:
         if self.door is None:
             return False
         try:
-            for batch, payload in letter.frames:
-                self.door.send(client, batch, payload)
+            for frames in letter.parts():
+                self.door.send_frames(client, frames)
         except PeerGone:
             return False
         return True
@@ -191,12 +197,10 @@ class Shell:
             self.log.error("the scheduler takes no more messages")  # the supervisor sees its silence
 
     def _beat(self) -> None:
-        now = process.now()
-        self.lifeline.beat(self.phase, now)
-        if self.lifeline.report_due(now):
+        self.lifeline.beat(self.phase, self.now)
+        if self.lifeline.report_due(self.now):
             bad = self.bad_frames + (self.scheduler.bad_frames if self.scheduler is not None else 0)
-            self.lifeline.report(self.core.snapshot() | {"bad_frames": bad}, now)
-        self.lifeline.flush()
+            self.lifeline.report(self.core.snapshot() | {"bad_frames": bad}, self.now)
 
     # ---------------------------------------------------------------- beginnings and ends
 

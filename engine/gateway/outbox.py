@@ -61,6 +61,11 @@ class Outbox:
             self._weigh(session, -parcel.nbytes, -1)
         self._bytes.pop(session, None)
 
+    @property
+    def heavy(self) -> bool:
+        """Whether any session can be over its budget."""
+        return self.total_bytes > min(self.session_bytes, self.node_bytes)
+
     def over(self, open_sessions: int) -> frozenset[str]:
         """Sessions that must get no further last stage now."""
         limit = self.session_bytes

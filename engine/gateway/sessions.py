@@ -113,7 +113,9 @@ class Session:
         if index == self.next_index:
             while self.next_index in entries:
                 self.next_index += 1
-            self.gap_since = min((e.taken_at for i, e in entries.items() if i > self.next_index), default=math.inf)
+            self.gap_since = math.inf
+            if self.has_gap:
+                self.gap_since = min(e.taken_at for i, e in entries.items() if i > self.next_index)
         elif self.gap_since == math.inf:
             self.gap_since = now
 

@@ -36,28 +36,36 @@ class Watch:
     def deadline(self) -> float:
         """When ``TurnEnd`` is needed next even if nothing arrives (monotonic seconds; inf: not at all)."""
         books = self.books
-        times = [books.next_wake, self._share_at, self._probe_at]
+        first = self._share_at if self._share_at < self._probe_at else self._probe_at
+        if (wake := books.next_wake) < first:
+            first = wake
         if books.riding:
-            times.append(books.ride_until)
+            first = min(first, books.ride_until)
         if books.ingress.waiting:
-            times.append(self._reviewed_at + REVIEW_S)
+            first = min(first, self._reviewed_at + REVIEW_S)
         if books.draining and not self._flushed:
-            times.append(min(self._flush_until, self._drain_until))
-        return min(times)
+            first = min(first, self._flush_until, self._drain_until)
+        return first
 
     def turn_end(self, now: float) -> None:
         """Everything that had arrived is handled: timers first, then what goes out."""
         books = self.books
-        for session in books.due(now):
-            self._review(session, now)
+        if books.next_wake <= now:
+            for session in books.due(now):
+                self._review(session, now)
         if books.ingress.waiting:
             books.ingress.review(now)
             self._reviewed_at = now
-        self._deliver(now)
-        self._part_with_slow(now)
-        self._tell_shares(now)
-        self._probe(now)
-        self._tell_over()
+        if books.ready:
+            self._deliver(now)
+        if books.slow:
+            self._part_with_slow(now)
+        if now >= self._share_at or self._working != books.ledger.working:
+            self._tell_shares(now)
+        if now >= self._probe_at:
+            self._probe(now)
+        if self._over or books.outbox.heavy:
+            self._tell_over()
         if books.draining:
             self._check_flushed(now)
         books.send_riders(now)
@@ -144,8 +152,6 @@ class Watch:
     def _part_with_slow(self, now: float) -> None:
         """A connection whose answers pile up unread is closed; its sessions can be resumed."""
         books = self.books
-        if not books.slow:
-            return
         slow, books.slow = books.slow, set()
         for name in slow & books.sessions.clients.keys():
             for id in books.sessions.clients[name].sessions:
@@ -158,8 +164,6 @@ class Watch:
 
     def _probe(self, now: float) -> None:
         """A connection that heard nothing for ``detach_s`` is spoken to: only a send shows that it is gone."""
-        if now < self._probe_at:
-            return
         books = self.books
         self._probe_at = now + books.deadlines.detach_s if books.sessions.clients else math.inf
         for name, client in books.sessions.clients.items():

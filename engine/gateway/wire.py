@@ -38,7 +38,7 @@ class _Head(msgspec.Struct):
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
-def read(frames: Sequence[bytes]) -> tuple[tuple[Any, ...], bytes | None]:
+def read(frames: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
     """Messages and samples of one arrival; a ``Rejected`` stands in the place of each message that is refused."""
     if not 1 <= len(frames) <= 2:
         return (_refuse(f"{len(frames)} frames came; a frame of messages and at most one of samples is taken"),), None
@@ -54,7 +54,7 @@ def read(frames: Sequence[bytes]) -> tuple[tuple[Any, ...], bytes | None]:
 
 def _with_one_owner(decoded: list[Any], payload: bytes | None) -> tuple[tuple[Any, ...], bytes | None]:
     """The samples belong to the one audio ``Submit`` of the frame."""
-    owners = [at for at, message in enumerate(decoded) if isinstance(message, Submit) and message.text is None]
+    owners = [at for at, message in enumerate(decoded) if type(message) is Submit and message.text is None]
     if len(owners) > 1:
         for at in owners:
             message = decoded[at]
@@ -111,17 +111,28 @@ class Letter:
     """Frames for one client being put together: as few as possible, each with at most one array."""
 
     def __init__(self) -> None:
-        self.frames: list[tuple[list[msgspec.Raw], bytes | None]] = []
+        self.frames: list[tuple[list[bytes], Any]] = []  # packed messages, samples
         self._room = 0
 
-    def add(self, message: Any, payload: bytes | None) -> None:
+    def add(self, message: Any, payload: Any) -> None:
         """Append a message, in the newest frame if it has room."""
-        raw = messages.encode(message)
-        if len(raw) > self._room or (payload is not None and self.frames[-1][1] is not None):
+        packed = messages.encode(message)
+        if len(packed) > self._room or (payload is not None and self.frames[-1][1] is not None):
             self.frames.append(([], None))
             self._room = MAX_CONTROL_BYTES - 8
         batch = self.frames[-1][0]
-        batch.append(msgspec.Raw(raw))
-        self._room -= len(raw)
+        batch.append(packed)
+        self._room -= len(packed)
         if payload is not None:
             self.frames[-1] = (batch, payload)
+
+    def parts(self) -> Iterator[list[Any]]:
+        """What to send, one arrival after another: a list of messages, and samples if there are any."""
+        for batch, payload in self.frames:
+            head = b"".join([_list_head(len(batch)), *batch])
+            yield [head] if payload is None else [head, payload]
+
+
+def _list_head(count: int) -> bytes:
+    """How a msgpack list of so many entries begins."""
+    return bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")

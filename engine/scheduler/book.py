@@ -9,7 +9,9 @@ from __future__ import annotations
 import heapq
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from engine.boot import SchedulerBoot, StagePlan
 from engine.config import DeadlinesSection
@@ -24,14 +26,14 @@ from ipc.ring import generation
 GATEWAY, SUPERVISOR = "gateway", "supervisor"
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Post ``message`` to "gateway", "supervisor" or a worker's peer name."""
 
     peer: str
     message: Any
 
 
-class Note(NamedTuple):
+class Note(msgspec.Struct, frozen=True):
     """A log line: level (debug, info, warning), text."""
 
     level: str
@@ -76,6 +78,7 @@ class Book:
         self.stages: dict[str, StagePlan] = {stage.name: stage for stage in boot.stages}
         self.workers = {plan.role: Worker(plan, stage) for stage in boot.stages for plan in stage.workers}
         self._by_stage = {name: [w for w in self.workers.values() if w.plan.stage == name] for name in self.stages}
+        self.absent = {name: stage.absent for name, stage in self.stages.items() if stage.absent}  # stage -> why
         self.lines: dict[str, Line] = {}
         self.queues = {name: StageQueue() for name in self.stages}
         self.paces = {name: StagePace() for name in self.stages}
@@ -92,8 +95,7 @@ class Book:
         self.freed: list[Key] = []
         self.actions: list[Send | Note] = []
         self.timers: list[tuple[float, int, str, Key]] = []
-        self._epoch = epoch
-        self._tickets = itertools.count(1)
+        self._tickets = itertools.count(generation(epoch, 1))
         self._order = itertools.count()
 
     def job(self, key: Key) -> Job | None:
@@ -114,19 +116,23 @@ class Book:
 
     def next_ticket(self) -> int:
         """A number never used before by any epoch; also the generation of the slot granted with it."""
-        return generation(self._epoch, next(self._tickets))
+        return next(self._tickets)
 
     def timer(self, at: float, kind: str, key: Key) -> None:
         """Call back at ``at``: kind "deadline" or "retry"."""
         heapq.heappush(self.timers, (at, next(self._order), kind, key))
 
     def due(self, now: float) -> list[tuple[str, Key]]:
-        """Timers that have come due."""
-        out = []
-        while self.timers and self.timers[0][0] <= now:
+        """Timers that have come due; those of ended jobs that follow them are dropped, so that none wakes us again."""
+        out: list[tuple[str, Key]] = []
+        while self.timers and (self.timers[0][0] <= now or (out and self._is_over(self.timers[0][3]))):
             _, _, kind, key = heapq.heappop(self.timers)
             out.append((kind, key))
         return out
+
+    def _is_over(self, key: Key) -> bool:
+        job = self.job(key)
+        return job is None or job.ended
 
     def send(self, peer: str, message: Any) -> None:
         self.actions.append(Send(peer, message))
@@ -138,3 +144,13 @@ class Book:
         """Ingress slots nobody needs: told to the gateway at the end of the turn."""
         for key in keys:
             self.freed.append(self.ingress.pop(key))
+
+    def release(self, peer: str, ticket: int) -> None:
+        """A peer has answered for this ticket: its pins are gone."""
+        if keys := self.slots.answer(peer, ticket):
+            self.free(keys)
+
+    def drop(self, key: SlotKey) -> None:
+        """No job needs this slot any more."""
+        if keys := self.slots.drop(key):
+            self.free(keys)

@@ -13,6 +13,7 @@ from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job, Key, State
+from engine.scheduler.queues import StageQueue
 from engine.scheduler.workers import Batch, Worker
 from ipc.messages import Run, RunItem
 
@@ -26,33 +27,43 @@ class Dispatch:
         self.fleet = fleet
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
-        self._granted: dict[Key, tuple[int, int, int]] = {}  # ticket, offset, nbytes
+        self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     def turn(self, now: float) -> float | None:
         """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
         wake: float | None = None
-        stirred, self.book.stirred = self.book.stirred, {}
-        for name in stirred:
-            plan, queue = self.book.stages[name], self.book.queues[name]
-            while len(queue) and (workers := self._with_room(plan)):
-                if (due := self._fills_until(plan, now)) is not None:
+        if self.book.stirred:
+            stirred, self.book.stirred = self.book.stirred, {}
+            for name in stirred:
+                queue = self.book.queues[name]
+                if queue.waiting and (due := self._serve(self.book.stages[name], queue, now)) is not None:
                     wake = due if wake is None else min(wake, due)
-                    self.book.stir(name)
-                    break
-                if not any(self._fill(plan, worker, now) for worker in workers):
-                    self.book.stir(name)  # work and room, but no slot or no permission yet: look again next turn
-                    break
         return wake
+
+    def _serve(self, plan: StagePlan, queue: StageQueue, now: float) -> float | None:
+        """Fill the stage's workers; returns when a batch that still fills closes."""
+        while queue.waiting and (workers := self._with_room(plan)):
+            if plan.max_batch > 1 and (due := self._fills_until(plan, now)) is not None:
+                self.book.stir(plan.name)
+                return due
+            for worker in workers:
+                if self._fill(plan, worker, now):
+                    break
+            else:
+                self.book.stir(plan.name)  # work and room, but no slot or no permission yet: look again next turn
+                break
+        return None
 
     def _with_room(self, plan: StagePlan) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        workers = [w for w in self.book.workers_of(plan.name) if w.takes_work(self.send_ahead)]
+        ahead = self.send_ahead
+        workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys = self._pick(plan, worker, now)
         if keys:
-            self._send(plan, worker, keys, now)
+            self._send(plan, worker, [self._granted.pop(key) for key in keys], now)
         return bool(keys)
 
     def _fills_until(self, plan: StagePlan, now: float) -> float | None:
@@ -68,7 +79,7 @@ class Dispatch:
     def _pick(self, plan: StagePlan, worker: Worker, now: float) -> list[Key]:
         queue = self.book.queues[plan.name]
         keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True))
-        if not keys or self._job(keys[0]).suspect:
+        if plan.max_batch <= 1 or not keys or self._job(keys[0]).suspect:
             return keys
         if self.serial:
             self.book.in_flight.add(keys[0])
@@ -94,7 +105,7 @@ class Dispatch:
         """Take a slot in the worker's ring for the job's output, if it emits an array."""
         ticket = self.book.next_ticket()
         if not worker.plan.ring_blocks:
-            self._granted[job.key] = (ticket, -1, 0)
+            self._granted[job.key] = (job, ticket, -1, 0)
             return True
         nbytes = plan.output_base + plan.output_per_char * len(job.text or "")
         if job.ref is not None:
@@ -105,24 +116,22 @@ class Dispatch:
         offset = self.book.slots.grant(ring, nbytes, ticket, job.key, now)
         if offset is None:
             return False
-        self._granted[job.key] = (ticket, offset, nbytes)
+        self._granted[job.key] = (job, ticket, offset, nbytes)
         return True
 
-    def _send(self, plan: StagePlan, worker: Worker, keys: list[Key], now: float) -> None:
-        jobs = [self._job(key) for key in keys]
-        items = tuple(self._item(job, worker) for job in jobs)
-        limit = plan.timeout_base_s + plan.timeout_per_audio * max(job.audio_s for job in jobs)
-        batch = Batch({job.ticket: job.key for job in jobs}, now, limit)
+    def _send(self, plan: StagePlan, worker: Worker, granted: list[tuple[Job, int, int, int]], now: float) -> None:
+        items = tuple([self._item(worker, *grant) for grant in granted])
+        limit = plan.timeout_base_s + plan.timeout_per_audio * max([job.audio_s for job, *_ in granted])
+        batch = Batch({ticket: job.key for job, ticket, *_ in granted}, now, limit)
         worker.send(batch)
         worker.runs += 1
         self.book.send(worker.peer, Run(items))
         if batch.began is not None:
             self.fleet.watch(batch.began + limit)
-            for job in jobs:
+            for job, *_ in granted:
                 self.flow.status(job)
 
-    def _item(self, job: Job, worker: Worker) -> RunItem:
-        ticket, offset, nbytes = self._granted.pop(job.key)
+    def _item(self, worker: Worker, job: Job, ticket: int, offset: int, nbytes: int) -> RunItem:
         job.attempts += 1
         job.ticket = ticket
         job.started = True

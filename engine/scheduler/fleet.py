@@ -6,8 +6,10 @@ from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
 from engine.scheduler.workers import Batch, Life, Worker
-from ipc.messages import Condemn, Denied, Failing, Here, LeaseWait, Load, Loaded, Ready
+from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Ready
 from ipc.peers import split_peer
+
+EXCUSED_LIVES = 8  # two utterances that kill their worker until they are poison; a worker that only dies is not excused
 
 
 class Fleet:
@@ -18,13 +20,13 @@ class Fleet:
         self.flow = flow
         self.ready = False
         self.look_at: float | None = None  # no worker can be over a limit before this
+        self._by_peer: dict[str, Worker] = {}  # every life that has spoken
         self._failing = False
 
     def find(self, peer: str) -> Worker | None:
         """The worker of this name, or None when the role is unknown or the incarnation is not the present one."""
-        role, incarnation = split_peer(peer)
-        worker = self.book.workers.get(role)
-        return worker if worker is not None and worker.incarnation == incarnation else None
+        worker = self._by_peer.get(peer)
+        return worker if worker is not None and worker.peer == peer else None
 
     def here(self, peer: str, message: Here, now: float) -> None:
         """A worker speaks for the first time in this life."""
@@ -34,12 +36,14 @@ class Fleet:
             return
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
-        worker.incarnation = incarnation
+        worker.begin(incarnation)
+        self._by_peer[peer] = worker
         worker.move(Life.EMPTY)
         worker.condemned = False
         self.book.fleet_changed = True
         del message  # what a surviving worker holds matters to a new epoch, which comes with the next release
-        self._load(worker)
+        if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
+            self._load(worker)
 
     def _load(self, worker: Worker) -> None:
         worker.move(Life.LOADING)
@@ -75,11 +79,34 @@ class Fleet:
         if self.ready:
             worker.load_again_at = now + self.book.deadlines.retry_delay_s
             self.watch(worker.load_again_at)
-        elif not self._can_still_load(worker.plan.stage):
-            self._fail(f"stage {worker.plan.stage} cannot start: {message.reason}")
+        if not self._call_standby(worker.plan.stage) and not self.ready:
+            self._without(worker.plan.stage, message.reason, now)
 
-    def _can_still_load(self, stage: str) -> bool:
-        return any(w.life in (Life.ABSENT, Life.LOADING, Life.LOADED) for w in self.book.workers_of(stage))
+    def _call_standby(self, stage: str) -> bool:
+        """Whether some worker of the stage may yet load; calls the one on standby when no other can."""
+        workers = self.book.workers_of(stage)
+        if self._standby_wanted(stage):
+            for worker in workers:
+                if worker.plan.standby and worker.life is Life.EMPTY and not worker.waiting_for:
+                    self.book.note("warning", f"stage {stage} degrades: {worker.plan.role} takes over")
+                    self._load(worker)
+        return any(w.life in (Life.ABSENT, Life.LOADING, Life.LOADED) for w in workers)
+
+    def _standby_wanted(self, stage: str) -> bool:
+        return not any(
+            w.life in (Life.ABSENT, Life.LOADING, Life.LOADED)
+            for w in self.book.workers_of(stage)
+            if not w.plan.standby
+        )
+
+    def _without(self, stage: str, reason: str, now: float) -> None:
+        """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
+        if not self.book.stages[stage].optional:
+            return self._fail(f"stage {stage} cannot start: {reason}")
+        self.book.absent[stage] = reason
+        self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
+        self.flow.skip_queue(stage, now)
+        self._check_ready()
 
     def _fail(self, reason: str) -> None:
         if not self._failing:
@@ -89,9 +116,9 @@ class Fleet:
     def _check_ready(self) -> None:
         if self.ready or self._failing:
             return
-        needed = {worker.plan.stage for worker in self.book.workers.values()}
+        needed = {worker.plan.stage for worker in self.book.workers.values()} - self.book.absent.keys()
         have = {worker.plan.stage for worker in self.book.workers.values() if worker.life is Life.LOADED}
-        if needed == have:
+        if needed <= have:
             self.ready = True
             self.book.send(SUPERVISOR, Ready(self.book.boot.mode, self.book.boot.mode_reason))
 
@@ -105,7 +132,7 @@ class Fleet:
     def silent(self, role: str, incarnation: int) -> None:
         """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits."""
         worker = self.book.workers.get(role)
-        if worker is None or worker.incarnation not in (incarnation, 0) or worker.condemned:
+        if worker is None or incarnation < worker.incarnation or worker.condemned:
             return
         if not worker.batches and worker.loading_since is None:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
@@ -160,18 +187,25 @@ class Fleet:
         self.book.fleet_changed = True
         self.book.totals.deaths += 1
         self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
-        self.flow.worker_died(worker, batches, reason, now)
+        self._excuse(worker, batches)
         if final:
-            self._stage_lost(worker, reason, now)
-        else:
+            self._stage_lost(worker.plan.stage, reason, now)
+        self.flow.worker_died(worker, batches, reason, now)
+        if not final:
             self._tell_queue(worker, f"its worker is starting again: {reason}")
 
-    def _stage_lost(self, worker: Worker, reason: str, now: float) -> None:
-        stage = worker.plan.stage
-        if any(w.life is not Life.LOST for w in self.book.workers_of(stage)):
+    def _excuse(self, worker: Worker, batches: list[Batch]) -> None:
+        """A death in a run is the utterance's doing and is charged to it, unless life after life ends nothing well."""
+        worker.fruitless += 1
+        if batches and worker.fruitless <= EXCUSED_LIVES:
+            self.book.send(SUPERVISOR, Excused(worker.plan.role, worker.incarnation))
+
+    def _stage_lost(self, stage: str, reason: str, now: float) -> None:
+        """One of its workers will not come back; perhaps it was the last."""
+        if self._call_standby(stage) or any(w.life is not Life.LOST for w in self.book.workers_of(stage)):
             return
-        if not self.ready:
-            self._fail(f"stage {stage} cannot start: {reason}")
+        if not self.ready or self.book.stages[stage].optional:
+            return self._without(stage, reason, now)
         for key in list(self.book.queues[stage]):
             job = self.book.job(key)
             if job is not None and not job.ended:

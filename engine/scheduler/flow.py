@@ -107,8 +107,8 @@ class Flow:
             return NOTHING_SAID
         if job.stage in job.skip:
             return "requested"
-        if plan.absent:
-            return plan.absent
+        if plan.name in self.book.absent:
+            return self.book.absent[plan.name]
         if plan.accepts != ("audio" if job.ref is not None else "text"):
             return f"takes {plan.accepts}, which the stage before did not make"
         return ""
@@ -118,13 +118,17 @@ class Flow:
             return self._give_up(
                 job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now
             )
-        workers = self.book.workers_of(plan.name)
-        if all(worker.life is Life.LOST for worker in workers):
-            return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
         job.queued_ns = int(now * 1e9)
-        if not any(worker.life is Life.LOADED for worker in workers) and job.state is State.PENDING:
-            job.move(State.LOADING)
-            self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
+        for worker in self.book.workers_of(plan.name):
+            if worker.life is Life.LOADED:
+                break
+        else:
+            workers = self.book.workers_of(plan.name)
+            if all(worker.life is Life.LOST for worker in workers):
+                return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
+            if job.state is State.PENDING:
+                job.move(State.LOADING)
+                self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
         self.book.queues[plan.name].push(job.key, job.session.priority)
         self.book.stir(plan.name)
 
@@ -139,34 +143,44 @@ class Flow:
         out = (worker.plan.role, result.ticket)
         if hit is None or job is None or job.ended or job.ticket != result.ticket:
             book.totals.stale += hit is None
-            book.free(book.slots.drop(out) + book.slots.answer(worker.peer, result.ticket))
-            return
+            if hit is not None:
+                self._landed(hit[0])
+            book.drop(out)
+            return book.release(worker.peer, result.ticket)
         job.ticket = 0
         worker.items += 1
         worker.failed += result.state == "failed"
         worker.busy_s += (result.ended_ns - result.begun_ns) / 1e9 / hit[1].size
         if result.state == "failed":
-            book.free(book.slots.drop(out) + book.slots.answer(worker.peer, result.ticket))
+            book.drop(out)
+            book.release(worker.peer, result.ticket)
             return self._failed(job, worker, result, now)
+        worker.fruitless = 0
         self._take_output(job, worker, result)
-        book.free(book.slots.answer(worker.peer, result.ticket))
-        self._completed(job, worker, result, now)
+        book.release(worker.peer, result.ticket)
+        return self._completed(job, worker, result, now)
+
+    def _landed(self, key: Key) -> None:
+        """The last run of a job that had ended before is over: serial mode may go on."""
+        self.book.in_flight.discard(key)
+        if self.book.boot.mode == "serial":
+            self.book.stir_all()
 
     def _take_output(self, job: Job, worker: Worker, result: RunResult) -> None:
-        slots, out, before = self.book.slots, (worker.plan.role, result.ticket), job.ref
+        book, out, before = self.book, (worker.plan.role, result.ticket), job.ref
         if result.text is not None:
             job.texts[job.stage] = result.text
         if result.same:
-            self.book.free(slots.drop(out))
-            return
+            return book.drop(out)
         if result.ref is not None:
-            slots.shrink(out, result.ref.nbytes)
+            book.slots.shrink(out, result.ref.nbytes)
             job.ref, job.text = result.ref, None
         else:
-            self.book.free(slots.drop(out))
+            book.drop(out)
             job.ref, job.text = None, result.text
         if before is not None and before != job.ingress:
-            self.book.free(slots.drop((before.ring, before.generation)))
+            book.drop((before.ring, before.generation))
+        return None
 
     def _completed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
         pace = self.book.paces[job.stage]
@@ -177,6 +191,8 @@ class Flow:
         job.language = job.language or result.language
         if result.degraded:
             job.degraded.append(f"{job.stage}: {result.degraded}")
+        if worker.plan.standby:
+            job.degraded.append(f"{job.stage}: on the {worker.plan.device}, its own device has no room")
         if job.session.partials and result.text and not job.at_last:
             self.book.send(GATEWAY, Progress(Partial(*job.key, job.stage, result.text)))
         self.status(job, result.reason)
@@ -213,7 +229,14 @@ class Flow:
         job = self.book.job(key)
         if job is not None and not job.ended and job.state is State.RETRYING and job.retry_at <= now:
             job.move(State.PENDING)
-            self._queue(job, self.book.stages[job.stage], now)
+            self.enter(job, now)
+
+    def skip_queue(self, stage: str, now: float) -> None:
+        """The stage has become absent: what waits for it goes past it."""
+        for key in list(self.book.queues[stage]):
+            self.book.queues[stage].remove(key)
+            if (job := self.book.job(key)) is not None and not job.ended:
+                self.enter(job, now)
 
     # ---------------------------------------------------------------- a worker died
 
@@ -226,6 +249,8 @@ class Flow:
                 if job is not None and not job.ended and job.ticket == ticket:
                     job.ticket = 0
                     self._again(job, worker, batch, position == 0, reason, now)
+                else:
+                    self._landed(key)
         self.book.free(self.book.slots.gone(worker.peer))
 
     def _again(self, job: Job, worker: Worker, batch: Batch, begun: bool, reason: str, now: float) -> None:
@@ -242,7 +267,7 @@ class Flow:
             if retries.is_poison(job.charges):
                 return self._give_up(job, "poison", f"its worker died {job.charges} times while it ran alone", now)
         job.move(State.PENDING)
-        self._queue(job, self.book.stages[job.stage], now)
+        self.enter(job, now)
 
     # ---------------------------------------------------------------- the end
 
@@ -285,7 +310,7 @@ class Flow:
         book.send(GATEWAY, JobOutcome(told, ref, ticket))
         for held in (job.ref, job.ingress):
             if held is not None:
-                book.free(book.slots.drop((held.ring, held.generation)))
+                book.drop((held.ring, held.generation))
         self._count(outcome, code)
 
     def _withdraw(self, job: Job) -> None:
@@ -293,7 +318,8 @@ class Flow:
         job.ended = True
         line.unended.discard(job.index)
         line.highest_ended = max(line.highest_ended, job.index)
-        self.book.in_flight.discard(job.key)
+        if not job.ticket:  # else its run goes on, and serial mode waits for it
+            self.book.in_flight.discard(job.key)
         if self.book.over or self.book.boot.mode == "serial":
             self.book.stir_all()  # an end lets others through
         self.book.slots.forget_claims(job.key)

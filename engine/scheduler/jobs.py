@@ -31,6 +31,8 @@ class State(enum.Enum):
     FAILED = "failed"
     SKIPPED = "skipped"
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call
+
 
 _ACTIVE_ENDS = frozenset({State.COMPLETED, State.FAILED, State.SKIPPED})
 MOVES: dict[State, frozenset[State]] = {
@@ -45,7 +47,7 @@ MOVES: dict[State, frozenset[State]] = {
 PASSED = (State.COMPLETED, State.SKIPPED)
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """Everything the scheduler knows of one utterance.
 
@@ -79,13 +81,11 @@ class Job:
     language: str = ""
     degraded: list[str] = field(default_factory=list)
     records: list[StageRecord] = field(default_factory=list)
+    key: Key = field(init=False)
 
     def __post_init__(self) -> None:
         self.states = self.states or [State.PENDING] * len(self.stages)
-
-    @property
-    def key(self) -> Key:
-        return self.session.id, self.index
+        self.key = self.session.id, self.index
 
     @property
     def stage(self) -> str:
@@ -108,8 +108,9 @@ class Job:
 
     def move(self, state: State) -> None:
         """Move the current stage to ``state``. Raises IllegalMove and changes nothing if the table has no such move."""
-        if state not in MOVES[self.state]:
-            raise IllegalMove(f"{self.key} {self.stage}: {self.state.value} -> {state.value}")
+        before = self.states[self.at]
+        if state not in MOVES[before]:
+            raise IllegalMove(f"{self.key} {self.stage}: {before.value} -> {state.value}")
         self.states[self.at] = state
 
     def advance(self) -> None:

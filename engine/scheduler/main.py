@@ -55,10 +55,10 @@ class Shell:
 
     def wait(self) -> set[Any]:
         """What is readable, as soon as something is or something is due."""
-        time = now()
-        timeout = self.lifeline.due_in(time)
-        if (deadline := self.core.next_deadline()) is not None:
-            timeout = min(timeout, max(0.0, deadline - time))
+        until = self.lifeline.pulse_at
+        if (deadline := self.core.next_deadline()) is not None and deadline < until:
+            until = deadline
+        timeout = max(0.0, until - now())
         if self.dying:
             timeout = min(timeout, PROBE_S)
         readable = self.poll.wait(timeout)
@@ -67,14 +67,15 @@ class Shell:
         return readable
 
     def read_peers(self) -> None:
+        time = now()
         for peer, epoch, batch in self.router.drain():
             if epoch != self.router.epoch:
                 self.old_epoch += 1
                 continue
-            if peer.startswith("gateway#"):
+            if peer != self.gateway and peer.startswith("gateway#"):
                 self.gateway = peer
             for message in batch:
-                self.core.handle(peer, message, now())
+                self.core.handle(peer, message, time)
 
     def read_supervisor(self) -> None:
         for message in self.lifeline.read():
@@ -105,19 +106,26 @@ class Shell:
         return True
 
     def act(self) -> None:
-        """Carry out what the core decided: at most one frame per peer."""
+        """Carry out what the core decided: at most one frame per peer, the workers' first."""
+        told = []
         for action in self.core.turn(now()):
             if isinstance(action, Note):
                 getattr(logs.get(), action.level)(action.text)
+            elif action.peer == GATEWAY:
+                told.append(action.message)
             elif action.peer == SUPERVISOR:
                 self.lifeline.post(action.message)
             else:
-                self.router.post(self.gateway if action.peer == GATEWAY else action.peer, action.message)
+                self.router.post(action.peer, action.message)
+        for message in told:
+            self.router.post(self.gateway, message)
         for peer in self.router.flush():
             logs.get().debug("%s takes no messages; its death will be told", peer)
 
     def tell(self) -> None:
         time = now()
+        if time < self.lifeline.pulse_at:
+            return self.lifeline.flush()
         self.lifeline.beat("running", time)
         if self.lifeline.report_due(time):
             self.lifeline.report({**self.core.snapshot(time), "old_epoch": self.old_epoch}, time)

@@ -19,23 +19,23 @@ class StageQueue:
 
     def __init__(self) -> None:
         self._levels: dict[str, dict[str, list[int]]] = {level: {} for level in LEVELS}
-        self._waiting: dict[Key, str] = {}
+        self.waiting: dict[Key, str] = {}  # every job -> its priority
 
     def push(self, key: Key, priority: str) -> None:
         """Add a job. Pushing one twice is an error of the caller (AssertionError)."""
-        assert key not in self._waiting, f"{key} is queued already"
-        self._waiting[key] = priority
+        assert key not in self.waiting, f"{key} is queued already"
+        self.waiting[key] = priority
         heapq.heappush(self._levels[priority].setdefault(key[0], []), key[1])
 
     def remove(self, key: Key) -> None:
         """Take a job out, if it is there."""
-        self._waiting.pop(key, None)  # its index is dropped from the heap when it comes up
+        self.waiting.pop(key, None)  # its index is dropped from the heap when it comes up
 
     def pick(self, most: int, eligible: Callable[[Key], bool]) -> list[Key]:
         """Take up to ``most`` eligible jobs, in order. A session whose lowest index is not eligible waits."""
         picked: list[Key] = []
         for level in LEVELS:
-            while len(picked) < most:
+            while self._levels[level] and len(picked) < most:
                 key = self._next(level, eligible)
                 if key is None:
                     break
@@ -46,13 +46,13 @@ class StageQueue:
         sessions = self._levels[level]
         for session in list(sessions):
             heap = sessions[session]
-            while heap and self._waiting.get((session, heap[0])) != level:
+            while heap and self.waiting.get((session, heap[0])) != level:
                 heapq.heappop(heap)
             if not heap:
                 del sessions[session]
             elif eligible((session, heap[0])):
                 key = (session, heapq.heappop(heap))
-                del self._waiting[key]
+                del self.waiting[key]
                 del sessions[session]
                 if heap:
                     sessions[session] = heap  # behind the others
@@ -60,12 +60,12 @@ class StageQueue:
         return None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._waiting)
+        return iter(self.waiting)
 
     def check(self) -> None:
         """Invariant: every waiting job stands in exactly one heap of its level."""
-        for key, level in self._waiting.items():
+        for key, level in self.waiting.items():
             assert self._levels[level].get(key[0], []).count(key[1]) >= 1, f"{key} is lost"

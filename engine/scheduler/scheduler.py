@@ -65,7 +65,9 @@ class Scheduler:
 
     def handle(self, peer: str, message: Any, now: float) -> None:
         """One message: ``peer`` is "supervisor" or a peer's name (``gateway#1``, ``asr@cpu/0#3``)."""
-        if peer == SUPERVISOR:
+        if type(message) is Done:  # the most frequent one
+            self._done(peer, message, now)
+        elif peer == SUPERVISOR:
             self._from_supervisor(message, now)
         elif peer.startswith("gateway#"):
             self._from_gateway(peer, message, now)
@@ -81,7 +83,7 @@ class Scheduler:
                 flow.open(message)
             case Copied(tickets=tickets):
                 for ticket in tickets:
-                    self.book.free(self.book.slots.answer(peer, ticket))
+                    self.book.release(peer, ticket)
             case Acked(session=session, through=through):
                 flow.acked(session, through)
             case CancelJob(session=session, index=index):
@@ -98,23 +100,26 @@ class Scheduler:
                 self._told, self.book.fleet_changed = (-1, 0.0), True
                 self.fleet.check_start()
 
+    def _done(self, peer: str, message: Done, now: float) -> None:
+        worker = self.fleet.find(peer)
+        if worker is None:  # an older life: it can only release pins
+            for result in message.results:
+                self.book.totals.stale += 1
+                self.book.release(peer, result.ticket)
+            return
+        running = worker.batches[0] if worker.batches else None
+        for result in message.results:
+            self.flow.done(worker, result, now)
+        if worker.batches and worker.batches[0] is not running:
+            self._announce(worker)
+
     def _from_worker(self, peer: str, message: Any, now: float) -> None:
         if isinstance(message, Here):
             return self.fleet.here(peer, message, now)
         worker = self.fleet.find(peer)
         if worker is None:
-            if isinstance(message, Done):  # an older life: it can only release pins
-                for result in message.results:
-                    self.book.totals.stale += 1
-                    self.book.free(self.book.slots.answer(peer, result.ticket))
             return
         match message:
-            case Done(results=results):
-                running = worker.batches[0] if worker.batches else None
-                for result in results:
-                    self.flow.done(worker, result, now)
-                if worker.batches and worker.batches[0] is not running:
-                    self._announce(worker)
             case LeaseWait():
                 self.fleet.lease_wait(worker, message)
             case Loading():
@@ -146,9 +151,11 @@ class Scheduler:
 
     def turn(self, now: float) -> list[Send | Note]:
         """Do what is due, dispatch, and hand over every action decided since the last turn."""
-        for kind, key in self.book.due(now):
-            self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
-        self.fleet.overdue(now)
+        if self.book.timers and self.book.timers[0][0] <= now:
+            for kind, key in self.book.due(now):
+                self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
+        if self.fleet.look_at is not None and self.fleet.look_at <= now:
+            self.fleet.overdue(now)
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
         self._wake = self.dispatch.turn(now)
@@ -162,10 +169,11 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
-        times = [self._wake, self.fleet.look_at, self._drain_by if not self._drained else None]
-        if self.book.timers:
-            times.append(self.book.timers[0][0])
-        return min((t for t in times if t is not None), default=None)
+        first = self.book.timers[0][0] if self.book.timers else None
+        for time in (self._wake, self.fleet.look_at, None if self._drained else self._drain_by):
+            if time is not None and (first is None or time < first):
+                first = time
+        return first
 
     def _drain(self, by: float, now: float) -> None:
         if self._drained:
@@ -193,7 +201,8 @@ class Scheduler:
         """Stage -> workers that are there or expected x batch, for stages that have any."""
         out: dict[str, int] = {}
         for worker in self.book.workers.values():
-            if worker.life is not Life.LOST:
+            spare = worker.plan.standby and worker.life is not Life.LOADED
+            if worker.life is not Life.LOST and not spare and worker.plan.stage not in self.book.absent:
                 out[worker.plan.stage] = out.get(worker.plan.stage, 0) + worker.stage.max_batch
         return out
 
@@ -264,7 +273,7 @@ class Scheduler:
             "failed": pace.failed,
             "avg_waiting_ms": round(1000 * pace.waiting_sum_s / done, 3),
             "avg_processing_ms": round(1000 * pace.processing_sum_s / done, 3),
-            "absent": self.book.stages[name].absent,
+            "absent": self.book.absent.get(name, ""),
         }
 
     def _worker(self, role: str) -> dict[str, Any]:

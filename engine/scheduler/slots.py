@@ -74,8 +74,9 @@ class Slots:
 
     def forget_claims(self, claimant: object) -> None:
         """The claimant is over: it waits for no ring."""
-        for ring in [ring for ring, (waiting, _) in self._wanting.items() if waiting == claimant]:
-            self.withdraw(ring, claimant)
+        if self._wanting:
+            for ring in [ring for ring, (waiting, _) in self._wanting.items() if waiting == claimant]:
+                self.withdraw(ring, claimant)
 
     def adopt(self, ring: str, number: int) -> None:
         """Know a slot whose blocks are another process's (the gateway's ring)."""

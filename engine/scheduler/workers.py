@@ -28,6 +28,8 @@ class Life(enum.Enum):
     LOADED = "loaded"
     LOST = "lost"  # none will follow
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call
+
 
 MOVES: dict[Life, frozenset[Life]] = {
     Life.ABSENT: frozenset({Life.EMPTY, Life.LOADED, Life.LOST}),
@@ -38,7 +40,7 @@ MOVES: dict[Life, frozenset[Life]] = {
 }
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Jobs of one ``Run``, by ticket, in its order. ``began`` in seconds, None while an earlier batch runs."""
 
@@ -52,13 +54,14 @@ class Batch:
         self.size = len(self.jobs)
 
 
-@dataclass
+@dataclass(slots=True)
 class Worker:
-    """One worker role and its present incarnation."""
+    """One worker role and its present incarnation, whose name is ``peer``."""
 
     plan: WorkerPlan
     stage: StagePlan
     incarnation: int = 0
+    peer: str = ""
     life: Life = Life.ABSENT
     batches: deque[Batch] = field(default_factory=deque)
     loading_since: float | None = None
@@ -70,10 +73,15 @@ class Worker:
     failed: int = 0
     busy_s: float = 0.0
     load_ms: float = 0.0
+    fruitless: int = 0  # lives in a row that ended no utterance well
 
-    @property
-    def peer(self) -> str:
-        return peer_name(self.plan.role, self.incarnation)
+    def __post_init__(self) -> None:
+        self.begin(self.incarnation)
+
+    def begin(self, incarnation: int) -> None:
+        """Another life of this role."""
+        self.incarnation = incarnation
+        self.peer = peer_name(self.plan.role, incarnation)
 
     def move(self, life: Life) -> None:
         """Raises IllegalMove and changes nothing if the table has no such move."""
@@ -109,6 +117,6 @@ class Worker:
             return None
         return self.batches[0].began + self.batches[0].limit_s
 
-    def load_of(self) -> tuple[int, int]:
-        """For choosing: batches on board, utterances run so far."""
-        return len(self.batches), self.items
+    def load_of(self) -> tuple[bool, int, int]:
+        """For choosing: on standby, batches on board, utterances run so far."""
+        return self.plan.standby, len(self.batches), self.items

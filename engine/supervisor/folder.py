@@ -7,6 +7,7 @@
         default -> 5f3a09bc             the newest node that clients may find by itself
         5f3a09bc/                       8 hex digits: the node's id
             lock                        flock held by the supervisor for as long as it lives
+            published                   clients may find this node by themselves (see engine/published.py)
             supervisor scheduler arbiter client ctl          sockets
 
 Who creates, removes; and because a supervisor can be killed, every start also removes the folders whose lock is free.
@@ -26,12 +27,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine import published
+from engine.published import DEFAULT, LOCK, MARK
 from ipc.errors import DragomanError
 
 MAX_SOCKET_PATH_BYTES = 107
 LONGEST_SOCKET = "supervisor"
 ID_HEX_DIGITS = 8
-DEFAULT = "default"
 
 
 class RunFolder:
@@ -48,8 +50,9 @@ class RunFolder:
         try:
             with _base_lock(self.base):
                 remove_stale(self.base)
+                _mend_default(self.base)
                 self.path.mkdir(mode=0o700)
-                self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                self._lock_fd = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise _unusable(self.base, error) from error
@@ -61,17 +64,17 @@ class RunFolder:
     def publish(self) -> None:
         """Make this node the one that clients find without an address."""
         with _base_lock(self.base):
+            (self.path / MARK).touch()
             _point_default_at(self.base, self.node)
 
     def close(self) -> None:
-        """Remove the folder; the default pointer moves to the newest node that still lives."""
+        """Remove the folder; the default pointer moves to the newest published node that still lives."""
         if self._lock_fd < 0:
             return
         with _base_lock(self.base):
             shutil.rmtree(self.path, ignore_errors=True)
             remove_stale(self.base)
-            if _default_of(self.base) == self.node:
-                _point_default_at(self.base, _newest(self.base))
+            _mend_default(self.base)
         os.close(self._lock_fd)
         self._lock_fd = -1
 
@@ -93,16 +96,18 @@ def base_folder(environ: Mapping[str, str] | None = None, uid: int | None = None
 
 
 def candidates(environ: Mapping[str, str], uid: int) -> list[Path]:
-    """Places for the base folder, best first."""
+    """Places for the base folder, best first. ``/tmp`` is one only where the temporary folder is too deep for sockets:
+    who sets TMPDIR (a test, a sandbox) neither lives in the folder of this user's other nodes nor finds them.
+    """
     runtime = environ.get("XDG_RUNTIME_DIR", "")
-    temporary = environ.get("TMPDIR") or tempfile.gettempdir()
+    temporary = Path(environ.get("TMPDIR") or tempfile.gettempdir()) / f"dragoman-{uid}"
     named = [Path(runtime) / "dragoman"] if runtime and os.access(runtime, os.W_OK) else []
-    return [*named, Path(temporary) / f"dragoman-{uid}", Path("/tmp") / f"dragoman-{uid}"]
+    return [*named, temporary, *([] if _fits(temporary) else [Path("/tmp") / f"dragoman-{uid}"])]
 
 
 def remove_stale(base: Path) -> list[str]:
     """Remove the folders of nodes that are dead (their lock is free); returns their ids."""
-    dead = [folder for folder in _folders(base) if _is_free(folder / "lock")]
+    dead = [folder for folder in _folders(base) if _is_free(folder / LOCK)]
     for folder in dead:
         shutil.rmtree(folder, ignore_errors=True)
     return [folder.name for folder in dead]
@@ -159,16 +164,10 @@ def _is_free(lock: Path) -> bool:
     return True
 
 
-def _default_of(base: Path) -> str:
-    try:
-        return os.readlink(base / DEFAULT)
-    except OSError:
-        return ""
-
-
-def _newest(base: Path) -> str:
-    living = sorted(_folders(base), key=lambda folder: folder.stat().st_mtime_ns)
-    return living[-1].name if living else ""
+def _mend_default(base: Path) -> None:
+    """Let the pointer name the node that clients should find, or nothing, whoever died meanwhile."""
+    home = published.newest(base)
+    _point_default_at(base, home.name if home else "")
 
 
 def _point_default_at(base: Path, node: str) -> None:

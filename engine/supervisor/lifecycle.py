@@ -44,6 +44,7 @@ from ipc.messages import (
     Condemn,
     Drain,
     Drained,
+    Excused,
     Failing,
     Flushed,
     Gone,
@@ -173,6 +174,8 @@ class Lifecycle:
             case Condemn(worker, condemned, reason) if self.roster.can_condemn(worker, condemned):
                 actions.append(Warn(f"{worker} is condemned: {reason}"))
                 actions.append(self.roster.condemn(worker, reason, now))
+            case Excused(worker, died):
+                self.roster.excuse(worker, died)
             case Drained():
                 self._drained = True
                 self._drain_due = min(self._drain_due, now + self._flush_limit)

@@ -21,7 +21,8 @@ from engine.boot import (
     WorkerBoot,
     WorkerPlan,
 )  # fmt: skip
-from engine.config import Config
+from engine.config import Config, StageSection
+from engine.config_rules import ENDPOINT
 from engine.devices import Device, HostMemory
 from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
@@ -110,7 +111,7 @@ def make(
 ) -> Plan:
     """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
 
-    Raises ConfigError, or MemoryTooSmall when a ring cannot hold one longest slot.
+    Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
@@ -135,7 +136,7 @@ def make(
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
         readers=readers(config, roles, surveys, rings),
-        may_fail=frozenset(role for role, body in workers.items() if _dispensable(config, surveys, body.stage)),
+        may_fail=frozenset(role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])),
     )
 
 
@@ -154,7 +155,10 @@ def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]
         return ()
     section = config.stages[stage]
     found = [device for entry in section.devices for device in _named(entry, stage, devices, survey)]
-    return tuple((device, n) for device in dict.fromkeys(found) for n in range(section.instances))
+    homes = [(device, n) for device in dict.fromkeys(found) for n in range(section.instances)]
+    if "auto" in section.devices and survey.declaration.degrades_to_cpu:
+        homes += [(device, 0) for device in devices if device.kind == "cpu" and device not in found]  # on standby
+    return tuple(homes)
 
 
 def _named(entry: str, stage: str, devices: Sequence[Device], survey: Survey) -> list[Device]:
@@ -177,6 +181,7 @@ def _stage(
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
     roles = [(role_of(name, device, n), device) for device, n in homes]
+    spare = declaration.degrades_to_cpu and any(device.kind != "cpu" for device, _ in homes)
     return StagePlan(
         name=name,
         kind=section.kind or name,
@@ -191,8 +196,18 @@ def _stage(
         timeout_base_s=section.timeout_base_s,
         timeout_per_audio=section.timeout_per_audio,
         model=section.model,
+        optional=_dispensable(section, survey),
         absent=survey.absent,
-        workers=tuple(WorkerPlan(role=r, stage=name, device=d.name, ring_blocks=rings.get(r, 0)) for r, d in roles),
+        workers=tuple(
+            WorkerPlan(
+                role=role,
+                stage=name,
+                device=device.name,
+                ring_blocks=rings.get(role, 0),
+                standby=spare and device.kind == "cpu",
+            )
+            for role, device in roles
+        ),
     )
 
 
@@ -225,8 +240,8 @@ def _worker(
     )
 
 
-def _dispensable(config: Config, surveys: Mapping[str, Survey], stage: str) -> bool:
-    return not config.stages[stage].required or surveys[stage].declaration.optional
+def _dispensable(section: StageSection, survey: Survey) -> bool:
+    return not section.required or survey.declaration.optional
 
 
 def _device(config: Config, device: Device) -> DevicePlan:
@@ -250,6 +265,8 @@ def _gateway(
     config: Config, plans: tuple[StagePlan, ...], surveys: Mapping[str, Survey], client_endpoint: str
 ) -> GatewayBoot:
     node = config.node
+    for complaint in filter(None, map(ENDPOINT.complaint, node.endpoints)):  # a Config made by hand was not checked
+        raise ConfigError(f"node.endpoints {complaint}")
     spoken = {name: languages(config, name, surveys) for name in config.pipelines}
     return GatewayBoot(
         stages=plans,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from engine.config import Config
 from engine.devices import HostMemory
 from engine.supervisor.survey import Survey
-from ipc.errors import MemoryTooSmall
+from ipc.errors import ConfigError, MemoryTooSmall
 from ipc.ring import BLOCK, blocks_for, segment_bytes
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
@@ -29,7 +29,7 @@ Roles = Mapping[str, Sequence[str]]  # stage -> the roles of its workers
 
 
 def sizes(config: Config, roles: Roles, surveys: Surveys, memory: HostMemory) -> dict[str, int]:
-    """Blocks of each ring by its producer's role. Raises MemoryTooSmall."""
+    """Blocks of each ring by its producer's role. Raises ConfigError, MemoryTooSmall."""
     budget = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
     emitting = [(stage, role) for stage, names in roles.items() if surveys[stage].declaration.output for role in names]
     share = budget // 2 // max(1, len(emitting))
@@ -76,7 +76,7 @@ def longest_output_bytes(config: Config, survey: Survey) -> int:
 
 
 def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> int:
-    """Blocks of a ring: its share or its override, never less than one longest slot."""
+    """Blocks of a ring: its share or its override; ConfigError if that is less than one longest slot."""
     given = config.rings.get(name)
     blocks = (share_bytes if given is None else given) // BLOCK
     needed = blocks_for(longest_bytes)
@@ -84,7 +84,7 @@ def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> 
         return blocks
     knob = f"rings.{name}" if given is not None else "node.ring_budget_bytes"
     shorter = "node.max_utterance_s" if name == GATEWAY else "the longest text or audio the stage takes"
-    raise MemoryTooSmall(
+    raise ConfigError(
         f"{knob} gives the ring of {name} {_mib(blocks * BLOCK)}, and its longest array needs {_mib(needed * BLOCK)}",
         f"raise {knob}, set rings.{name} to at least {needed * BLOCK}, or lower {shorter}",
     )

@@ -218,6 +218,12 @@ class Roster:
             record.restarts.popleft()
         return not record.boot_failed and len(record.restarts) < self._max_restarts
 
+    def excuse(self, role: str, incarnation: int) -> None:
+        """The death of this life was an utterance's doing: the restart that followed is not charged."""
+        record = self._records.get(role)
+        if record is not None and record.restarts and record.incarnation in (incarnation, incarnation + 1):
+            record.restarts.pop()
+
     def restart(self, role: str, now: float) -> float:
         """Plan the next life; returns in how many seconds. Charged to the budget."""
         record = self._records[role]

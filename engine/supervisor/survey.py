@@ -56,11 +56,16 @@ def _survey(name: str, section: StageSection, installed: Callable[[str], bool]) 
     dispensable = declaration.optional or not section.required
     missing = [module for module in declaration.requires if not installed(module)]
     if missing:
-        return _absent(name, declaration, f"not installed: {', '.join(missing)}", declaration.install_hint, dispensable)
+        reason = f"not installed: {', '.join(missing)}"
+        if not dispensable:
+            raise DragomanError(f"stage {name} cannot run: {reason}", declaration.install_hint)
+        return Survey(declaration, absent=reason)
     try:
         facts = stage.describe(section.model, section.options)
     except StageError as error:
-        return _absent(name, declaration, error.text, "", dispensable)
+        if not dispensable:
+            raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
+        return Survey(declaration, absent=error.text)
     return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k) for k in KINDS_OF_DEVICE})
 
 
@@ -72,9 +77,3 @@ def _estimate(declaration: Declaration, facts: ModelFacts, section: StageSection
         compute_type=section.compute_type,
         max_batch=section.max_batch,
     )
-
-
-def _absent(name: str, declaration: Declaration, reason: str, mend: str, dispensable: bool) -> Survey:
-    if not dispensable:
-        raise DragomanError(f"stage {name} cannot run: {reason}", mend)
-    return Survey(declaration, absent=reason)

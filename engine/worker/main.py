@@ -209,18 +209,15 @@ class Worker:
         run = self.runs.popleft()
         results = self.runner.run(run)
         self.counts["runs"] += 1
-        self.counts["utterances"] += len(results)
-        self.counts["failed"] += sum(result.state == "failed" for result in results)
+        for result in results:
+            self.counts["utterances"] += 1
+            self.counts["failed"] += result.state == "failed"
         self._to_scheduler(Done(tuple(results)))
 
     # ---------------------------------------------------------------- what is told
 
     def tell(self) -> None:
-        """Heartbeat and report when due, then one frame to each peer."""
-        time_ = now()
-        self.lifeline.beat(self.state, time_)
-        if self.lifeline.report_due(time_):
-            self.lifeline.report(self.snapshot(), time_)
+        """One frame to each peer, the scheduler first, who waits for it; then heartbeat and report when due."""
         for link in (self.scheduler, self.arbiter):
             if link is not None:
                 try:
@@ -228,6 +225,11 @@ class Worker:
                 except PeerGone:
                     logs.get().warning("a peer takes no more messages; leaving")
                     leave(1)
+        time_ = now()
+        if time_ >= self.lifeline.pulse_at:
+            self.lifeline.beat(self.state, time_)
+            if self.lifeline.report_due(time_):
+                self.lifeline.report(self.snapshot(), time_)
         self.lifeline.flush()
 
     def snapshot(self) -> dict[str, Any]:

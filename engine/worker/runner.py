@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 
 from engine import logs
 from engine.boot import Boot
+from ipc.errors import StaleData
 from ipc.messages import Ref, Run, RunItem, RunResult
 from ipc.ring import Ring
 from stages.base import Item, Output, Stage, StageError
@@ -44,22 +44,27 @@ class Runner:
     def run(self, run: Run) -> list[RunResult]:
         """Run one batch; one result per item, in order."""
         begun = time.monotonic_ns()
-        fresh = [item for item in run.items if self._intact(item)]
-        outputs = self._call([self._item(item) for item in fresh]) if fresh else []
-        answers = {item.ticket: output for item, output in zip(fresh, outputs, strict=True) if self._intact(item)}
-        results = [self._result(item, answers.get(item.ticket, _STALE), begun) for item in run.items]
+        inputs = [self._item(item) for item in run.items]
+        fresh = [item for item in inputs if item is not None]
+        outputs = iter(self._call(fresh) if fresh else ())
+        answers = [
+            self._kept(item, _STALE if input_ is None else next(outputs))
+            for item, input_ in zip(run.items, inputs, strict=True)
+        ]
         ended = time.monotonic_ns()
-        return [msgspec.structs.replace(result, ended_ns=ended) for result in results]
+        return [_result(item, *answer, begun, ended) for item, answer in zip(run.items, answers, strict=True)]
 
-    def _intact(self, item: RunItem) -> bool:
-        """Whether the item's input still is what its reference says."""
-        return item.input is None or self.rings[item.input.ring].intact(item.input)
-
-    def _item(self, item: RunItem) -> Item:
-        audio = self.rings[item.input.ring].view(item.input) if item.input is not None else None
-        rate = item.input.sample_rate if item.input is not None else 0
+    def _item(self, item: RunItem) -> Item | None:
+        """What the stage gets, or None when the input is not what its reference says any more."""
+        ref = item.input
+        if ref is None:
+            return Item(item.session, item.index, item.attempt, item.source, item.target, item.text)
+        try:
+            audio = self.rings[ref.ring].view(ref)
+        except StaleData:
+            return None
         return Item(
-            item.session, item.index, item.attempt, item.source, item.target, item.text, audio, rate
+            item.session, item.index, item.attempt, item.source, item.target, item.text, audio, ref.sample_rate
         )  # fmt: skip
 
     def _call(self, items: Sequence[Item]) -> Sequence[Output | StageError]:
@@ -73,19 +78,18 @@ class Runner:
             logs.get().warning("a batch of %d failed (%s); running one by one", len(items), error)
         return [self._call([item])[0] for item in items]
 
-    def _result(self, item: RunItem, answer: Output | StageError, begun: int) -> RunResult:
+    def _kept(self, item: RunItem, answer: Output | StageError) -> tuple[Output | StageError, Ref | None]:
+        """The answer and where its array lies now, if the input was intact to the end and the slot is long enough."""
         if isinstance(answer, StageError):
-            return _failed(item.ticket, answer, begun)
-        ref: Ref | None = None
-        if answer.audio is not None:
-            try:
-                ref = self._publish(item, answer.audio, answer.sample_rate)
-            except StageError as error:
-                return _failed(item.ticket, error, begun)
-        return RunResult(
-            item.ticket, answer.state, text=answer.text, ref=ref, same=answer.same, reason=answer.reason,
-            degraded=answer.degraded, confidence=answer.confidence, language=answer.language, begun_ns=begun,
-        )  # fmt: skip
+            return answer, None
+        if item.input is not None and not self.rings[item.input.ring].intact(item.input):
+            return _STALE, None
+        if answer.audio is None:
+            return answer, None
+        try:
+            return answer, self._publish(item, answer.audio, answer.sample_rate)
+        except StageError as error:
+            return error, None
 
     def _publish(self, item: RunItem, array: np.ndarray, sample_rate: int) -> Ref:
         """Copy an array into the item's slot. Raises StageError when it has none or is too small."""
@@ -97,5 +101,13 @@ class Runner:
         )  # fmt: skip
 
 
-def _failed(ticket: int, error: StageError, begun: int) -> RunResult:
-    return RunResult(ticket, "failed", error.code, error.text, error.retry, begun_ns=begun)
+def _result(item: RunItem, answer: Output | StageError, ref: Ref | None, begun: int, ended: int) -> RunResult:
+    if isinstance(answer, StageError):
+        return RunResult(
+            item.ticket, "failed", answer.code, answer.text, answer.retry, begun_ns=begun, ended_ns=ended
+        )  # fmt: skip
+    return RunResult(
+        item.ticket, answer.state, text=answer.text, ref=ref, same=answer.same, reason=answer.reason,
+        degraded=answer.degraded, confidence=answer.confidence, language=answer.language, begun_ns=begun,
+        ended_ns=ended,
+    )  # fmt: skip

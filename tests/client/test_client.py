@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_node import FakeNode
 
-from engine.client import Busy, Client, NodeGone, Rejected, SessionClosed, default_endpoint
+from engine.client import RIDE_S, Busy, Client, NodeGone, Rejected, SessionClosed, default_endpoint
 from engine.client_utterance import Place, Utterance
 from ipc.messages import (
     Accepted,
@@ -157,10 +157,26 @@ def test_acknowledgements_ride_with_the_next_submit(client: Client, node: FakeNo
     assert all(isinstance(said[0], Ack) for _, said, _ in node.frames if isinstance(said[-1], Submit) and len(said) > 1)
 
 
-def test_everything_received_is_acknowledged_before_a_call_returns(client: Client, node: FakeNode) -> None:
+def test_an_acknowledgement_without_a_ride_goes_alone_while_calls_go_on(client: Client, node: FakeNode) -> None:
     session = client.session()
     session.submit("word")
     next(session.outcomes(timeout_s=5))
+    client.pump(2 * RIDE_S)
+    assert wait_for(lambda: [ack.through for ack in node.of(Ack)] == [0])
+
+
+def test_everything_is_acknowledged_when_the_last_outcome_has_been_read(client: Client, node: FakeNode) -> None:
+    session = client.session()
+    session.submit("word")
+    assert len(list(session.outcomes(timeout_s=5))) == 1
+    assert wait_for(lambda: [ack.through for ack in node.of(Ack)] == [0])
+
+
+def test_everything_received_is_acknowledged_when_the_client_closes(client: Client, node: FakeNode) -> None:
+    session = client.session()
+    session.submit("word")
+    next(session.outcomes(timeout_s=5))
+    client.close()
     assert wait_for(lambda: [ack.through for ack in node.of(Ack)] == [0])
 
 

@@ -34,7 +34,7 @@ for library in ("faster_whisper", "ctranslate2", "sentencepiece", "piper", "onnx
 def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A user of his own: no node runs, no configuration, an empty cache that the first test fills."""
     base = tmp_path_factory.mktemp("u")
-    names = ("HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    names = ("HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
     for name in names:
         (base / name).mkdir(mode=0o700)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DRAGOMAN_")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.boot import WorkerPlan
 from engine.scheduler.jobs import Job, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
@@ -14,9 +15,12 @@ from ipc.messages import (
     Copied,
     Drain,
     Drained,
+    Excused,
     Failing,
+    Here,
     JobAccepted,
     Load,
+    Loaded,
     Over,
     Partial,
     Progress,
@@ -405,7 +409,7 @@ def test_a_stage_without_any_worker_left_fails_its_jobs_and_the_rest_serves_on()
 
 
 def test_a_stage_that_cannot_boot_ends_the_start_with_one_line():
-    from ipc.messages import Denied, Here
+    from ipc.messages import Denied
 
     world = World(text_stage("a"))
     world.core.handle("a@cpu/0#1", Here(), world.now)
@@ -415,6 +419,114 @@ def test_a_stage_that_cannot_boot_ends_the_start_with_one_line():
     world.turn()
     (failing,) = world.messages(Failing, "supervisor")
     assert "stage a" in failing.reason and "no such model" in failing.reason
+
+
+def denied(world: World, role: str, reason: str = "broken file", code: str = "bad_model") -> None:
+    from ipc.messages import Denied
+
+    world.lives[role] = 1
+    world.board.setdefault(f"{role}#1", [])
+    world.core.handle(f"{role}#1", Here(), world.now)
+    world.turn()
+    world.core.handle(f"{role}#1", Denied(reason, code), world.now)
+    world.turn()
+
+
+def test_an_optional_stage_that_cannot_load_is_absent_with_its_reason():
+    world = World(text_stage("a"), text_stage("b", optional=True))
+    world.start("a@cpu/0")
+    denied(world, "b@cpu/0")
+    assert len(world.messages(Ready, "supervisor")) == 1 and not world.messages(Failing, "supervisor")
+    world.open()
+    world.admit(0)
+    world.run_everything()
+    (message,) = world.outcomes
+    assert message.outcome.texts == {"a": "hello+a"}
+    assert [(r.stage, r.state, r.reason) for r in message.outcome.stages][1] == ("b", "skipped", "broken file")
+
+
+def test_an_optional_stage_that_is_lost_is_skipped_by_what_waits_for_it():
+    world = started(text_stage("a"), text_stage("b", optional=True))
+    for index in range(4):
+        world.admit(index)
+    for _ in range(3):
+        world.done(world.peer("a@cpu/0"))
+    world.kill("b@cpu/0", final=True)
+    world.run_everything()
+    assert set(world.ended().values()) == {"ok"} and len(world.outcomes) == 4
+
+
+def standby_world() -> World:
+    primary = WorkerPlan(role="b@cuda:0/0", stage="b", device="cuda:0")
+    spare = WorkerPlan(role="b@cpu/0", stage="b", device="cpu", standby=True)
+    world = World(text_stage("a"), text_stage("b", optional=True, workers=(primary, spare)))
+    world.start("a@cpu/0")
+    return world
+
+
+def test_a_worker_on_standby_loads_only_when_no_other_can_and_its_results_are_degraded():
+    world = standby_world()
+    world.core.handle("b@cpu/0#1", Here(), world.now)
+    world.turn()
+    assert not [s for s in world.sent if s.peer == "b@cpu/0#1"], "the GPU may still have room"
+    denied(world, "b@cuda:0/0", "needs 3 GiB, 1 GiB there", "no_vram")
+    assert [s for s in world.sent if s.peer == "b@cpu/0#1" and isinstance(s.message, Load)]
+    world.lives["b@cpu/0"], world.board["b@cpu/0#1"] = 1, []
+    world.core.handle("b@cpu/0#1", Loaded(""), world.now)
+    world.turn()
+    assert len(world.messages(Ready, "supervisor")) == 1
+    world.open()
+    world.admit(0)
+    world.run_everything()
+    assert world.outcomes[0].outcome.degraded == "b: on the cpu, its own device has no room"
+
+
+def test_a_death_in_a_run_is_not_charged_to_the_worker_unless_nothing_ever_ends_well():
+    world = started(text_stage("a"))
+    world.kill("a@cpu/0")
+    assert not world.messages(Excused, "supervisor"), "it died idle"
+    world.start("a@cpu/0")
+    for index in range(8):
+        world.admit(index)
+    for _ in range(12):
+        world.kill("a@cpu/0")
+        world.start("a@cpu/0")
+    assert len(world.messages(Excused, "supervisor")) == 7, "eight lives in a row, the idle one among them"
+    world.done(world.peer("a@cpu/0"))
+    world.kill("a@cpu/0")
+    assert len(world.messages(Excused, "supervisor")) == 8
+
+
+def test_serial_mode_waits_for_a_run_whose_job_has_ended():
+    world = started(text_stage("a"), text_stage("b"), mode="serial")
+    world.admit(0, budget_ms=100)
+    world.admit(1)
+    world.advance(0.2)
+    assert world.ended() == {("s", 0): "error(expired)"}
+    assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [0], "0 still runs, so 1 waits"
+    world.done(world.peer("a@cpu/0"))
+    assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [1]
+
+
+def test_suspects_are_never_batched():
+    world = started(text_stage("a", max_batch=3), send_ahead=0)
+    for index in range(4):
+        world.admit(index)
+    world.done(world.peer("a@cpu/0"))
+    assert len(world.core.book.workers["a@cpu/0"].batches[0].jobs) == 3
+    world.kill("a@cpu/0")
+    peer = world.start("a@cpu/0")
+    for _ in range(3):
+        assert len(world.core.book.workers["a@cpu/0"].batches[0].jobs) == 1
+        world.done(peer)
+
+
+def test_a_worker_that_falls_silent_before_its_first_word_is_condemned():
+    world = started(text_stage("a"))
+    world.kill("a@cpu/0")
+    world.core.handle("supervisor", Silent("a@cpu/0", 2), world.now)
+    world.turn()
+    assert [c.incarnation for c in world.messages(Condemn, "supervisor")] == [2]
 
 
 def test_partials_and_states_are_told_only_to_sessions_that_ask():

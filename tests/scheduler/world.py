@@ -29,11 +29,12 @@ GATEWAY_PEER = "gateway#1"
 DEADLINES = DeadlinesSection(retry_delay_s=1.0)
 
 
-def text_stage(name: str, workers: int = 1, **fields) -> StagePlan:
+def text_stage(name: str, workers: int | tuple[WorkerPlan, ...] = 1, **fields) -> StagePlan:
     """A stage from text to text with its workers on the CPU."""
-    plans = tuple(WorkerPlan(role=f"{name}@cpu/{n}", stage=name, device="cpu") for n in range(workers))
+    if isinstance(workers, int):
+        workers = tuple(WorkerPlan(role=f"{name}@cpu/{n}", stage=name, device="cpu") for n in range(workers))
     return StagePlan(
-        **{"name": name, "kind": "simulated", "accepts": "text", "emits": "text", "workers": plans, **fields}
+        **{"name": name, "kind": "simulated", "accepts": "text", "emits": "text", "workers": workers, **fields}
     )
 
 

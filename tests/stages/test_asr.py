@@ -15,9 +15,10 @@ import pytest
 
 from models.clockwork import asr as clockwork
 from models.clockwork import tones
-from stages.asr import AsrStage, confidence, is_local
+from stages.asr import AsrStage, confidence
 from stages.base import Item, Output, StageConfig, StageError
 from stages.faults import stage_error
+from stages.places import is_path
 
 pytest.importorskip("faster_whisper")
 
@@ -195,7 +196,7 @@ def test_a_compute_type_the_cpu_lacks_is_one_line(folder):
 
 
 def test_no_model_and_no_such_folder_are_said():
-    for model in ("", "./nowhere", "/nowhere/at/all"):
+    for model in ("", "./nowhere", "/nowhere/at/all", "models/nowhere"):
         with pytest.raises(StageError) as caught:
             AsrStage.describe(model, {})
         assert caught.value.code == "bad_model"
@@ -203,8 +204,9 @@ def test_no_model_and_no_such_folder_are_said():
 
 
 def test_names_and_paths_are_told_apart(folder):
-    assert is_local(str(folder)) and is_local("./x") and is_local("~/x") and is_local("a/b/c")
-    assert not is_local("small") and not is_local("owner/whisper-tiny")
+    assert all(map(is_path, (str(folder), "./x", "~/x", "a/b/c", "models/asr")))
+    assert is_path(f"{folder.name}/model", folder.parent)
+    assert not is_path("small") and not is_path("owner/whisper-tiny")
 
 
 def test_confidence_counts_tokens():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import published
 from engine.supervisor import environment, folder
 from engine.supervisor.folder import DEFAULT, RunFolder, base_folder
 from ipc.errors import DragomanError
@@ -27,6 +28,18 @@ def names(base: Path) -> set[str]:
     return {entry.name for entry in base.iterdir() if not entry.name.startswith(".")}
 
 
+def leave_a_killed_node(base: Path) -> str:
+    """The id of a published node whose supervisor was killed."""
+    code = (
+        "import os,signal,sys; from pathlib import Path; from engine.supervisor.folder import RunFolder\n"
+        "run = RunFolder(Path(sys.argv[1]), 'deadbeef'); run.open(); (run.path/'client').touch(); run.publish()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    env = {**os.environ, "PYTHONPATH": environment.package_root()}
+    subprocess.run([sys.executable, "-c", code, str(base)], env=env, timeout=60, check=False)
+    return "deadbeef"
+
+
 def test_a_folder_is_private_and_goes_with_its_node(base: Path) -> None:
     run = RunFolder(base)
     run.open()
@@ -40,13 +53,7 @@ def test_a_folder_is_private_and_goes_with_its_node(base: Path) -> None:
 def test_a_start_removes_what_a_killed_node_left_and_nothing_else(base: Path) -> None:
     alive = RunFolder(base)
     alive.open()
-    code = (
-        "import os,signal,sys; from pathlib import Path; from engine.supervisor.folder import RunFolder\n"
-        "run = RunFolder(Path(sys.argv[1]), 'deadbeef'); run.open(); (run.path/'client').touch(); run.publish()\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    env = {**os.environ, "PYTHONPATH": environment.package_root()}
-    subprocess.run([sys.executable, "-c", code, str(base)], env=env, timeout=60, check=False)
+    leave_a_killed_node(base)
     assert "deadbeef" in names(base)
     (base / "someone-elses").mkdir()
     fresh = RunFolder(base)
@@ -69,6 +76,31 @@ def test_the_default_is_the_newest_published_node_and_falls_back_when_it_ends(ba
     assert os.readlink(base / DEFAULT) == first.node
     first.close()
     assert names(base) == set()
+
+
+def test_a_private_node_is_never_found_by_itself_not_even_as_the_last_one(base: Path) -> None:
+    first, private = RunFolder(base), RunFolder(base)
+    first.open()
+    first.publish()
+    private.open()
+    first.close()
+    assert published.newest(base) is None
+    assert names(base) == {private.node}
+    private.close()
+
+
+def test_when_the_newest_node_is_killed_the_one_before_it_is_found_at_once(base: Path) -> None:
+    first = RunFolder(base)
+    first.open()
+    first.publish()
+    killed = leave_a_killed_node(base)
+    assert os.readlink(base / DEFAULT) == killed  # nobody is there to move the pointer
+    assert published.newest(base) == first.path
+    next_one = RunFolder(base)
+    next_one.open()
+    assert os.readlink(base / DEFAULT) == first.node
+    next_one.close()
+    first.close()
 
 
 def test_the_runtime_folder_is_taken_when_there_is_one(tmp_path: Path) -> None:

@@ -57,6 +57,20 @@ def test_devices_are_chosen_by_name_or_uuid_and_a_wrong_one_is_named() -> None:
         make(config({"a": StageSection(kind="simulated", devices=("cuda:7",))}), GPUS)
 
 
+def test_repair_has_a_worker_on_standby_on_the_cpu_beside_its_gpus() -> None:
+    stages = {**FULL, "mend": StageSection(kind="simulated", required=False)}
+    known = survey(config(stages))
+    degrading = replace(known["mend"], declaration=replace(known["mend"].declaration, degrades_to_cpu=True))
+    made = plan.make(config(stages), [*GPUS, CPU], MEMORY, 8, {**known, "mend": degrading}, "ipc:///tmp/x/client")
+    mend = next(stage for stage in made.scheduler.stages if stage.name == "mend")
+    assert [(w.role, w.standby) for w in mend.workers] == [
+        ("mend@cuda:0/0", False), ("mend@cuda:1/0", False), ("mend@cpu/0", True),
+    ]  # fmt: skip
+    assert mend.optional and made.workers["mend@cpu/0"].library_device == "cpu"
+    alone = plan.make(config(stages), [CPU], MEMORY, 8, {**known, "mend": degrading}, "ipc:///tmp/x/client")
+    assert [w.standby for s in alone.scheduler.stages if s.name == "mend" for w in s.workers] == [False]
+
+
 def test_cores_are_divided_among_the_workers_unless_said() -> None:
     stages = {**FULL, "speak": msgspec.structs.replace(SPEAK, threads=5)}
     threads = {role: body.threads for role, body in make(config(stages), cores=8).workers.items()}
@@ -116,7 +130,7 @@ def test_a_boot_record_survives_its_journey() -> None:
     ],
 )
 def test_a_ring_that_cannot_hold_its_longest_array_is_refused_naming_the_knob(sections: dict, knob: str) -> None:
-    with pytest.raises(MemoryTooSmall, match=knob) as caught:
+    with pytest.raises(ConfigError, match=knob) as caught:
         make(config(**sections))
     assert "\n" not in str(caught.value)
 

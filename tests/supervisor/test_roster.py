@@ -130,6 +130,22 @@ def test_the_budget_of_restarts_is_over_a_window() -> None:
     assert made.can_restart(WORKER, 1.0 + LIMITS.restart_window_s)
 
 
+def test_a_death_that_was_an_utterances_doing_is_not_charged() -> None:
+    made = roster(max_restarts=1)
+    for life in (1, 2, 3):
+        up(made, WORKER, float(life))
+        made.exited(WORKER, -9)
+        assert made.can_restart(WORKER, float(life))
+        made.restart(WORKER, float(life))
+        made.excuse(WORKER, life)
+        made.tick(float(life))
+    made.excuse(WORKER, 1)  # a life long past excuses nothing
+    up(made, WORKER, 4.0)
+    made.exited(WORKER, -9)
+    made.restart(WORKER, 4.0)
+    assert not made.can_restart(WORKER, 4.0)
+
+
 def test_a_process_that_could_not_boot_is_not_tried_again() -> None:
     made = roster()
     up(made, WORKER, phase="started")

@@ -1,0 +1,77 @@
+"""The doctor's look at a configuration: could a node with it start here, as far as files and devices tell?
+
+The supervisor's own survey and plan judge, stage by stage, so the doctor cannot come to another verdict than the start.
+Nothing is loaded, made or started. The embedded models are not asked for: they are made when they are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.config import Config
+from ipc.errors import DragomanError
+
+EMBEDDED = "no configuration file: the embedded models, made when they are first used"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``state``: ok | note (the node runs, but not as well as it could) | bad (it could not run)."""
+
+    state: str
+    topic: str
+    text: str
+    mend: str = ""
+
+
+def configuration(args: argparse.Namespace) -> list[Finding]:
+    """What there is to say about the configuration that ``args`` chooses."""
+    from engine import config_file
+
+    path = Path(args.config) if args.config else config_file.find()
+    if path is None:
+        return [Finding("ok", "configuration", EMBEDDED)]
+    try:
+        config = config_file.load(path, os.environ, Path(args.env_file) if args.env_file else None)
+    except DragomanError as error:
+        return [Finding("bad", "configuration", error.text, error.mend or "mend the line it names")]
+    return [Finding("ok", "configuration", str(path)), *_stages(config)]
+
+
+def _stages(config: Config) -> Iterator[Finding]:
+    from engine.supervisor import survey
+
+    surveys = {}
+    for name, section in config.stages.items():
+        alone = msgspec.structs.replace(config, stages={name: section})
+        try:
+            surveys |= survey.survey(alone)
+        except DragomanError as error:
+            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set stages.{name}.model")
+            continue
+        if surveys[name].absent:
+            mend = surveys[name].declaration.install_hint or f"set stages.{name}.model"
+            yield Finding("note", f"stage {name}", f"its utterances will skip it: {surveys[name].absent}", mend)
+        else:
+            yield Finding("ok", f"stage {name}", section.model or "needs no model")
+    if len(surveys) == len(config.stages):
+        yield _plan(config, surveys)
+
+
+def _plan(config: Config, surveys: dict) -> Finding:
+    """Whether devices, memory and languages allow all stages together."""
+    from engine import devices
+    from engine.supervisor import plan
+
+    try:
+        found = devices.discover(config.devices.use)
+        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor")
+    except DragomanError as error:
+        return Finding("bad", "plan", error.text, error.mend or "mend the field it names")
+    return Finding("ok", "plan", f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory")

@@ -1,0 +1,58 @@
+"""Whether a pipeline and the stages to be left out of it go together, told before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import stages
+from engine.commands.inputs import UsageError
+from engine.config import Config
+from engine.config_rules import nearest
+from stages.base import Declaration
+
+Pipelines = Mapping[str, Sequence[str]]
+
+
+def check(pipelines: Pipelines, pipeline: str, skip: Sequence[str], config: Config | None = None) -> None:
+    """Raise UsageError unless there is such a pipeline and it still does something without the stages in ``skip``.
+
+    ``config``: the node's, where it is known; else a stage's kind is taken from its name.
+    """
+    if pipeline not in pipelines:
+        mend = f"{nearest(pipeline, pipelines)}there are {', '.join(pipelines)}"
+        raise UsageError(f"there is no pipeline {pipeline!r}", mend)
+    members = pipelines[pipeline]
+    for name in skip:
+        if name not in members:
+            mend = f"{nearest(name, members)}its stages are {', '.join(members)}"
+            raise UsageError(f"--skip {name}: pipeline {pipeline} has no such stage", mend)
+    if members and set(skip) >= set(members):
+        raise UsageError(f"--skip leaves nothing of pipeline {pipeline}", "leave one stage in")
+    _check_kinds(members, skip, config)
+
+
+def _check_kinds(members: Sequence[str], skip: Sequence[str], config: Config | None) -> None:
+    """A stage that turns sound into text, or back, cannot be missing between others."""
+    flowing = ""
+    left_out = ""  # the stage whose work would be missing
+    for name in members:
+        declared = _declared(name, config)
+        if declared is None:
+            return
+        flowing = flowing or declared.accepts
+        if name in skip:
+            if declared.emits not in ("same", declared.accepts):
+                left_out = name
+            continue
+        if declared.accepts != flowing:
+            text = f"--skip {left_out}: {name} takes {declared.accepts}, and without {left_out} there is none"
+            raise UsageError(text, f"skip {name} too, or choose another --pipeline")
+        flowing = flowing if declared.emits == "same" else declared.emits
+
+
+def _declared(name: str, config: Config | None) -> Declaration | None:
+    section = config.stages.get(name) if config else None
+    kind = (section.kind if section else "") or name
+    if kind not in stages.KINDS:
+        return None
+    return stages.find(kind).declare(section.options if section else {})

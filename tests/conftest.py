@@ -1,0 +1,25 @@
+"""What every test stands on: no telemetry, and a user of the tests' own, whose nodes nobody else's node is taken for.
+
+A node's folder, and so what finds it, depends on XDG_RUNTIME_DIR and TMPDIR. The tests get their own before anything
+else looks: they neither see a node that runs on this machine nor leave a folder behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its makers when it is imported
+
+_BESIDE = tempfile.gettempdir()  # asked before TMPDIR changes: pytest's own folders stay where they are expected
+_OWN = Path(tempfile.mkdtemp(prefix="dgm-tests-"))  # short: it has to leave room for a socket's name
+for _name in ("XDG_RUNTIME_DIR", "TMPDIR"):
+    _folder = _OWN / _name[:3].lower()
+    _folder.mkdir(mode=0o700)
+    os.environ[_name] = str(_folder)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_OWN, ignore_errors=True)
