@@ -25,7 +25,7 @@ from engine.config_rules import Problem, check, check_complete
 from ipc.errors import ConfigError
 from stages.places import is_path
 
-__all__ = ["find", "from_dict", "load", "render_env_sample", "render_reference", "render_sample"]
+__all__ = ["find", "from_dict", "load", "render_env_sample", "render_reference", "render_sample", "with_origin"]
 
 FILE = "node.toml"
 
@@ -58,6 +58,21 @@ def load(
 def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
     """A configuration given as plain values, as the file would hold them. ConfigError naming ``where``."""
     return _checked(tree, where, {}, complete=True)
+
+
+def with_origin(
+    error: ConfigError, path: Path | None, env: Mapping[str, str] | None = None, env_file: Path | None = None
+) -> ConfigError:
+    """An error found only beside the machine (a device, a model's files), with the variable or file it comes from."""
+    field = error.text.partition(" ")[0].rstrip(":")
+    name = config_env.variable(field)
+    if field.startswith(config_env.PREFIX):  # it names a variable itself
+        return error
+    if name in (os.environ if env is None else env):
+        return ConfigError(f"environment variable {name}: {error.text}", error.mend)
+    if env_file is not None and name in config_env.read_file(env_file):
+        return ConfigError(f"{env_file}: {name}: {error.text}", error.mend)
+    return error if path is None else ConfigError(f"{path}: {error.text}", error.mend)
 
 
 def _read(path: Path) -> dict[str, Any]:

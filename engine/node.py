@@ -105,8 +105,9 @@ class Node:
 
     def _check_ready(self) -> None:
         if "error" in self._ready:
-            kind = ConfigError if self._ready.get("code") == CONFIGURATION else DragomanError
-            raise kind(self._ready["error"], self._ready.get("mend", ""))
+            if self._ready.get("code") == CONFIGURATION:
+                raise named(ConfigError(self._ready["error"], self._ready.get("mend", "")), self._given)
+            raise DragomanError(self._ready["error"], self._ready.get("mend", ""))
         if not self._ready:
             raise DragomanError("the node's supervisor ended before the node was ready", "see standard error for why")
 
@@ -219,6 +220,15 @@ def resolve(config: str | Path | Config | Mapping[str, Any] | None) -> Config:
         return config_file.from_dict(config)
     path = Path(config) if config is not None else config_file.find()
     return config_file.load(path) if path is not None else config_file.load(None, base=embedded.config())
+
+
+def named(error: ConfigError, given: object) -> ConfigError:
+    """The error with the file or variable it comes from, where a file was given or found."""
+    if not isinstance(given, str | Path | None):
+        return error
+    from engine import config_file
+
+    return config_file.with_origin(error, Path(given) if given is not None else config_file.find())
 
 
 def _environment() -> dict[str, str]:

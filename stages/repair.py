@@ -87,7 +87,7 @@ class RepairStage(Stage):
         requires=("llama_cpp",),
         optional=True,
         degrades_to_cpu=True,
-        install_hint="pip install '.[repair]'  (builds llama-cpp-python for some minutes; needs a C++ compiler)",
+        install_hint="make repair, or pip install 'dragoman[repair]' (builds for some minutes; needs a C++ compiler)",
     )
 
     def __init__(self, config: StageConfig) -> None:

@@ -15,11 +15,13 @@ opened with. In ``load`` cues (``index`` -1) the action happens while the model 
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import msgspec
@@ -29,6 +31,12 @@ from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage
 
 MARK_PREFIX = "mark:"
 LOAD = -1  # the index that cues match while loading
+ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text")
+CHOICES = {"accepts": ("audio", "text"), "emits": ("audio", "text", "same"), "dtype": ("int16", "float32")}
+LEAST = {
+    "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
+    "output_bytes": 0, "sample_rate": 1, "max_chars": 1,
+}  # fmt: skip
 
 
 class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +50,12 @@ class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str = "on cue"
     retry: bool = True
     ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        _among("cue action", self.action, ACTIONS)
+        _at_least("cue index", self.index, LOAD)
+        _at_least("cue attempt", self.attempt, 0)
+        _at_least("cue ms", self.ms, 0)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,14 +82,35 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cues: tuple[Cue, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("accepts", ("audio", "text")), ("emits", ("audio", "text", "same")),
-                              ("dtype", ("int16", "float32"))):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"option {name} must be one of {', '.join(allowed)}")
+        for name, allowed in CHOICES.items():
+            _among(f"option {name}", getattr(self, name), allowed)
+        for name, least in LEAST.items():
+            _at_least(f"option {name}", getattr(self, name), least)
+        if self.gil_share > 1:
+            raise ValueError(f"option gil_share is {self.gil_share:g}; the highest is 1")
+
+
+def _among(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; {_nearest(value, choices)}use one of {', '.join(choices)}")
+
+
+def _at_least(what: str, value: float, least: float) -> None:
+    if not least <= value < inf:
+        raise ValueError(f"{what} is {value:g}; the lowest is {least:g}")
+
+
+def _nearest(value: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, choices, n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def parse(options: Mapping[str, Any]) -> Options:
     """Options from a configuration table. Raises ValueError with one line."""
+    known = Options.__struct_fields__
+    for name in options:
+        if name not in known:
+            raise ValueError(f"stage simulated has no option {name!r}; {_nearest(name, known)}it has {', '.join(known)}")
     try:
         return msgspec.convert(dict(options), Options)
     except msgspec.ValidationError as error:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.config import Config
+from ipc.errors import ConfigError
 
 
 def add_config(parser: argparse.ArgumentParser, note: str = "") -> None:
@@ -31,11 +33,30 @@ def config(args: argparse.Namespace) -> tuple[Config, str]:
     """The configuration in force and the line that names it. Raises ConfigError or DragomanError."""
     from engine import config_file, embedded
 
-    env_file = Path(args.env_file) if args.env_file else None
-    path = Path(args.config) if args.config else config_file.find()
+    path, env_file = _files(args)
     if path is not None:
         return config_file.load(path, os.environ, env_file), f"configuration: {path}"
     return config_file.load(None, os.environ, env_file, base=embedded.config()), embedded.SAYING
+
+
+@contextmanager
+def named(args: argparse.Namespace) -> Iterator[None]:
+    """What turns out to be wrong with the configuration in here is told with the file or variable it comes from."""
+    from engine import config_file
+
+    try:
+        yield
+    except ConfigError as error:
+        path, env_file = _files(args)
+        raise config_file.with_origin(error, path, os.environ, env_file) from error
+
+
+def _files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """(configuration file, env file) to read."""
+    from engine import config_file
+
+    env_file = Path(args.env_file) if args.env_file else None
+    return Path(args.config) if args.config else config_file.find(), env_file
 
 
 def as_toml(config: Config) -> str:

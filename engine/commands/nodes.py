@@ -45,7 +45,7 @@ def client(
     config, words = choosing.config(args)
     check(config)
     say(words)
-    with private(config, say) as found:
+    with choosing.named(args), private(config, say) as found:
         yield found
 
 

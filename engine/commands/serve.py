@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     announce(words)
     from engine.supervisor.main import run as supervise
 
-    return int(supervise(config, foreground=True, announce=announce))
+    with choosing.named(args):
+        return int(supervise(config, foreground=True, announce=announce))
 
 
 def announce(line: Any) -> None:

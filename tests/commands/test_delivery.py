@@ -168,6 +168,39 @@ def test_a_node_that_is_gone_leaves_no_utterance_without_a_row(results: Results)
     assert [(row["outcome"], row["code"]) for row in results.rows] == [("error", "node_gone")] * 2
 
 
+def test_a_node_that_is_gone_is_waited_for_once_however_many_sessions_there_are(results: Results) -> None:
+    client, waited = FakeClient(), []
+
+    def gone(payload: Any, **_: Any) -> int:
+        waited.append(payload)
+        raise NodeGone("no answer for 10 s")
+
+    opened = client.session
+    client.session = lambda **wanted: with_submit(opened(**wanted), gone)  # type: ignore[method-assign]
+    deliver(client, results, texts(*"abcdefgh", sessions=4), sessions=4)
+    assert waited == ["a"]
+    assert [row["code"] for row in results.rows] == ["node_gone"] * 8
+
+
+def with_submit(session: FakeSession, submit: Any) -> FakeSession:
+    session.submit = submit  # type: ignore[method-assign]
+    return session
+
+
+def test_a_session_the_node_refuses_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("of an earlier run")
+    client, kept = FakeClient(), Results(tmp_path)
+
+    def refuse(**_: Any) -> FakeSession:
+        raise Rejected("bad_language", "nobody speaks xx")
+
+    client.session = refuse  # type: ignore[method-assign]
+    with pytest.raises(Rejected):
+        deliver(client, kept, texts("a"))
+    kept.close()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("results.jsonl", "of an earlier run")]
+
+
 def test_the_first_interrupt_stops_submitting_and_waits_for_what_is_in_flight(results: Results) -> None:
     client = FakeClient(hold=3)
     work = iter([*texts("a", "b"), *texts("never")])

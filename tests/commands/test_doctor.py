@@ -90,7 +90,7 @@ def test_repair_may_be_missing() -> None:
     finding = about("llama-cpp-python", packages=packages(llama_cpp_python=None))
     assert finding.state == "note"
     assert "skipped" in finding.text
-    assert "pip install" in finding.mend
+    assert "make repair" in finding.mend
 
 
 def test_a_gpu_with_the_cpu_onnxruntime_in_force_is_noted() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,49 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DragomanError, match="cannot write to"):
         Results(tmp_path / "file" / "out").open()
+
+
+def test_an_earlier_run_is_left_alone_until_the_new_one_begins_and_makes_way_then(tmp_path: Path) -> None:
+    earlier = Results(tmp_path)
+    earlier.open()
+    name = earlier.save_audio(TALK, np.ones(10, np.int16), 16_000)
+    earlier.add(results.outcome_row(TALK, outcome(), name))
+    earlier.close()
+    (tmp_path / "mine.wav").write_bytes(b"not of a run")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fresh = Results(tmp_path)
+    fresh.check()
+    fresh.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    fresh.open()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.wav", "results.jsonl"]
+    assert (tmp_path / "results.jsonl").read_bytes() == b""
+    fresh.close()
+
+
+@contextmanager
+def disk_of(nbytes: int) -> Iterator[None]:
+    """No file can grow beyond ``nbytes``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    kept = Results(tmp_path)
+    kept.open()
+    kept.add(results.outcome_row(TALK, outcome(), None))
+    written = (tmp_path / "results.jsonl").read_bytes()
+    with disk_of(len(written) + 10):
+        with pytest.raises(DragomanError, match="cannot write to .*make room"):
+            kept.save_audio(TALK, np.ones(10_000, np.int16), 16_000)
+        with pytest.raises(DragomanError, match="cannot write to .*make room"):
+            kept.add(results.outcome_row(TALK, outcome(), None))
+        kept.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"results.jsonl": written}
 
 
 def test_figures_add_up() -> None:

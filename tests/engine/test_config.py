@@ -156,7 +156,7 @@ def test_a_model_beside_the_file_is_meant_from_there_and_a_hub_name_stays(writte
 
 
 def test_a_model_that_should_lie_beside_the_file_and_does_not_is_a_path_all_the_same(written, tmp_path):
-    config = config_file.load(written('[stages.asr]\nmodel = "models/asr"\n[stages.tts]\nmodel = "./voices"\n'), {})
+    config = written(GOOD + '[stages.asr]\nmodel = "models/asr"\n[stages.tts]\nmodel = "./voices"\n')
     assert config.stages["asr"].model == str(tmp_path / "models" / "asr")
     assert config.stages["tts"].model == str(tmp_path / "voices")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.node import Node
-from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, identities, kill, process_of
+from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, identities, kill, process_of, wait_until
 
 HELD = 3  # the index at which the stage holds still until it is killed
 
@@ -47,11 +47,22 @@ def test_killing_a_worker_while_it_processes_loses_nothing(stage: str) -> None:
 
 
 def test_killing_a_worker_with_a_batch_sent_ahead_runs_both_again() -> None:
-    with Node(config(cues={"nmt": [{"index": 0, "action": "kill", "attempt": 1}]})) as node:
-        outcomes, marks = run(node, 6)
+    with Node(config(cues={"nmt": [{"index": 0, "action": "hang", "attempt": 1}]})) as node:
+        before, marks = identities(node), Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(6):
+                session.submit(marks.make("t", index))
+            wait_until(lambda: node.stats()["scheduler"]["workers"]["nmt@cpu/0"]["on_board"] == 2)
+            kill(process_of(node, "nmt@cpu/0")["pid"])
+            outcomes = list(session.outcomes(timeout_s=30))
+        after = identities(node)
+    for outcome in outcomes:
+        marks.compare("t", outcome)
     assert_in_order(outcomes)
     assert [o.outcome for o in outcomes] == ["ok"] * 6 and not marks.mixed_up
-    assert max(r["attempt"] for r in outcomes[0].stages if r["stage"] == "nmt") == 2
+    attempts = [max(r["attempt"] for r in o.stages if r["stage"] == "nmt") for o in outcomes]
+    assert attempts == [2, 2, 1, 1, 1, 1], "the one that ran and the one sent ahead, and no other"
+    assert {role for role in before if before[role] != after[role]} == {"nmt@cpu/0"}
 
 
 @pytest.mark.parametrize("action", ["segv", "exit"])

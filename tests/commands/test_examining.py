@@ -1,0 +1,57 @@
+"""The doctor sees before a start what would keep a node with this configuration from starting."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from engine import embedded
+from engine.commands import examining
+
+SIMULATED = """
+[stages.ears]
+kind = "simulated"
+options = { accepts = "audio" }
+[pipelines]
+full = ["ears"]
+"""
+
+
+def found(path: Path, text: str) -> dict[str, examining.Finding]:
+    path.write_text(text, encoding="utf-8")
+    return {f.topic: f for f in examining.configuration(Namespace(config=str(path), env_file=None))}
+
+
+def test_a_configuration_that_would_start_is_ok(tmp_path: Path) -> None:
+    assert {f.state for f in found(tmp_path / "node.toml", SIMULATED).values()} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("text", "topic", "says"),
+    [
+        ("[stages.ears]\nkind = 3", "configuration", "stages.ears.kind"),
+        (SIMULATED + '[stages.asr]\nmodel = "models/asr"\n', "stage asr", "there is no folder"),
+        (SIMULATED.replace("[pipelines]", 'devices = ["cuda:77"]\n[pipelines]'), "plan", "cuda:77"),
+    ],
+)
+def test_what_would_end_the_start_is_bad_and_has_a_mend(tmp_path: Path, text: str, topic: str, says: str) -> None:
+    finding = found(tmp_path / "node.toml", text)[topic]
+    assert finding.state == "bad"
+    assert says in finding.text
+    assert finding.mend
+
+
+def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
+    finding = found(tmp_path / "node.toml", SIMULATED + '[stages.nmt]\nmodel = "no/such/one"\nrequired = false\n')
+    assert finding["stage nmt"].state == "note"
+
+
+def test_without_a_file_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "config", lambda: pytest.fail("made models"))
+    (finding,) = examining.configuration(Namespace(config=None, env_file=None))
+    assert finding.state == "ok"
+    assert "embedded" in finding.text

@@ -1,0 +1,40 @@
+"""A pipeline that is not there, and stages that cannot be left out, are refused with what to do instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.commands import fitting
+from engine.commands.inputs import UsageError
+from engine.config import Config, StageSection
+
+PIPELINES = {"full": ("asr", "repair", "nmt", "tts"), "speak": ("tts",)}
+
+
+@pytest.mark.parametrize("skip", [(), ("repair",), ("nmt", "repair"), ("tts",), ("repair", "nmt", "tts")])
+def test_what_leaves_the_kinds_fitting_passes(skip: tuple[str, ...]) -> None:
+    fitting.check(PIPELINES, "full", skip)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "skip", "says"),
+    [
+        ("bogus", (), "there are full, speak"),
+        ("ful", (), "did you mean full"),
+        ("full", ("bogus",), "asr, repair, nmt, tts"),
+        ("speak", ("asr",), "its stages are tts"),
+        ("full", ("asr",), "repair takes text, and without asr there is none"),
+        ("full", ("asr", "repair"), "nmt takes text"),
+        ("speak", ("tts",), "leaves nothing"),
+    ],
+)
+def test_what_cannot_be_is_one_line(pipeline: str, skip: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        fitting.check(PIPELINES, pipeline, skip)
+
+
+def test_a_stages_kind_is_what_the_configuration_says() -> None:
+    ears = StageSection(kind="simulated", options={"accepts": "audio", "emits": "text"})
+    config = Config(stages={"ears": ears, "nmt": StageSection()}, pipelines={"full": ("ears", "nmt")})
+    with pytest.raises(UsageError, match="without ears"):
+        fitting.check(config.pipelines, "full", ("ears",), config)
