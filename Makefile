@@ -73,5 +73,6 @@ docs: env
 	@$(PY) scripts/pages.py --write
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache out/demo
+	@rmdir out 2>/dev/null || true
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -81,6 +81,9 @@ stage's library resolves; only asr has one that does.
 
 A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
 valid value. The configuration is read once: a change needs a new start.
+
+`node.endpoints`: the socket in the node's folder is for its user alone. A loopback `tcp://` address is open to **every
+user of the machine**; addresses that other machines reach are refused.
 """
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from engine import logs
 from engine.config import Config, StageSection
 from engine.config_rules import Problem, nearest, words
 from ipc.errors import ConfigError
@@ -49,6 +50,7 @@ def apply(tree: dict[str, Any], variables: Mapping[str, str], origin: str) -> di
         try:
             found = _locate(name.removeprefix(PREFIX), tree)
             if found is None:
+                logs.get().warning("%s %s sets nothing; the nearest name is %s", origin, name, nearest_name(name, tree))
                 continue
             path, type_ = found
             _put(tree, path, parse(text, type_))
@@ -56,6 +58,15 @@ def apply(tree: dict[str, Any], variables: Mapping[str, str], origin: str) -> di
             raise ConfigError(f"{origin} {name} {problem.text}") from problem
         sources[".".join(path)] = f"{origin} {name}"
     return sources
+
+
+def nearest_name(name: str, tree: Mapping[str, Any]) -> str:
+    """The variable whose name is most like this one."""
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config) if _is_struct(field.type)}
+    sections |= {f"stages.{stage}": StageSection for stage in tree.get("stages", {})}
+    fields = [f"{section}.{field}" for section, type_ in sections.items() for field in type_.__struct_fields__]
+    known = [variable(field) for field in ("languages", *fields)]
+    return difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
 
 
 def _locate(rest: str, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:

@@ -160,7 +160,7 @@ def rule_for(field: str) -> Rule | None:
 
 def nearest(value: Any, choices: Iterable[str]) -> str:
     """The question "did you mean ...?" with a blank after it, or nothing."""
-    close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
     return f"did you mean {close[0]}? " if close else ""
 
 
@@ -251,7 +251,8 @@ def _check_stage(name: str, section: StageSection) -> None:
     kind = section.kind or name
     if kind not in stages.KINDS:
         field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
-        raise Problem(field, f"is no kind of stage; {_among(kind, stages.KINDS)}")
+        what = f"is {kind!r}, which is" if section.kind else "is"
+        raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.KINDS)}")
     try:
         stages.find(kind).check_options(section.options)
     except ValueError as error:

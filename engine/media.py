@@ -20,6 +20,7 @@ import numpy as np
 from ipc.errors import DragomanError
 
 RATE_HZ = 16_000
+LONGEST_S = 600.0  # no node takes more in one utterance
 
 
 class MediaError(DragomanError):
@@ -35,7 +36,9 @@ class TooLong(MediaError):
 
     def __init__(self, name: str, seconds: float, max_s: float) -> None:
         text = f"{name} lasts {seconds:.1f} s, one utterance may last {max_s:g} s"
-        super().__init__("audio_too_long", text, "cut it, or raise node.max_utterance_s (up to 600)")
+        raises = max_s < seconds <= LONGEST_S
+        mend = f"cut it, or raise node.max_utterance_s (up to {LONGEST_S:g})" if raises else "cut it"
+        super().__init__("audio_too_long", text, mend)
         self.seconds = seconds
 
 

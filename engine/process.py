@@ -92,6 +92,10 @@ class Lifeline:
             self.pulse_at = min(self._next_beat, self._next_report)
             self.post(Report(snapshot))
 
+    def hurry(self) -> None:
+        """Let the next report be due at once."""
+        self._next_report = self.pulse_at = 0.0
+
     def due_in(self, now: float) -> float:
         """Seconds until the next heartbeat: the longest a loop may wait."""
         return max(0.0, self._next_beat - now)
@@ -152,8 +156,8 @@ def settle(core: int, *, whole: bool) -> None:
     """Let this process's messages travel on one CPU: ``core``; -1 the last one of at least four; -2 changes nothing.
 
     ZeroMQ moves each message through a thread of its own. Where that thread and the one it wakes sit on different CPUs,
-    waking costs more than the rest of the message (docs/decisions/0007-control-core.md). ``whole``: the process itself goes
-    there too; a worker's computing threads stay free.
+    waking costs more than the rest of the message (docs/decisions/0007-control-core.md). ``whole``: the process itself
+    goes there too; a worker's computing threads stay free.
     """
     allowed = os.sched_getaffinity(0)
     if core == ANY_CORE or (core == LAST_CORE and len(allowed) < ENOUGH_CORES):

@@ -244,8 +244,8 @@ class Door(_Link):
         except zmq.ZMQError as error:
             raise PeerGone(client) from error
 
-    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[bytes | Held]]]:
-        """At most ``limit`` arrivals: (client, frames). A long frame is not copied: it comes as its buffer."""
+    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[Any]]]:
+        """At most ``limit`` arrivals: (client, frames as bytes). A long frame is not copied: it comes as ``Held``."""
         for count, (client, *frames) in enumerate(self._arrivals(), 1):
             yield client, [frame if len(frame) > SMALL_BYTES else frame.bytes for frame in frames]
             if count == limit:

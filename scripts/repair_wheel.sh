@@ -25,7 +25,8 @@ without_repair() {
 build() {
     local log started
     work=$(mktemp -d)
-    log=$work/build.log
+    log=$cache/build.log
+    mkdir -p "$cache"
     job=
     trap '[ -z "$job" ] || kill $job 2>/dev/null; rm -rf "$work"' EXIT # a background job does not hear Ctrl-C
     echo 'set(LLAMA_BUILD_COMMON OFF CACHE BOOL "" FORCE)' >"$work/trim.cmake"
@@ -43,11 +44,12 @@ build() {
         echo "   building llama-cpp-python: $((SECONDS - started)) s, step $(grep -o '\[[0-9]*/[0-9]*\]' "$log" | tail -1)"
     done
     if ! wait $job; then
-        tail -n 15 "$log" >&2
+        grep -iE '(error|fatal)[ :]|not found|no space' "$log" | tail -n 8 >&2 || tail -n 8 "$log" >&2
         return 1
     fi
     job=
-    mkdir -p "$cache" && mv "$work"/wheel/llama_cpp_python-*.whl "$cache"/
+    rm -f "$log"
+    mv "$work"/wheel/llama_cpp_python-*.whl "$cache"/
 }
 
 installed && exit 0
@@ -55,6 +57,6 @@ if [ -z "$(kept)" ]; then
     command -v g++ >/dev/null || command -v c++ >/dev/null ||
         without_repair "llama-cpp-python needs a C++ compiler (apt-get install g++)"
     echo "== building llama-cpp-python $version for the repair stage: about 3 minutes on two cores, once; kept in $cache"
-    build || without_repair "llama-cpp-python did not build (its last lines stand above)"
+    build || without_repair "llama-cpp-python did not build (its errors stand above, all it said in $cache/build.log)"
 fi
 install "$(kept)" || without_repair "llama-cpp-python did not install"

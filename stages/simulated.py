@@ -10,7 +10,7 @@ The number travels between stages as ``mark:<16 hex digits>`` at the start of th
 **Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
 ``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
 ``sleep`` (ms), ``text`` (text). ``attempt`` 0 matches every attempt, ``session`` "" every session, else the tag it was
-opened with. In ``load`` cues (``index`` -1) the action happens while the model loads.
+opened with. In ``load`` cues (``index`` -1) the action happens while the model loads; ``bad_model`` (text) fails it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage
 
 MARK_PREFIX = "mark:"
 LOAD = -1  # the index that cues match while loading
-ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text")
+ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text", "bad_model")
 CHOICES = {"accepts": ("audio", "text"), "emits": ("audio", "text", "same"), "dtype": ("int16", "float32")}
 LEAST = {
     "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
@@ -110,7 +110,9 @@ def parse(options: Mapping[str, Any]) -> Options:
     known = Options.__struct_fields__
     for name in options:
         if name not in known:
-            raise ValueError(f"stage simulated has no option {name!r}; {_nearest(name, known)}it has {', '.join(known)}")
+            raise ValueError(
+                f"stage simulated has no option {name!r}; {_nearest(name, known)}it has {', '.join(known)}"
+            )
     try:
         return msgspec.convert(dict(options), Options)
     except msgspec.ValidationError as error:

@@ -10,9 +10,9 @@ no-op stages do, and passes the frame on.
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,6 @@ class Chain:
 
     def __init__(self, sleep_ms: Sequence[float] = (0, 0, 0, 0)) -> None:
         self.sleep_ms = tuple(sleep_ms)
-        self._folder = tempfile.TemporaryDirectory(prefix="dragoman-peer-")
         self._context: zmq.Context = zmq.Context()
         self._stages: list[subprocess.Popen] = []
 
@@ -50,7 +49,9 @@ class Chain:
 
     def start(self) -> None:
         """Start the stages and wait until a first frame has come through."""
-        addresses = [f"ipc://{self._folder.name}/{n}" for n in range(len(self.sleep_ms) + 1)]
+        # Names without a file ("@"): nothing is left behind, however this process ends.
+        name = f"ipc://@dragoman-peer-{os.getpid()}-{secrets.token_hex(4)}"
+        addresses = [f"{name}/{n}" for n in range(len(self.sleep_ms) + 1)]
         self._results = self._context.socket(zmq.PULL)
         self._results.bind(addresses[-1])
         for source, target, sleep_ms in zip(addresses, addresses[1:], self.sleep_ms, strict=False):
@@ -82,7 +83,6 @@ class Chain:
             stage.wait()
         self._stages = []
         self._context.destroy(linger=0)
-        self._folder.cleanup()
 
 
 def _spawn(source: str, target: str, sleep_ms: float) -> subprocess.Popen:

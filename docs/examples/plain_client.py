@@ -84,11 +84,22 @@ def load(argument):
     if not argument.endswith(".wav"):
         return argument
     with wave.open(argument) as file:
+        if (file.getframerate(), file.getsampwidth(), file.getnchannels()) != (16000, 2, 1):
+            raise ValueError(f"{argument} is not 16 kHz, 16 bit, mono; ffmpeg -i {argument} -ar 16000 -ac 1 out.wav")
         return file.readframes(file.getnframes())
 
 
+def main(arguments):
+    if len(arguments) < 5:
+        sys.exit("usage: plain_client.py ENDPOINT PIPELINE SOURCE TARGET UTTERANCE...")
+    endpoint, pipeline, source, target, *given = arguments
+    try:
+        for outcome, samples in translate(endpoint, [load(one) for one in given], pipeline, source, target):
+            audio = f"{len(samples)} bytes at {outcome['sample_rate']} Hz" if samples else "no audio"
+            print(outcome["index"], outcome["outcome"], outcome.get("code", ""), outcome.get("texts", {}), audio)
+    except (OSError, RuntimeError, ValueError, wave.Error, zmq.ZMQError) as error:  # TimeoutError is an OSError
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    endpoint, pipeline, source, target, *arguments = sys.argv[1:]
-    for outcome, samples in translate(endpoint, [load(a) for a in arguments], pipeline, source, target):
-        audio = f"{len(samples)} bytes at {outcome['sample_rate']} Hz" if samples else "no audio"
-        print(outcome["index"], outcome["outcome"], outcome.get("code", ""), outcome.get("texts", {}), audio)
+    main(sys.argv[1:])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from engine import logs, process
+from engine.arbiter import words
 from engine.arbiter.leases import Action, FromWorker, Leases, Sample, Send, Tick, Waits
 from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
-from ipc.messages import Drain, Gone, LeaseRequest, Release, Settled, Stop, ToArbiter
+from ipc.messages import Drain, Gone, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter
 from ipc.sockets import Poll, Router
 
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
@@ -91,7 +93,8 @@ class Arbiter:
         for action in actions:
             match action:
                 case Send(peer, message):
-                    self._log.info("%s: %s", peer, message)
+                    level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
+                    self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
                 case Sample(device):
                     self._samplers[device].ask()

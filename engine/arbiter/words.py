@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.arbiter.lease import Lease
 from engine.arbiter.room import DeviceMemory, Limits
+from ipc.messages import Denied, Granted, LeaseWait
 
 GIB = 2**30
 
@@ -16,6 +17,19 @@ def name(lease: Lease) -> str:
 
 def gib(nbytes: int) -> str:
     return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
+
+
+def told(peer: str, message: Any) -> str:
+    """What a worker is told, for the log."""
+    who = peer.rpartition("#")[0] or peer
+    match message:
+        case Granted(nbytes=nbytes):
+            return f"{who} may load: {gib(nbytes)} granted"
+        case LeaseWait(reason=reason):
+            return f"{who} waits: {reason}"
+        case Denied(reason=reason):
+            return f"{who} gets no memory: {reason}"
+    return f"{who}: {type(message).__name__}"
 
 
 def too_little(lease: Lease, memory: DeviceMemory, leases: list[Lease]) -> str:

@@ -102,7 +102,7 @@ class Delivery:
         try:
             index = lane.session.submit(found, budget_s=self._wish.budget_s, skip=self._wish.skip)
         except Rejected as error:
-            return self._refuse(lane, utterance, error.code, str(error))
+            return self._refuse(lane, utterance, error.code, str(error).removeprefix(f"{error.code}: "))
         except Busy as error:  # the node is stopping: this one is not taken, those in flight still end
             return self._refuse(lane, utterance, error.reason, str(error))
         except NodeGone as error:  # gone for all sessions: waiting for it once is enough

@@ -27,7 +27,8 @@ CLIPS_PER_SPEAKER = 3
 SILENT_CLIP = 7  # one clip is silence: nothing is heard in it, and that is a result too
 HONEST = (
     "These are clockwork models: the recogniser says one fixed sentence per language wherever there is sound, the\n"
-    "translator knows 14 words, and the voice speaks in tones. Real models: see the README."
+    "translator knows 14 words, and the voice speaks in tones. Repair copies its text (it only turns _ into a blank).\n"
+    "Real models: see the README."
 )
 
 

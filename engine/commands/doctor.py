@@ -83,8 +83,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "doctor",
         help="what is installed, what is missing, and the command that mends it",
         description="Look at this machine: Python, kernel, packages against their floors, devices, memory, and which\n"
-        "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether the whole fits.\n"
-        "With --connect, at a running node too.",
+        "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether\n"
+        "the whole fits. With --connect, at a running node too.",
         epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
         "\nexit codes: 0 the node could run here, 1 something it needs is missing",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -47,7 +48,7 @@ def configuration(args: argparse.Namespace) -> list[Finding]:
 def _stages(config: Config) -> Iterator[Finding]:
     from engine.supervisor import survey
 
-    surveys = {}
+    surveys: dict[str, survey.Survey] = {}
     for name, section in config.stages.items():
         alone = msgspec.structs.replace(config, stages={name: section})
         try:
@@ -64,7 +65,7 @@ def _stages(config: Config) -> Iterator[Finding]:
         yield _plan(config, surveys)
 
 
-def _plan(config: Config, surveys: dict) -> Finding:
+def _plan(config: Config, surveys: dict[str, Any]) -> Finding:
     """Whether devices, memory and languages allow all stages together."""
     from engine import devices
     from engine.supervisor import plan

@@ -6,17 +6,34 @@ A node that died without a farewell leaves its folder and its sockets behind; it
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from engine import published
+from engine.commands import asking
 from engine.commands.asking import START_ONE, NoNode
 from engine.supervisor import folder
+from ipc.errors import DragomanError
 
 
 def running() -> Path | None:
     """The folder of the node that clients find by themselves, or None when none is alive."""
     homes = (published.newest(base) for base in folder.candidates(os.environ, os.getuid()))
     return next((home for home in homes if home is not None), None)
+
+
+def starting() -> str:
+    """The id of a node that says it is starting; "" when none does."""
+    for base in folder.candidates(os.environ, os.getuid()):
+        for home in sorted(base.glob("*/ctl")):
+            with suppress(DragomanError):
+                if published.is_held(home.parent / published.LOCK) and _phase(f"ipc://{home}") == "starting":
+                    return home.parent.name
+    return ""
+
+
+def _phase(endpoint: str) -> str:
+    return str(asking.ask(endpoint, "health", timeout_s=1.0).get("phase", ""))
 
 
 def client_endpoint() -> str | None:
@@ -37,6 +54,8 @@ def ctl_endpoint(given: str | None) -> str:
             else given
         )
     home = running()
+    if home is None and (name := starting()):
+        raise NoNode(f"a node is starting ({name})", "ask again when it has said ready")
     if home is None:
         raise NoNode("no node of this user is running on this machine", START_ONE)
     return f"ipc://{home / 'ctl'}"

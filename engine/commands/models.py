@@ -25,11 +25,27 @@ def add(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_subparsers(dest="what", required=True, metavar="list | synthesize")
-    listing = what.add_parser("list", help="the models the configuration names: size, languages, what is missing")
+    listing = what.add_parser(
+        "list",
+        help="the models the configuration names: size, languages, what is missing",
+        description="A row for each stage's model, as far as its files tell; nothing is loaded.",
+        epilog="examples:\n  run_node.py models list\n  run_node.py models list --config node.toml\n"
+        "\nexit codes: 0 every required model is there, 1 one is missing, 2 usage, 78 configuration",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     choosing.add_config(listing)
-    making = what.add_parser("synthesize", help="write a clockwork model")
+    making = what.add_parser(
+        "synthesize",
+        help="write a clockwork model",
+        description="Write a clockwork model: the real file format, hand-set weights, fixed words.",
+        epilog="examples:\n  run_node.py models synthesize asr --out models/asr\n"
+        "  run_node.py models synthesize repair --out models/repair.gguf\n"
+        "\nexit codes: 0 written, 1 it could not be written, 2 usage, or DIR holds something already",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     making.add_argument("kind", help="asr | asr-tones | nmt | repair | tts")
-    making.add_argument("--out", required=True, metavar="DIR", help="where to write it")
+    making.add_argument("--out", required=True, metavar="DIR", help="where to write it: a new or empty folder")
+    making.add_argument("--force", action="store_true", help="write even over what is there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,13 +92,18 @@ def _synthesize(args: argparse.Namespace) -> int:
 
     if args.kind not in clockwork.KINDS:
         raise UsageError(f"there is no clockwork model {args.kind!r}", f"use one of: {', '.join(clockwork.KINDS)}")
+    out = Path(args.out)
+    if not args.force and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UsageError(f"{out} holds something already", "give a new folder, or --force to write over it")
     try:
         path = clockwork.synthesize(args.kind, Path(args.out))
     except ImportError as error:
         raise DragomanError(f"cannot make a {args.kind} model: {error}", f"pip install {error.name}") from error
     except OSError as error:
         raise DragomanError(f"cannot write to {args.out}: {error.strerror}", "give another --out") from error
-    print(f"{path}  ({nbytes(_size(path))}); use it as the model of a {args.kind.partition('-')[0]} stage")
+    stage = args.kind.partition("-")[0]
+    article = "an" if stage[0] in "aeio" else "a"
+    print(f"{path}  ({nbytes(_size(path))}); use it as the model of {article} {stage} stage")
     return OK
 
 

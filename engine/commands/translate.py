@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
         read = read or stack.enter_context(ReadAhead(planned.work))
         wanted = wish(args, pipeline, planned.sessions, client.limits)
         shown = not (args.json or args.quiet)
-        delivery = deliver(client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None)
+        delivery = deliver(
+            client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None
+        )
     report(results, args.json, args.quiet)
     return exit_code(delivery.interrupted, results)
 

@@ -27,6 +27,7 @@ Action = Any  # one of events' Tell, Post, Write, Note, AllFlushed
 
 LOCAL_OWNER = "local"  # who may enter the node's folder
 ANSWER_BYTES = 200  # of a message without samples, roughly, queue entry included
+FEW_BYTES = 2**20  # of unread answers, about which nobody worries
 LONGEST_RETRY_S, SHORTEST_RETRY_S = 5.0, 0.02
 
 
@@ -63,6 +64,7 @@ class Books:
         longest = int(boot.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
         self.ingress = Ingress(self.ring_blocks, longest, self.first_generation, self.deadlines.reserve_after_s)
         self.outbox = Outbox(boot.outbox_session_bytes, boot.outbox_node_bytes)
+        self._few_bytes = min(FEW_BYTES, boot.outbox_session_bytes)
         self.capacity = Capacity(1)
         self.draining = False
         self.totals = Totals()
@@ -81,16 +83,25 @@ class Books:
     def tell(
         self, client: bytes | None, message: Any, payload: bytes | None = None, nbytes: int = ANSWER_BYTES
     ) -> None:
-        """Send to a client; ``nbytes`` counts as an answer it may not have read (0: counted elsewhere)."""
+        """Send to a client; ``nbytes`` counts as an answer it may not have read (0: counted elsewhere).
+
+        A connection without a session that has used up its budget is told nothing.
+        """
         if client is None:
             return
         known = self.sessions.clients.get(client)
         if known is not None:
             known.answer_bytes += nbytes
             known.told_at = self.now
-            if known.answer_bytes > self.boot.outbox_session_bytes:
+            if known.answer_bytes > self._few_bytes and known.answer_bytes > self.answers_bytes:
                 self.slow.add(client)
+        elif not self.sessions.strangers.may_hear(client, nbytes, self.now):
+            return
         self._actions.append(Tell(client, message, payload))
+
+    def deaf(self, client: bytes) -> bool:
+        """Whether so much lies unread at this connection, which holds no session, that it is to have none."""
+        return self.sessions.strangers.debt(client, self.now) > self.boot.outbox_session_bytes // 2
 
     def post(self, message: Any) -> None:
         """Send to the scheduler in this turn."""
@@ -200,6 +211,18 @@ class Books:
         return self._wakes[0][0] if self._wakes else float("inf")
 
     # ---------------------------------------------------------------- figures
+
+    @property
+    def unread_bytes(self) -> int:
+        """Most bytes of outcomes that a connection may have unacknowledged: all of them together, half the outbox."""
+        boot = self.boot
+        return min(boot.outbox_session_bytes, boot.outbox_node_bytes // (2 * max(1, len(self.sessions.clients))))
+
+    @property
+    def answers_bytes(self) -> int:
+        """Most bytes of answers that a connection may leave unread: all of them together, as much as the outbox."""
+        boot = self.boot
+        return min(boot.outbox_session_bytes, boot.outbox_node_bytes // max(1, len(self.sessions.clients)))
 
     @property
     def notice_s(self) -> float:

@@ -1,8 +1,8 @@
 """Bringing outcomes out: order, the client's window of unread bytes, acknowledgement, and the end of a session.
 
 An ended utterance's outcome goes into the outbox, then waits for its turn (reorder), then for room on its connection:
-what was handed to the socket and not acknowledged is bounded in bytes per connection, so that a client that is slow,
-or never reads, costs its own budget and nothing else. It is forgotten when acknowledged. Pure.
+what was handed to the socket and not acknowledged is bounded in bytes per connection and node-wide, so that a client
+that is slow, or never reads, costs its own budget and nothing else. It is forgotten when acknowledged. Pure.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Delivery:
             if parcel is None:  # acknowledged out of order, which only a bypassed reorder core allows
                 session.queue.popleft()
                 continue
-            if client.sent_bytes and client.sent_bytes + parcel.nbytes > books.boot.outbox_session_bytes:
+            if client.sent_bytes and client.sent_bytes + parcel.nbytes > books.unread_bytes:
                 client.waiting = True
                 return
             session.queue.popleft()
@@ -88,7 +88,7 @@ class Delivery:
         client = books.sessions.clients[session.client]
         pressed = 2 * (client.sent_bytes + client.answer_bytes) > books.boot.outbox_session_bytes
         if books.outbox.get(session.id, message.index) is None and not pressed:
-            words = len(message.text) if isinstance(message, Partial) else len(message.reason)
+            message, words = fit_progress(message)
             books.tell(session.client, message, nbytes=ANSWER_BYTES + words)
 
     # ---------------------------------------------------------------- acknowledgement
@@ -164,6 +164,17 @@ def fit(outcome: Outcome, payload: bytes | None) -> tuple[Outcome, bytes | None]
             changes["outcome"], changes["code"] = "error", "output_too_long"
             changes["error"] = f"{texts} bytes of text; an outcome may carry {MAX_TEXT_BYTES // 2}"
     return msgspec.structs.replace(outcome, **changes), payload
+
+
+def fit_progress(message: Status | Partial) -> tuple[Status | Partial, int]:
+    """The message with a text that fits into a frame, and how many characters that has."""
+    if isinstance(message, Partial):
+        if len(message.text) > MAX_TEXT_BYTES // 4:  # a character has at most four bytes
+            message = msgspec.structs.replace(message, text=message.text[: MAX_TEXT_BYTES // 4])
+        return message, len(message.text)
+    if len(message.reason) > MAX_REASON_CHARS:
+        message = msgspec.structs.replace(message, reason=message.reason[:MAX_REASON_CHARS])
+    return message, len(message.reason)
 
 
 def _short(record: StageRecord) -> StageRecord:

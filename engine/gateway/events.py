@@ -51,6 +51,10 @@ class DrainNode(_Event, frozen=True):
     budget_s: float
 
 
+class LeaveNow(_Event, frozen=True):
+    """The process is about to end, whatever has been said or not."""
+
+
 class TurnEnd(_Event, frozen=True):
     """Everything that had arrived is handled."""
 

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from engine.gateway.books import Action, Books
 from engine.gateway.delivery import Delivery
-from engine.gateway.events import Arrived, ClientLost, DrainNode, JobEnded, TurnEnd
+from engine.gateway.events import Arrived, ClientLost, DrainNode, JobEnded, LeaveNow, TurnEnd
 from engine.gateway.intake import Intake
 from engine.gateway.sessions import Session
 from engine.gateway.validate import Refused
@@ -63,6 +65,7 @@ class Gateway:
             Capacity: self._capacity,
             ClientLost: lambda event, now: self.watch.lost(event.client, now),
             DrainNode: lambda event, now: self.watch.drain(event.budget_s, now),
+            LeaveNow: lambda _, now: self.watch.leave(now),
         }
 
     def handle(self, event: Any, now: float) -> list[Action]:
@@ -97,6 +100,8 @@ class Gateway:
     def _client(self, client: bytes, message: Any, payload: bytes | None, now: float) -> None:
         books = self.books
         match message:
+            case Open() | Resume() if books.deaf(client):
+                return
             case Ping():
                 books.tell(client, Pong(books.incarnation))
             case Hello(version):
@@ -108,9 +113,14 @@ class Gateway:
                 self._resume(client, token, last_received, now)
             case Rejected():  # did not decode
                 books.totals.rejected += 1
-                books.tell(client, message)
+                books.tell(client, self._with_window(client, message))
             case _:
                 self._held(client, message, payload, now)
+
+    def _with_window(self, client: bytes, refusal: Rejected) -> Rejected:
+        """An index that is none: the session's window says what would have been one."""
+        session = self.books.sessions.held_by(client, refusal.session) if refusal.code == "bad_index" else None
+        return refusal if session is None else msgspec.structs.replace(refusal, window=session.within())
 
     def _utterance(self, session: Session, message: Any, payload: bytes | None, now: float) -> None:
         index = getattr(message, "index", None)

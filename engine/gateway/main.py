@@ -19,15 +19,32 @@ from engine import logs, process
 from engine.boot import Boot, GatewayBoot
 from engine.gateway import wire
 from engine.gateway.books import Books
-from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode, JobEnded, Note, Post, Tell, TurnEnd, Write
+from engine.gateway.events import (
+    AllFlushed,
+    Arrived,
+    ClientLost,
+    DrainNode,
+    JobEnded,
+    LeaveNow,
+    Note,
+    Post,
+    Tell,
+    TurnEnd,
+    Write,
+)
 from engine.gateway.gateway import Gateway
 from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
 from ipc.ring import Ring, generation
-from ipc.sockets import Dealer, Door, Poll, hold
+from ipc.sockets import Dealer, Door, Poll, context, hold
 
-HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and the outbox
+HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and twice the outbox
+OUTBOX_SLACK_BYTES = HEADROOM_BYTES // 2  # what runs when the outbox is full may still end; beyond this it is lost
+TURN_MESSAGES = 2000  # of clients, and then the turn ends: others wait, and the supervisor
+TURN_S = 0.05  # likewise; the clock is looked at from TURN_LOOKS messages on
+TURN_LOOKS = 16
+LINGER_MS = 250  # last outcomes on their way when the process ends
 DOOR_SLACK_BYTES = 2**20
 TOKEN_BYTES = 16
 _TURN_END = TurnEnd()
@@ -49,6 +66,7 @@ class Shell:
         self.door: Door | None = None
         self.letters: dict[bytes, wire.Letter] = {}
         self.bad_frames = 0
+        self.outbox_most = body.outbox_node_bytes + OUTBOX_SLACK_BYTES
         self.now = 0.0  # when this turn began
         self.phase = "started"
         self.stopping = False
@@ -114,6 +132,7 @@ class Shell:
                     self._feed(DrainNode(budget_ms / 1000))
                 case Stop():
                     self.stopping = True
+                    self._feed(LeaveNow())
 
     def _read_scheduler(self, link: Dealer) -> None:
         for _, epoch, batch in link.drain():
@@ -123,11 +142,22 @@ class Shell:
                 self._feed(self._fetch(message) if isinstance(message, JobOutcome) else message)
 
     def _read_clients(self, door: Door) -> None:
+        """What has arrived, as much as a turn takes: then everybody else has theirs, and the door is asked again."""
+        taken = 0
         for client, frames in door.drain():
-            messages, payload = wire.read(frames)
-            for message in messages:
-                self.bad_frames += type(message) is wire.Rejected
-            self._feed(Arrived(client, messages, payload))
+            try:
+                messages, payload = wire.read(frames)
+                for message in messages:
+                    self.bad_frames += type(message) is wire.Rejected
+                self._feed(Arrived(client, messages, payload))
+            except MemoryError:
+                self.log.error("a client's frame is refused: the gateway has no memory left for it")
+                messages = wire.NO_MEMORY
+                self._feed(Arrived(client, messages))
+            taken += len(messages)
+            if taken >= TURN_LOOKS and (taken >= TURN_MESSAGES or process.now() - self.now >= TURN_S):
+                door.touched = True
+                return
 
     def _fetch(self, message: JobOutcome) -> JobEnded:
         """Copy the result out at once: no slot waits for order or for a client."""
@@ -138,10 +168,14 @@ class Shell:
             ring = self.rings.get(ref.ring)
             if ring is None or ref.dtype not in WIRE_NAMES:
                 raise StaleData(f"no result can lie in ring {ref.ring!r} as {ref.dtype!r}")
+            if self.core.books.outbox.total_bytes + ref.nbytes > self.outbox_most:
+                raise MemoryError(f"{self.core.books.outbox.count} results are kept for clients that do not read")
             payload = ring.copy(ref, hold)
-        except StaleData as error:
+        except (StaleData, MemoryError, zmq.ZMQError) as error:
             self.log.error("session %s index %s: result lost: %s", outcome.session, outcome.index, error)
-            lost = {"outcome": "error", "code": "failed", "error": "the result was lost in shared memory"}
+            stale = isinstance(error, StaleData)
+            text = "the result was lost in shared memory" if stale else "the gateway had no memory for the result"
+            lost = {"outcome": "error", "code": "failed", "error": text}
             return JobEnded(msgspec.structs.replace(outcome, **lost), None, message.ticket)
         told = msgspec.structs.replace(
             outcome, dtype=WIRE_NAMES[ref.dtype], nbytes=ref.nbytes, sample_rate=ref.sample_rate
@@ -228,15 +262,18 @@ class Shell:
             self.log.error("cannot bind %s for clients (%s); free it or change node.endpoints", wanted, error)
             process.leave(process.BOOT_FAILED)
         self.poll.add(self.door)
-        cap_memory(self.body.outbox_node_bytes + HEADROOM_BYTES)
+        cap_memory(2 * self.body.outbox_node_bytes + HEADROOM_BYTES)
         self.phase = "serving"
         self.lifeline.post(Serving(self.body.endpoints))
 
     def close(self) -> None:
-        """Let go of the sockets."""
+        """Let go of the sockets, when the clients' last messages are on their way."""
+        if self.door is not None:
+            self.door.socket.linger = LINGER_MS
         for link in (self.door, self.scheduler, self.lifeline):
             if link is not None:
                 link.close()
+        context().term()
 
 
 def cap_memory(more_bytes: int) -> None:

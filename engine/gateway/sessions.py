@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 
 from engine.gateway.ledger import Entry
 from engine.gateway.reorder import Reorder
+from engine.gateway.strangers import Strangers
 from ipc.errors import IllegalMove
 from ipc.messages import Open
 
@@ -189,6 +190,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self.clients: dict[bytes, Client] = {}
+        self.strangers = Strangers()
         self._by_id: dict[str, Session] = {}
         self._by_key: dict[bytes, str] = {}
         self._count = 0
@@ -229,10 +231,13 @@ class Sessions:
     def attach(self, session: Session, client: bytes, now: float) -> None:
         """The connection has the session from now on; who had it before must have been told."""
         session.move(Link.ATTACHED, now)
-        here = self.clients.setdefault(client, Client(told_at=now))
+        here = self.clients.get(client)
+        if here is None:
+            here = Client(told_at=now, answer_bytes=self.strangers.take(client, now))
         if session.client == client:
             here.answer_bytes += session.sent_bytes  # sent again on the same connection, perhaps never read
-        self._let_go(session)
+        self._let_go(session, now)
+        self.strangers.lost(client)
         self.clients[client] = here
         here.sessions[session.id] = None
         session.client = client
@@ -241,17 +246,17 @@ class Sessions:
     def detach(self, session: Session, now: float) -> None:
         """Its connection is gone. A client that must resume starts anew: refusals are forgotten."""
         session.move(Link.DETACHED, now)
-        self._let_go(session)
+        self._let_go(session, now)
         session.refused.clear()
 
     def remove(self, session: Session, now: float) -> None:
         """Forget the session."""
         session.move(Link.OVER, now)
-        self._let_go(session)
+        self._let_go(session, now)
         del self._by_id[session.id]
         del self._by_key[_key(session.token)]
 
-    def _let_go(self, session: Session) -> None:
+    def _let_go(self, session: Session, now: float) -> None:
         if session.client is None:
             return
         client = self.clients[session.client]
@@ -260,6 +265,7 @@ class Sessions:
         del client.sessions[session.id]
         if not client.sessions:
             del self.clients[session.client]
+            self.strangers.owe(session.client, client.answer_bytes, now)
         session.client = None
 
     def check(self) -> None:

@@ -21,13 +21,9 @@ class Strangers:
     def __init__(self) -> None:
         self._debts: dict[bytes, tuple[float, float]] = {}  # bytes, and when that was so (monotonic seconds)
 
-    def over(self, client: bytes, now: float) -> bool:
-        """Whether this connection gets no answer now."""
-        return self._debt(client, now) >= BUDGET_BYTES
-
     def may_hear(self, client: bytes, nbytes: int, now: float) -> bool:
         """Count an answer; False, and nothing is counted, when it is not to be given."""
-        debt = self._debt(client, now)
+        debt = self.debt(client, now)
         if debt >= BUDGET_BYTES or (client not in self._debts and not self._room(now)):
             return False
         self._debts[client] = debt + nbytes, now
@@ -36,11 +32,11 @@ class Strangers:
     def owe(self, client: bytes, nbytes: int, now: float) -> None:
         """Its last session is over or was taken from it, and so much of its answers may be unread."""
         if nbytes and self._room(now):
-            self._debts[client] = min(self._debt(client, now) + nbytes, BUDGET_BYTES), now
+            self._debts[client] = self.debt(client, now) + nbytes, now
 
     def take(self, client: bytes, now: float) -> int:
         """It holds a session from now on, where its answers are counted: returns what it owes."""
-        debt = int(self._debt(client, now))
+        debt = int(self.debt(client, now))
         self._debts.pop(client, None)
         return debt
 
@@ -53,14 +49,15 @@ class Strangers:
         """Nobody is there any more."""
         self._debts.pop(client, None)
 
-    def _debt(self, client: bytes, now: float) -> float:
+    def debt(self, client: bytes, now: float) -> float:
+        """Bytes of answers that it may not have read."""
         nbytes, since = self._debts.get(client, (0.0, now))
         return max(0.0, nbytes - REFILL_BYTES_PER_S * (now - since))
 
     def _room(self, now: float) -> bool:
         """Whether one more fits; those that owe nothing any more are forgotten."""
         if len(self._debts) >= MOST:
-            self._debts = {name: debt for name, debt in self._debts.items() if self._debt(name, now)}
+            self._debts = {name: debt for name, debt in self._debts.items() if self.debt(name, now)}
         return len(self._debts) < MOST
 
     def __len__(self) -> int:

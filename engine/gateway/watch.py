@@ -12,7 +12,7 @@ from engine.gateway.books import Books
 from engine.gateway.delivery import Delivery
 from engine.gateway.events import AllFlushed, Tell
 from engine.gateway.sessions import Link, Session
-from ipc.messages import Closed, Gap, Over, Share
+from ipc.messages import Closed, Gap, Outcome, Over, Share
 
 REVIEW_S = 0.1  # how often claims for ring memory are looked at while there are any
 
@@ -148,15 +148,17 @@ class Watch:
                 books.ingress.withdraw(session.id)
                 books.wake(session, now + books.deadlines.detach_s)
                 books.note("info", f"session {session.id}: its client is gone")
+        books.sessions.strangers.lost(client)
 
     def _part_with_slow(self, now: float) -> None:
-        """A connection whose answers pile up unread is closed; its sessions can be resumed."""
+        """A connection whose answers pile up unread is told nothing more; another one can resume its sessions."""
         books = self.books
         slow, books.slow = books.slow, set()
         for name in slow & books.sessions.clients.keys():
             for id in books.sessions.clients[name].sessions:
                 books.act(Tell(name, Closed(id, "slow_consumer")))
             self.lost(name, now)
+            books.sessions.strangers.cut(name, now)
 
     def probe_later(self, now: float) -> None:
         """There is a connection to speak to from time to time."""
@@ -188,6 +190,27 @@ class Watch:
             session.refused.clear()
             self.delivery.end_all_missing(session, now)
 
+    def leave(self, now: float) -> None:
+        """The process ends now: so does everything accepted, and every client is told as far as it reads."""
+        books = self.books
+        books.draining = True
+        for session in books.sessions:
+            session.refused.clear()
+            self.delivery.end_all_missing(session, now)
+            for index in sorted(books.ledger.unended_indices(session.id)):
+                books.ledger.end(session.id, index)
+                end = Outcome(session.id, index, "error", "shutting_down", "the node stopped before its end")
+                self.delivery.end(session, end, None)
+        self._deliver(now)
+        if not self._flushed:
+            self._flushed = True
+            self._say_goodbye(now)
+
+    def _say_goodbye(self, now: float) -> None:
+        for session in self.books.sessions:
+            if session.closed_at > now:
+                self.books.tell(session.client, Closed(session.id, "shutting_down"))
+
     def _check_flushed(self, now: float) -> None:
         books = self.books
         if self._flushed:
@@ -197,7 +220,5 @@ class Watch:
         waiting = any(s.client is not None and s.acked < s.order.next - 1 for s in books.sessions)
         if (books.ledger.total == 0 and not waiting) or now >= min(self._flush_until, self._drain_until):
             self._flushed = True
-            for session in books.sessions:
-                if session.closed_at > now:
-                    books.tell(session.client, Closed(session.id, "shutting_down"))
+            self._say_goodbye(now)
             books.act(AllFlushed())

@@ -2,13 +2,14 @@
 
 A frame is decoded once, by type. Only when that fails is it taken apart message by message, so that one bad message is
 answered by name and its neighbours still count. Nothing here trusts anything: sizes are checked before decoding, and a
-decoder with types in hand refuses a bomb before it is built.
+decoder with types in hand refuses a bomb before it is built. What a bad frame costs is bounded: so many messages, and
+so many answers by name, then one for the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -16,13 +17,16 @@ from ipc import messages
 from ipc.messages import MAX_CONTROL_BYTES, ClientMessage, Rejected, Submit
 
 MAX_INDEX = 2**63 - 1
+MAX_MESSAGES = 2500  # of a frame; more than 64 KiB can hold of any message about a session
+MAX_REFUSED = 16  # messages of a frame that are answered by name
 CLIENT_TYPES = tuple(kind.__name__ for kind in get_args(ClientMessage))
 INDEXED_TYPES = frozenset({"Submit", "Skip", "Cancel"})
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
-_decode_all = messages.list_decoder(ClientMessage).decode
+_Bounded = msgspec.Meta(max_length=MAX_MESSAGES)
+_decode_all = msgspec.msgpack.Decoder(Annotated[list[ClientMessage], _Bounded]).decode
 _decode_one = msgspec.msgpack.Decoder(ClientMessage).decode
-_decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_parts = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], _Bounded]).decode
 _decode_int = msgspec.msgpack.Decoder(int).decode
 
 
@@ -61,7 +65,8 @@ def _with_one_owner(decoded: list[Any], payload: bytes | None) -> tuple[tuple[An
             decoded[at] = _refuse("at most one Submit of a frame carries audio", message.session, message.index)
         return tuple(decoded), None
     if payload is not None and not owners:
-        decoded.append(_refuse("samples came without a Submit that they belong to"))
+        if not any(type(message) is Rejected for message in decoded):  # else one of those was their owner
+            decoded.append(_refuse("samples came without a Submit that they belong to"))
         return tuple(decoded), None
     return tuple(decoded), payload
 
@@ -72,10 +77,15 @@ def _one_by_one(frame: bytes) -> Iterator[Any]:
     except _DECODE_ERRORS as error:
         yield _refuse(f"the first frame is not a list of messages: {error}")
         return
-    for part in parts:
+    refused = 0
+    for at, part in enumerate(parts):
+        if refused == MAX_REFUSED:
+            yield _refuse(f"{refused} messages of this frame are refused; the other {len(parts) - at} are not read")
+            return
         try:
             yield _decode_one(part)
         except _DECODE_ERRORS as error:
+            refused += 1
             yield _explain(part, str(error))
 
 
@@ -105,6 +115,9 @@ def _index_of(raw: msgspec.Raw) -> int | None:
 
 def _refuse(text: str, session: str = "", index: int | None = None) -> Rejected:
     return Rejected("bad_message", text, session, index)
+
+
+NO_MEMORY = (_refuse("the node has no memory for this frame; nothing of it is taken"),)
 
 
 class Letter:

@@ -14,7 +14,7 @@ from engine.process import ORPHANED, Lifeline, enter, leave, now
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
 from engine.scheduler.scheduler import Scheduler
 from ipc.errors import PeerGone
-from ipc.messages import Gone, Stop, ToScheduler, Up
+from ipc.messages import Drain, Gone, Stop, ToScheduler, Up
 from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
 
@@ -88,6 +88,9 @@ class Shell:
                     continue  # peers speak first; their Here says all
                 case _:
                     self.core.handle(SUPERVISOR, message, now())
+                    if isinstance(message, Drain):  # the supervisor tells how many are in flight, and waits for this
+                        self.lifeline.hurry()
+                        self.report(now())
 
     def bury(self) -> None:
         """Tell the core of the dead whose last words have been read."""
@@ -128,8 +131,11 @@ class Shell:
             return self.lifeline.flush()
         self.lifeline.beat("running", time)
         if self.lifeline.report_due(time):
-            self.lifeline.report({**self.core.snapshot(time), "old_epoch": self.old_epoch}, time)
+            self.report(time)
         self.lifeline.flush()
+
+    def report(self, time: float) -> None:
+        self.lifeline.report({**self.core.snapshot(time), "old_epoch": self.old_epoch}, time)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@
   gateway is told to ``Serve``, and its ``Serving`` makes the node ready.
 * **serving**: dead workers come back while their budget lasts. Scheduler, gateway and arbiter do not come back in this
   release: their death ends the node, in order and with one line.
-* **draining**: no new work; what runs may end within ``drain_s``, what ended may be fetched for ``flush_s`` more.
+* **draining**: no new work; what runs may end within ``drain_s``, what ended may be fetched for ``flush_s`` more. The
+  line that says so waits for the scheduler's count of what is in flight, ``COUNT_S`` at most.
 * **stopping**: ``Stop`` to workers, scheduler, gateway, arbiter in that order, ``stop_s`` each, then SIGKILL. A second
   request to stop, or the host's death, skips the order: SIGKILL to all.
 """
@@ -56,6 +57,8 @@ from ipc.messages import (
     Up,
 )  # fmt: skip
 
+COUNT_S = 0.2  # how long a draining node waits for the scheduler's count of what is in flight
+
 
 class Phase(enum.Enum):
     """Where the node stands."""
@@ -98,6 +101,7 @@ class Lifecycle:
         self._drained = self._flushed = False
         self._workers_ready = self._serve_told = False
         self._drain_due = 0.0
+        self._count_due: float | None = None  # the number in flight is said when the scheduler has told it, or then
         self._at_once = False  # everything was killed on purpose
         self._killed_at: float | None = None
 
@@ -125,6 +129,8 @@ class Lifecycle:
     def next_due(self, now: float) -> float:
         """When the next ``Tick`` is due."""
         due = self.roster.next_due(now)
+        if self._count_due is not None:
+            due = min(due, self._count_due)
         return min(due, self._drain_due) if self.phase is Phase.DRAINING else due
 
     @property
@@ -132,6 +138,11 @@ class Lifecycle:
         """Utterances accepted and not ended, by the scheduler's newest report."""
         _, report = self.reports.get("scheduler", (0.0, {}))
         return int(report.get("active", 0)) + int(report.get("queued", 0))
+
+    @property
+    def is_counting(self) -> bool:
+        """Draining has begun, and ``in_flight`` is still what the scheduler said before."""
+        return self._count_due is not None
 
     def unhealthy(self) -> str:
         """Why the node is not serving; "" when it is."""
@@ -162,6 +173,8 @@ class Lifecycle:
         match message:
             case Report(snapshot):
                 self.reports[role] = (now, snapshot)
+                if role == "scheduler":
+                    actions += self._say_count()
             case Ready(mode, reason) if self.phase is Phase.STARTING:
                 self.mode, self.mode_reason = mode, reason
                 self._workers_ready = True
@@ -258,9 +271,16 @@ class Lifecycle:
             return []
         self._move(Phase.DRAINING)
         self._drain_due = now + self._limits.drain_s + self._flush_limit
+        self._count_due = now + COUNT_S
         drain = Drain(round(self._limits.drain_s * 1000))
-        said = Say(f"draining: {self.in_flight} in flight; a second signal stops at once")
-        return [said, *self._post("gateway", drain), *self._post("scheduler", drain)]
+        return [*self._post("gateway", drain), *self._post("scheduler", drain)]
+
+    def _say_count(self) -> list[Any]:
+        """How many utterances the node still waits for, once."""
+        if self._count_due is None:
+            return []
+        self._count_due = None
+        return [Say(f"draining: {self.in_flight} in flight; a second signal stops at once")]
 
     def _fail(self, line: str) -> None:
         """The node ends, with this line. The first failure is the one that is told."""
@@ -273,6 +293,7 @@ class Lifecycle:
         if self.phase not in (Phase.STOPPING, Phase.ENDED):
             self._move(Phase.STOPPING)
         self._at_once = True
+        self._count_due = None  # nobody waits for anything now
         self._cancel_spawns()
         return [self.roster.kill(r.role, now) for r in self.roster.living() if r.state is not State.KILLED]
 
@@ -280,8 +301,12 @@ class Lifecycle:
         """Take the next step of the ladder when the present one is done."""
         if self.phase is Phase.DRAINING and (now >= self._drain_due or (self._drained and self._flushed)):
             self._move(Phase.STOPPING)
-        if self.phase is not Phase.STOPPING:
-            return []
+        is_late = self._count_due is not None and now >= self._count_due
+        said = self._say_count() if is_late or self.phase is not Phase.DRAINING else []
+        return said + (self._stop(now) if self.phase is Phase.STOPPING else [])
+
+    def _stop(self, now: float) -> list[Any]:
+        """The next processes' turn to end, or the end."""
         self._cancel_spawns()
         for step in self._steps():
             living = [r for r in step if r.state in LIVING and not self._is_beyond(r, now)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from engine import devices, exits, logs, process
+from engine import devices, exits, logs, process, published
 from engine.config import Config
 from engine.supervisor import environment, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -152,6 +152,8 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        for name in self.config.pipelines.keys() - made.config.pipelines.keys():
+            yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
         yield f"rings: {made.ring_bytes / 2**20:.1f} MiB of shared memory ({sizes})"
 
@@ -161,16 +163,20 @@ class Supervisor:
         self._end: End | None = None
         self._handle(Tick())
         while self._end is None:
-            at = process.now()
-            readable = self._poll.wait(max(0.0, self._life.next_due(at) - at))
-            self._read_processes()
-            self._read_outputs(readable)
-            self._read_deaths(readable)
-            self._read_signals(readable)
+            self._turn()
             self._operators.answer()
             self._handle(Tick())
             self._router.flush()
         return self._leave(self._end)
+
+    def _turn(self) -> None:
+        """Wait until something happens or is due, and take in everything that has happened."""
+        at = process.now()
+        readable = self._poll.wait(max(0.0, self._life.next_due(at) - at))
+        self._read_processes()
+        self._read_outputs(readable)
+        self._read_deaths(readable)
+        self._read_signals(readable)
 
     def _handle(self, event: Any) -> None:
         for action in self._life.handle(event, process.now()):
@@ -272,16 +278,22 @@ class Supervisor:
 
     def drain(self) -> dict[str, Any]:
         """Begin to drain, once; how many utterances are in flight."""
-        in_flight = self._life.in_flight
         if self._life.phase in (Phase.STARTING, Phase.SERVING):
             self._handle(StopAsked())
-        return {"in_flight": in_flight}
+        while self._life.is_counting and self._end is None:
+            self._router.flush()
+            self._turn()
+            self._handle(Tick())
+        return {"in_flight": self._life.in_flight}
 
     # ------------------------------------------------------------ ready, and the end
 
     def _tell_ready(self, news: Announce) -> None:
         if self._publish:
+            other = published.newest(self.folder.base)
             self.folder.publish()
+            if other is not None:
+                self._announce(f"another node of this user runs ({other.name}); clients find this one now")
         for endpoint in news.endpoints:
             self._announce(f"clients at {endpoint}")
         self._announce(f"mode {news.mode} ({news.mode_reason})")

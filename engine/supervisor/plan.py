@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from engine.boot import (
     ArbiterBoot,
     Boot,
@@ -26,7 +28,7 @@ from engine.config_rules import ENDPOINT
 from engine.devices import Device, HostMemory
 from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
-from ipc.errors import ConfigError
+from ipc.errors import ConfigError, DragomanError
 from ipc.ring import segment_bytes
 
 CORES = ("arbiter", "scheduler", GATEWAY)
@@ -113,6 +115,7 @@ def make(
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
+    config = _that_can_run(config, surveys)
     homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
@@ -136,8 +139,23 @@ def make(
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
         readers=readers(config, roles, surveys, rings),
-        may_fail=frozenset(role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])),
+        may_fail=frozenset(
+            role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
+        ),
     )
+
+
+def _that_can_run(config: Config, surveys: Mapping[str, Survey]) -> Config:
+    """The configuration without the pipelines whose every stage is absent. Raises DragomanError when none is left."""
+    kept = {
+        name: members
+        for name, members in config.pipelines.items()
+        if any(not surveys[member].absent for member in members)
+    }
+    if config.pipelines and not kept:
+        reasons = "; ".join(f"{name}: {found.absent}" for name, found in surveys.items() if found.absent)
+        raise DragomanError(f"no pipeline can run, all their stages are absent ({reasons})", "see: run_node.py doctor")
+    return msgspec.structs.replace(config, pipelines=kept)
 
 
 def mode_reason(mode: str, devices: Sequence[Device]) -> str:

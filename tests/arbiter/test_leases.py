@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from engine.arbiter import words
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import FromWorker, Leases, Sample, Send, Tick, Waits
 from engine.arbiter.room import Limits, Reading
@@ -373,3 +374,8 @@ def test_time_alone_is_asked_for_when_it_matters():
     bench.later(31.0)
     bench.read(4 * GIB)
     assert bench.book.due_in(bench.now) == pytest.approx(29.0)
+
+
+def test_what_a_worker_is_told_stands_in_the_log_in_words():
+    assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
+    assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import wave
 from pathlib import Path
 from types import ModuleType
 
@@ -104,6 +105,25 @@ def test_it_says_when_the_session_is_gone_or_nobody_answers(plain: ModuleType, n
     with pytest.raises(TimeoutError):
         list(plain.translate(f"{node.endpoint}.not-there", ["word"], patience_s=0.2))
     assert not node.of(Close)
+
+
+def test_a_users_mistake_is_one_line(plain: ModuleType, node: FakeNode, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "fast.wav"), "wb") as file:
+        file.setparams((1, 2, 44_100, 0, "NONE", ""))
+        file.writeframes(bytes(100))
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    node.answer = lambda m: [Closed(m.session, "taken_over")] if isinstance(m, Submit) else None
+    for given, says in (
+        ([], "usage"),
+        ([node.endpoint, "full", "en", "de", str(tmp_path / "fast.wav")], "16 kHz"),
+        ([node.endpoint, "full", "en", "de", str(tmp_path / "broken.wav")], "error"),
+        ([node.endpoint, "full", "en", "de", str(tmp_path / "gone.wav")], "gone.wav"),
+        ([node.endpoint, "full", "en", "de", "word"], "taken_over"),
+        (["nowhere", "full", "en", "de", "word"], "error"),
+    ):
+        with pytest.raises(SystemExit, match=says) as left:
+            plain.main(given)
+        assert "\n" not in str(left.value)
 
 
 def heard_ack(node: FakeNode, through: int) -> bool:

@@ -13,6 +13,7 @@ import run_node
 from engine.commands import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
+SIMULATED = '[stages.asr]\nkind = "simulated"\noptions = { accepts = "audio" }\n[pipelines]\nfull = ["asr"]\n'
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,9 @@ def test_a_wrong_command_line_ends_with_2(argv: tuple[str, ...], capsys: pytest.
         (("translate", "gone.wav", "--out", "o"), 2, "gone.wav"),
         (("bench", "no-such"), 2, "no-such"),
         (("models", "synthesize", "poet", "--out", "o"), 2, "asr-tones"),
+        (("models", "synthesize", "asr", "--out", "."), 2, "--force"),
+        (("translate", "run.wav", "--out", "o", "--config", "sim.toml", "--pipeline", "bogus"), 2, "there are full"),
+        (("translate", "run.wav", "--out", "o", "--config", "sim.toml", "--skip", "bogus"), 2, "its stages are asr"),
         (("stats",), 1, "run_node.py serve"),
         (("stats", "--json"), 1, "run_node.py serve"),
         (("health",), 1, "run_node.py serve"),
@@ -87,6 +91,7 @@ def test_a_users_mistake_is_one_line_that_says_what_to_do(
     argv: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "run.wav").write_bytes(b"")
+    (tmp_path / "sim.toml").write_text(SIMULATED, encoding="utf-8")
     assert call(*argv) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -117,6 +122,22 @@ def test_it_starts_as_a_script_from_any_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("dragoman ")
+
+
+def test_a_python_without_the_libraries_is_told_how_to_get_one(tmp_path: Path) -> None:
+    argv = [sys.executable, "-S", str(ROOT / "run_node.py"), "--version"]  # -S: nothing that was installed is seen
+    done = subprocess.run(argv, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "make env" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_the_terminal_cannot_show_ends_nothing(tmp_path: Path) -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, str(ROOT / "run_node.py"), "models", "synthesize", "m\u00f6we", "--out", "o"]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: there is no clockwork model")
 
 
 def test_the_command_line_imports_no_model_library_and_no_transport_of_the_node_to_show_help() -> None:

@@ -81,3 +81,9 @@ def test_the_nodes_own_limit_is_the_one_that_is_told(tmp_path: Path) -> None:
     assert "lasts 3.0 s, one utterance may last 2 s" in str(late)
     assert "may last 5 s" in str(within(TooLong("0.wav", 700.0, 600.0), utterance, 5))
     assert within("text", utterance, 2) == "text"
+
+
+def test_raising_the_limit_is_advised_only_where_it_would_help() -> None:
+    assert "raise node.max_utterance_s" in str(TooLong("0.wav", 130.0, 120.0))
+    assert "raise" not in str(TooLong("0.wav", 660.0, 600.0))
+    assert "raise" not in str(TooLong("0.wav", 660.0, 120.0))

@@ -142,9 +142,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(tmp_path: Path) ->
     kept.add(results.outcome_row(TALK, outcome(), None))
     written = (tmp_path / "results.jsonl").read_bytes()
     with disk_of(len(written) + 10):
-        with pytest.raises(DragomanError, match="cannot write to .*make room"):
+        with pytest.raises(DragomanError, match=r"cannot write to .*make room"):
             kept.save_audio(TALK, np.ones(10_000, np.int16), 16_000)
-        with pytest.raises(DragomanError, match="cannot write to .*make room"):
+        with pytest.raises(DragomanError, match=r"cannot write to .*make room"):
             kept.add(results.outcome_row(TALK, outcome(), None))
         kept.close()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"results.jsonl": written}

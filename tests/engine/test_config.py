@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tomllib
 from pathlib import Path
 
@@ -63,6 +65,14 @@ WRONG = {
     "[node]\nwindow = true": ("node.window", "a whole number"),
     "[node]\nmax_utterance_s = 601": ("node.max_utterance_s", "601", "highest is 600 s"),
     "[node]\nmax_utterance_s = nan": ("node.max_utterance_s", "nan"),
+    '[node]\nendpoints = ["tcp://0.0.0.0:5999"]': ("node.endpoints", "other machines", "tcp://127.0.0.1:5999"),
+    '[node]\nendpoints = ["tcp://*:5999"]': ("node.endpoints", "other machines"),
+    '[node]\nendpoints = ["tcp://192.168.1.2:5999"]': ("node.endpoints", "other machines"),
+    '[node]\nendpoints = ["tcp://[::]:5999"]': ("node.endpoints", "other machines"),
+    '[node]\nendpoints = ["tcp://127.0.0.1:99999"]': ("node.endpoints", "from 1 to 65535"),
+    '[node]\nendpoints = ["tcp://127.0.0.1:0"]': ("node.endpoints", "from 1 to 65535"),
+    '[node]\nendpoints = ["tcp://127.0.0.1"]': ("node.endpoints", "ipc://PATH or tcp://127.0.0.1:PORT"),
+    '[node]\nendpoints = ["udp://127.0.0.1:5"]': ("node.endpoints", "ipc://PATH or tcp://127.0.0.1:PORT"),
     "[deadlines]\ngap_s = 0.001": ("deadlines.gap_s", "0.001", "lowest is 0.01 s"),
     "[deadlines]\ngap_s = -1": ("deadlines.gap_s", "lowest is 0.01 s"),
     "[deadlines]\ngap_s = inf": ("deadlines.gap_s", "highest is 86400 s"),
@@ -76,7 +86,10 @@ WRONG = {
     "[stages.One]\nkind = \"simulated\"": ("stages.One", "small letter"),
     "[stages.three]\nkind = \"simulated\"\nmaxbatch = 2": ("stages.three.maxbatch", "did you mean max_batch?"),
     "[stages.three]\nkind = \"simulated\"\ninstances = 0": ("stages.three.instances", "lowest is 1"),
-    "[stages.three]\nkind = \"simulated\"\noptions = {slep_ms = 3}": ("stages.three.options", "slep_ms"),
+    "[stages.three]\nkind = \"simulated\"\noptions = {slep_ms = 3}": (
+        "stages.three.options", "slep_ms", "did you mean sleep_ms?"),
+    "[stages.three]\nkind = \"simulated\"\noptions = {sleep_ms = -5}": ("sleep_ms is -5; the lowest is 0",),
+    "[stages.three]\nkind = \"simulated\"\noptions = {cues = [{index = 1, action = \"kil\"}]}": ("did you mean kill?",),
     "[stages.three]\nkind = \"simulated\"\noptions = {accepts = \"video\"}": ("stages.three.options", "audio"),
     "[rings]\ngatway = 1000000": ("rings.gatway", "did you mean gateway?"),
     "[rings]\ngateway = 10": ("rings.gateway", "lowest is 131072 bytes"),
@@ -224,6 +237,44 @@ def test_a_wrong_variable_is_named(written, name, value, parts):
     line = refusal(written, GOOD, {name: value})
     for part in (name, *parts):
         assert part in line
+
+
+def test_a_variable_that_sets_nothing_is_warned_of_with_the_nearest_one(written, caplog):
+    logging.getLogger("dragoman").propagate = True
+    written(GOOD, {"DRAGOMAN_WINDOW": "3", "DRAGOMAN_NODE": "cookie", "DRAGOMAN_TEST_HOOKS": "a=b", "WINDOW": "3"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "environment variable DRAGOMAN_WINDOW sets nothing; the nearest name is DRAGOMAN_NODE_WINDOW"
+    ]
+
+
+def test_what_is_wrong_beside_the_machine_names_the_file_or_the_variable(tmp_path):
+    path, env_file = tmp_path / "node.toml", tmp_path / "env"
+    env_file.write_text("DRAGOMAN_DEVICES_USE=cuda:7\n")
+    error = ConfigError("devices.use names 'cuda:7'", "this machine has cpu")
+    say = config_file.with_origin
+    assert str(say(error, path, {})) == f"{path}: devices.use names 'cuda:7'; this machine has cpu"
+    assert str(say(error, path, {"DRAGOMAN_DEVICES_USE": "x"})).startswith("environment variable DRAGOMAN_DEVICES_USE:")
+    assert str(say(error, path, {}, env_file)).startswith(f"{env_file}: DRAGOMAN_DEVICES_USE:")
+    assert say(error, None, {}) is error
+    hooks = ConfigError("DRAGOMAN_TEST_HOOKS is 'x'")
+    assert say(hooks, path, {}) is hooks
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:5999", "tcp://127.9.9.9:1", "tcp://localhost:65535", "ipc:///x"])
+def test_clients_of_this_machine_may_have_more_addresses(written, address):
+    assert written(GOOD + f'[node]\nendpoints = ["{address}"]\n').node.endpoints == (address,)
+
+
+UNUSED = "(not used yet)"
+
+
+def test_every_documented_field_is_read_somewhere_or_says_that_it_is_not():
+    files = [path for folder in ("engine", "stages", "ipc") for path in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files if not path.name.startswith("config"))
+    for section, _, rows in config_docs.sections():
+        for row in rows:
+            is_read = re.search(rf"\.{row.name}\b", code) is not None
+            assert is_read is not row.meaning.startswith(UNUSED), f"{section}.{row.name}: {row.meaning}"
 
 
 def test_a_wrong_env_file_is_named(written, tmp_path):

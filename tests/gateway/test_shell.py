@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -19,6 +21,7 @@ from stand import boot, samples
 
 from engine.boot import Boot, RingGrant
 from engine.config import DeadlinesSection
+from engine.gateway.main import Shell
 from ipc import memory, messages
 from ipc.messages import (
     Admit,
@@ -322,6 +325,79 @@ def test_it_drains_flushes_and_leaves_with_code_0(node: Surroundings, client: Pl
     node.tell_supervised(Stop())
     assert node.child.wait(PATIENCE_S) == 0
     assert node.child.stderr is not None and node.child.stderr.read() == b""
+
+
+def test_told_to_stop_it_ends_what_is_accepted_and_says_so_before_it_leaves(node: Surroundings, client: Plain) -> None:
+    session = client.open()["session"]
+    for index in range(3):
+        client.submit(session, index, samples())
+        node.wait_for(Admit)
+    node.tell_supervised(Stop())
+    assert node.child.wait(PATIENCE_S) == 0
+    assert [client.wait_for("Outcome")[0]["code"] for _ in range(3)] == ["shutting_down"] * 3
+    assert client.wait_for("Closed")[0]["reason"] == "shutting_down"
+
+
+def test_a_flood_from_one_client_leaves_everybody_else_their_turn(node: Surroundings, client: Plain) -> None:
+    """A megabyte of the smallest bad messages, and more messages than a turn takes: nothing of a frame is lost."""
+    flood = Plain(node.address["client"])
+    for _ in range(20):
+        flood.socket.send(b"\xdc" + (65_000).to_bytes(2, "big") + b"\xc0" * 65_000)
+    session = client.open()["session"]
+    idle = {"type": "Ack", "session": session, "through": -1}
+    for _ in range(10):
+        client.say(*[idle] * 1300, {"type": "Ping"})
+    client.submit(session, 0, samples())
+    node.wait_for(Admit)
+    for _ in range(10):
+        client.wait_for("Pong")
+    for _ in range(20):
+        flood.wait_for("Rejected")
+    flood.say({"type": "Ping"})
+    flood.wait_for("Pong")
+    flood.close()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_result_there_is_no_memory_for_ends_as_failed(full: bool) -> None:
+    def no_memory(*_: Any) -> bytes:
+        raise MemoryError
+
+    ring = SimpleNamespace(copy=(lambda ref, make: b"xx") if full else no_memory)
+    outbox = SimpleNamespace(total_bytes=1000 if full else 0, count=3)
+    shell = SimpleNamespace(rings={"tts": ring}, core=SimpleNamespace(books=SimpleNamespace(outbox=outbox)),
+                            outbox_most=1001, log=logging.getLogger("test"))  # fmt: skip
+    ref = messages.Ref("tts", 0, 2, "int16", (1,), 16000, 1)
+    event = Shell._fetch(shell, JobOutcome(Outcome("s", 0, "ok"), ref, 77))  # type: ignore[arg-type]
+    assert (event.outcome.outcome, event.outcome.code, event.payload, event.ticket) == ("error", "failed", None, 77)
+    assert "memory" in event.outcome.error
+
+
+def test_a_frame_there_is_no_memory_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("engine.gateway.wire.read", no_memory)
+    fed: list[Any] = []
+    shell = SimpleNamespace(bad_frames=0, now=0.0, log=logging.getLogger("test"), _feed=fed.append)
+    door = SimpleNamespace(drain=lambda: iter([(b"a", [b"x"]), (b"b", [b"x"])]), touched=False)
+    Shell._read_clients(shell, door)  # type: ignore[arg-type]
+    assert [(event.client, event.messages[0].code) for event in fed] == [(b"a", "bad_message"), (b"b", "bad_message")]
+
+
+def test_a_turn_takes_so_many_messages_and_comes_back_for_the_rest() -> None:
+    taken: list[Any] = []
+    frame = msgpack.packb([{"type": "Ping"}] * 500)
+    shell = SimpleNamespace(bad_frames=0, now=float("inf"), _feed=taken.append)
+    waiting = iter([(b"a", [frame])] * 10)
+    door = SimpleNamespace(drain=lambda: waiting, touched=False)
+    Shell._read_clients(shell, door)  # type: ignore[arg-type]
+    assert len(taken) == 4 and door.touched
+    Shell._read_clients(shell, door)  # type: ignore[arg-type]
+    assert len(taken) == 8
+    shell.now, door.touched = float("-inf"), False  # the turn has lasted long already
+    Shell._read_clients(shell, door)  # type: ignore[arg-type]
+    assert len(taken) == 9 and door.touched
 
 
 def test_it_leaves_when_its_supervisor_is_gone(node: Surroundings) -> None:

@@ -98,6 +98,18 @@ def test_draining_first_and_closing_then_loses_nothing(start_node: StartNode) ->
     assert seen == ["ok"] * 3 and node.wait(0) == 0
 
 
+def test_drain_counts_what_is_in_flight_now_and_not_a_second_ago(start_node: StartNode) -> None:
+    node = start_node(stages={"nmt": {"options": {"sleep_ms": 3000}}})
+    with node.client() as client:
+        seen: set[int] = set()
+        session = client.session(source="en", target="de", on_progress=lambda news: seen.add(news.index))
+        for _ in range(3):
+            session.submit(SOUND)
+        client.run(lambda: len(seen) == 3, 20)
+        assert node.drain() == 3
+        assert node.drain() == 3  # asked again: the same
+
+
 def test_two_nodes_live_side_by_side(start_node: StartNode) -> None:
     one, two = start_node(), start_node()
     assert one.endpoint != two.endpoint

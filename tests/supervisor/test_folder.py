@@ -118,6 +118,13 @@ def test_a_folder_too_deep_for_a_socket_is_passed_over(tmp_path: Path, extra: in
     assert (chosen == deep / "dragoman") is fits
 
 
+def test_a_user_with_folders_of_his_own_does_not_see_the_nodes_in_tmp(tmp_path: Path) -> None:
+    own = {"XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    assert folder.candidates(own, UID) == [tmp_path / "dragoman", tmp_path / f"dragoman-{UID}"]
+    deep = {"TMPDIR": str(tmp_path / ("d" * 100))}
+    assert folder.candidates(deep, UID)[-1] == Path("/tmp") / f"dragoman-{UID}"
+
+
 def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dragoman").mkdir(mode=0o755)
     with pytest.raises(DragomanError, match="chmod 700"):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.config import DeadlinesSection
 from engine.exits import BOOT_FAILED
 from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick
-from engine.supervisor.lifecycle import MOVES, Lifecycle, Phase
+from engine.supervisor.lifecycle import COUNT_S, MOVES, Lifecycle, Phase
 from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
@@ -189,14 +189,41 @@ def test_condemned_by_the_scheduler() -> None:
     assert "run over its limit" in [a.message.reason for a in world.actions if isinstance(a, Post)]
 
 
+def said(world: World) -> list[str]:
+    return [a.text for a in world.actions if isinstance(a, Say)]
+
+
+def test_a_scheduler_that_does_not_count_holds_up_the_word_but_for_a_moment() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    assert not said(world) and world.life.next_due(world.now) <= world.now + COUNT_S
+    world.now += COUNT_S
+    world.do(Tick())
+    assert said(world) == ["draining: 0 in flight; a second signal stops at once"]
+
+
+def test_a_node_that_has_drained_before_it_was_counted_says_so_too_and_one_that_is_killed_does_not() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("gateway", Flushed())
+    world.say("scheduler", Drained())
+    assert said(world) == ["draining: 0 in flight; a second signal stops at once"]
+    world = World().serving()
+    world.do(StopAsked())
+    world.do(StopAsked())
+    assert not said(world) and not world.life.is_counting
+
+
 def test_the_first_signal_drains_and_says_how_many_are_in_flight() -> None:
     world = World().serving()
-    world.say("scheduler", Report({"active": 3, "queued": 4}))
+    world.say("scheduler", Report({"active": 1, "queued": 1}))
     world.do(StopAsked())
-    assert [a.text for a in world.actions if isinstance(a, Say)] == [
-        "draining: 7 in flight; a second signal stops at once"
-    ]
     assert world.posted(Drain) == ["gateway", "scheduler"]
+    assert world.life.is_counting and not said(world)
+    world.say("scheduler", Report({"active": 3, "queued": 4}))
+    assert said(world) == ["draining: 7 in flight; a second signal stops at once"]
+    world.say("scheduler", Report({"active": 3, "queued": 3}))
+    assert not world.life.is_counting and not said(world)
     world.say("scheduler", Drained())
     assert world.life.phase is Phase.DRAINING
     world.say("gateway", Flushed())

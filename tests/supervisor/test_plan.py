@@ -140,6 +140,16 @@ def test_a_ring_may_be_set_to_two_slots() -> None:
     assert make(small).rings == {"gateway": 2, "speak@cpu/0": 10}
 
 
+def test_an_address_that_other_machines_reach_is_refused_also_in_a_config_made_by_hand() -> None:
+    with pytest.raises(ConfigError, match=r"node\.endpoints has 'tcp://0\.0\.0\.0:5999'"):
+        make(config(node=NodeSection(endpoints=("tcp://0.0.0.0:5999",))))
+
+
+def test_a_missing_model_is_the_configuration_s_fault_and_names_the_field() -> None:
+    with pytest.raises(ConfigError, match=r"^stages\.asr\.model cannot be used"):
+        survey(config({"asr": StageSection(model="/nowhere/asr")}), installed=lambda module: True)
+
+
 def test_rings_larger_than_what_is_free_are_refused() -> None:
     with pytest.raises(MemoryTooSmall, match="are available"):
         make(config(node=NodeSection(ring_budget_bytes=GIB)), memory=HostMemory(16 * GIB, GIB // 2))
@@ -157,6 +167,22 @@ def test_a_stage_that_is_not_installed_is_absent_if_the_node_can_do_without() ->
     planned = plan.make(made, [CPU], MEMORY, 2, found, "ipc://x")
     repair = planned.scheduler.stages[1]
     assert repair.absent == "not installed: llama_cpp" and repair.workers == ()
+
+
+def test_a_pipeline_of_absent_stages_alone_is_left_out_and_a_node_without_any_other_does_not_start() -> None:
+    made = Config(
+        stages={"asr": LISTEN, "repair": StageSection(model="x.gguf")},
+        pipelines={"full": ("asr", "repair"), "fix": ("repair",)},
+    )
+    found = survey(made, installed=lambda module: module != "llama_cpp")
+    planned = plan.make(made, [CPU], MEMORY, 2, found, "ipc://x")
+    assert set(planned.gateway.pipelines) == set(planned.scheduler.pipelines) == {"full"}
+    with pytest.raises(DragomanError, match=r"no pipeline can run.*repair: not installed: llama_cpp"):
+        plan.make(replace_pipelines(made, {"fix": ("repair",)}), [CPU], MEMORY, 2, found, "ipc://x")
+
+
+def replace_pipelines(made: Config, pipelines: dict[str, tuple[str, ...]]) -> Config:
+    return msgspec.structs.replace(made, pipelines=pipelines)
 
 
 def test_a_stage_that_is_needed_and_not_installed_ends_the_start_with_the_command_that_mends_it() -> None:
