@@ -48,8 +48,24 @@ repair: env
 demo: env
 	@$(PY) run_node.py demo $(DEMO)
 
+# CTranslate2, llama.cpp and ONNX Runtime never share a process in the node, and not in the tests either: together in one
+# they can crash it (docs/decisions/0011-one-library-a-test-run.md).
+with = $(foreach name,$(1),tests/models/test_clockwork_$(name).py) $(wildcard $(foreach name,$(1),tests/stages/test_$(name).py))
+BY_LIBRARY := ctranslate2 llama onnx node
+TESTS_ctranslate2 := $(call with,asr tones nmt)
+TESTS_llama := $(call with,repair)
+TESTS_onnx := $(call with,tts)
+TESTS_node := tests/node/test_real_stages.py tests/node/test_translate.py
+APART := $(foreach library,$(BY_LIBRARY),$(TESTS_$(library)))
+
+# pytest's 5 is "nothing to run": the tests of a library that is not installed.
 test: env
+ifeq ($(strip $(TESTS)),)
+	@$(foreach library,$(BY_LIBRARY),$(PY) -m pytest $(TESTS_$(library)) || [ $$? = 5 ] || exit 1;)
+	@$(PY) -m pytest $(addprefix --ignore=,$(APART))
+else
 	@$(PY) -m pytest $(TESTS)
+endif
 
 check: static
 	@$(MAKE) --no-print-directory test
