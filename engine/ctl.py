@@ -9,7 +9,7 @@ import zmq
 
 from ipc.errors import DragomanError
 from ipc.messages import Answer, Ask, encode
-from ipc.sockets import context
+from ipc.door import context
 
 TIMEOUT_S = 5.0
 

@@ -34,7 +34,7 @@ from engine.boot import Boot
 from engine.exits import BOOT_FAILED, ORPHANED
 from ipc.errors import DragomanError, PeerGone
 from ipc.messages import Alive, Report, SupervisorSends
-from ipc.sockets import Dealer, carry_on
+from ipc.sockets import Dealer
 
 __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
@@ -166,7 +166,6 @@ def settle(core: int, *, whole: bool) -> None:
     if chosen not in allowed:
         logs.get().warning("control_core %d is not among the CPUs of this process; any is used", core)
         return
-    carry_on(chosen)
     if whole:
         os.sched_setaffinity(0, {chosen})
 

@@ -1,127 +1,206 @@
-"""Links between processes over ZeroMQ. Policy lives elsewhere; these only move frames.
+"""Links between the node's processes: ZeroMQ's protocol, spoken by the process itself. They only move frames.
 
 A process posts messages as it decides and flushes once per loop turn, so that each peer gets at most one frame a turn.
-Sends never block: high-water marks stand far above every window, so a send that fails means the peer is gone.
 
 * ``Router`` is bound, and addresses peers by name; ``Dealer`` connects to one Router and speaks first.
   A peer's name is ``role#incarnation``.
-* ``Door`` is the gateway's socket for clients: raw frames, identities chosen by libzmq.
 
-A process of the node wakes, handles one message and sleeps, so its code is always cold, and what counts is how much of
-it there is. So the hot path calls pyzmq's compiled socket: ``send_multipart``, ``recv_multipart`` and ``getsockopt``
-are Python around it, and asking an empty socket for a frame costs an exception; cold, each takes longer than the frame.
+libzmq moves each message through a thread of its own: two wake-ups more a message, which cost more than all the rest of
+it (docs/decisions/0012-links-without-a-thread.md). So these links read and write their Unix sockets in the loop's own
+thread, in ZeroMQ's wire format (``ipc.zmtp``): libzmq can be the other end of either. A peer's death is the end of its
+stream, and comes after everything it had sent.
+
+Sends never block: what the kernel does not take waits here, up to ``MAX_UNSENT_BYTES``, far above every window; beyond
+that the peer is gone.
 """
 
 from __future__ import annotations
 
-import select
+import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
-import zmq
-from zmq.backend import Socket as _Compiled
-from zmq.backend import zmq_poll
 
-from ipc import messages
+from ipc import messages, zmtp
 from ipc.errors import BadFrame, PeerGone
 from ipc.peers import peer_name, split_peer
+from ipc.poll import Poll
 
-HIGH_WATER = 10_000  # frames; far above any window
-RECONNECT_MS = 10
-MAX_FRAME_BYTES = 16 * 2**20
-LOCAL_BUFFER_BYTES = 2**20
-SMALL_BYTES = 64 * 1024  # frames up to here are copied when they arrive
+__all__ = ["Dealer", "Poll", "Router"]
 
-_NOW, _MORE, _IN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
-_send = _Compiled.send
-Held = zmq.Frame  # samples on their way; its length is in bytes
+MAX_FRAME_BYTES = MAX_UNSENT_BYTES = 16 * 2**20
+READ_BYTES = 65_536
+BACKLOG = 512  # connections that may wait to be accepted
+SCHEME = "ipc://"
 
 
-def hold(data: Any) -> Held:
-    """Copy a contiguous buffer, once; the result can be sent any number of times without another copy."""
-    return Held(data, copy=True)
+class Connection:
+    """One stream, its unsent bytes, and who is at its other end."""
+
+    def __init__(self, link: _Link, stream: socket.socket, opening: bytes) -> None:
+        stream.setblocking(False)
+        self.link = link
+        self.peer = ""
+        self.incarnation = 0
+        self._stream = stream
+        self._incoming = zmtp.Incoming(MAX_FRAME_BYTES)
+        self._unsent = bytearray()
+        self._poll: Poll | None = None
+        self.open = True
+        self._write(opening)
+
+    def send(self, body: bytes) -> None:
+        """Send one frame, or keep it until there is room. Raises PeerGone."""
+        self._write(zmtp.frame(body))
+
+    def _write(self, data: bytes) -> None:
+        if self._unsent:
+            self._unsent += data
+            if len(self._unsent) > MAX_UNSENT_BYTES:
+                raise PeerGone(self.peer)
+            return
+        try:
+            sent = self._stream.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise PeerGone(self.peer) from error
+        if sent < len(data):
+            self._unsent += data[sent:]
+            if self._poll is not None:
+                self._poll.wants_room(self._stream.fileno(), True)
+
+    def read(self) -> list[list[Any]]:
+        """Messages that have arrived, by their parts. At the end of the stream the connection closes itself."""
+        if self._unsent:
+            self._send_rest()
+        try:
+            data = self._stream.recv(READ_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return []
+        named = self._incoming.identity is not None
+        try:
+            found = self._incoming.feed(data)
+            if not named and self._incoming.identity is not None:
+                self.link.met(self, self._incoming.identity)
+        except BadFrame:
+            self.link.bad_frames += 1
+            self.close()
+            return []
+        return found
+
+    def _send_rest(self) -> None:
+        with suppress(OSError):  # no room yet; or nobody there any more, which the next read says
+            sent = self._stream.send(self._unsent)
+            del self._unsent[:sent]
+        if not self._unsent and self._poll is not None:
+            self._poll.wants_room(self._stream.fileno(), False)
+
+    def join(self, poll: Poll) -> None:
+        """Be watched by ``poll``."""
+        if self.open:
+            self._poll = poll
+            poll.watch(self._stream.fileno(), self)
+            if self._unsent:
+                poll.wants_room(self._stream.fileno(), True)
+
+    def part(self) -> None:
+        if self._poll is not None:
+            self._poll.unwatch(self._stream.fileno())
+            self._poll = None
+
+    def close(self) -> None:
+        if self.open:
+            self.part()
+            self.open = False
+            self._stream.close()
+            self.link.parted(self)
 
 
-def buffer_for(endpoint: str) -> int:
-    """Send buffer of a connection: an utterance of some seconds goes out at once on this machine; TCP has its own."""
-    return LOCAL_BUFFER_BYTES if endpoint.startswith("ipc:") else -1
+class Listener:
+    """Where a Router's peers knock."""
 
+    def __init__(self, link: Router, path: str) -> None:
+        self.link = link
+        self.path = path
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # of a former life
+        self._stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._stream.setblocking(False)
+        self._stream.bind(path)
+        self._stream.listen(BACKLOG)
 
-def context() -> zmq.Context:
-    """The process's ZeroMQ context."""
-    return zmq.Context.instance()
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
+    def read(self) -> list[list[Any]]:
+        """Take in who knocks; what they say is read when the poll tells of it."""
+        while True:
+            try:
+                stream, _ = self._stream.accept()
+            except BlockingIOError:
+                return []
+            with suppress(PeerGone):
+                self.link.welcome(stream)
 
-def carry_on(cpu: int) -> None:
-    """Keep ZeroMQ's own thread on this CPU; call it before the first socket."""
-    context().set(zmq.THREAD_AFFINITY_CPU_ADD, cpu)
-
-
-def _prepare(kind: int) -> zmq.Socket:
-    socket = context().socket(kind)
-    socket.linger = 0
-    socket.sndhwm = socket.rcvhwm = HIGH_WATER
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-    return socket
+    def close(self) -> None:
+        self._stream.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
 
 
 class _Link:
-    """A socket of this process, and what ``Poll`` must know of it."""
+    """What Router and Dealer share."""
 
-    def __init__(self, kind: int) -> None:
-        self.socket = _prepare(kind)
-        self.touched = False  # its descriptor may have lost a signal since the last wait
-        self.woke = False  # the last wait really waited, and this ended it
-        self._routed = kind == zmq.ROUTER
-        self._asked = [(self.socket, _IN)]
+    def __init__(self, incarnation: int, union: object, epoch: int) -> None:
+        self.incarnation = incarnation
+        self.epoch = epoch
+        self.bad_frames = 0
+        self.stirred: list[Any] = []  # what the poll found readable since the last drain
+        self._decode = messages.frame_decoder(union).decode
+        self._poll: Poll | None = None
 
-    def _arrivals(self) -> Iterator[list[Any]]:
-        """Everything that has arrived, by its parts: on a ROUTER the routing id (bytes), then frames.
+    def met(self, connection: Connection, identity: bytes) -> None:
+        """The other end has said who it is. Raises BadFrame when it may not be that."""
 
-        What ends a wait mostly comes alone. Then looking for more is left to the next wait, which asks anyway after a
-        send; what came meanwhile makes that wait end at once, and the turn after it take everything.
-        """
-        woke, self.woke = self.woke, False
-        try:
-            while True:
-                yield self._receive()
-                if woke:
-                    self.touched = True
-                    return
-                if not zmq_poll(self._asked, 0):
-                    return
-        except zmq.Again:  # woken by what was no message
-            return
+    def parted(self, connection: Connection) -> None:
+        """A connection has ended."""
 
-    def _receive(self) -> list[Any]:
-        """The parts of one arrival. Raises zmq.Again when there is none."""
-        recv = self.socket.recv
-        parts: list[Any] = [recv(_NOW)] if self._routed else []  # a routing id never comes alone
-        while True:
-            frame = recv(_NOW, False)
-            parts.append(frame)
-            if not frame.more:
-                return parts
-
-    def close(self) -> None:
-        self.socket.close()
+    def _arrivals(self) -> Iterator[tuple[Connection, tuple[int, int, list[Any]]]]:
+        """What has arrived where the poll found something: (connection, (incarnation, epoch, messages))."""
+        stirred, self.stirred = self.stirred, []
+        for connection in stirred:
+            for parts in connection.read():
+                try:
+                    (body,) = parts
+                    yield connection, self._decode(body)
+                except (msgspec.MsgspecError, ValueError):
+                    self.bad_frames += 1
 
 
 class Router(_Link):
     """The bound end of internal links: many peers, each by its name."""
 
     def __init__(self, endpoint: str, incarnation: int, union: object, epoch: int = 0) -> None:
-        super().__init__(zmq.ROUTER)
-        self.incarnation = incarnation
-        self.epoch = epoch
-        self.bad_frames = 0
-        self._decode = messages.frame_decoder(union).decode
+        super().__init__(incarnation, union, epoch)
+        self.endpoint = endpoint
         self._posted: dict[str, list[Any]] = {}
-        self._known: dict[bytes, tuple[str, int]] = {}  # routing id -> peer, its incarnation
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.bind(endpoint)
+        self._peers: dict[str, Connection] = {}
+        self._connections: set[Connection] = set()
+        self._opening = zmtp.opening("ROUTER")
+        self._listener = Listener(self, endpoint.removeprefix(SCHEME))
+
+    def __contains__(self, peer: str) -> bool:
+        """Whether the peer's stream has not ended: while it has not, more may come from it."""
+        return peer in self._peers
 
     def post(self, peer: str, message: Any) -> None:
         """Put a message into this turn's frame for ``peer``."""
@@ -142,47 +221,77 @@ class Router(_Link):
 
     def send(self, peer: str, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""
-        frame = messages.encode((self.incarnation, self.epoch, batch))
-        self.touched = True
-        try:
-            _send(self.socket, peer.encode(), _MORE)
-            _send(self.socket, frame, _NOW)
-        except zmq.ZMQError as error:
-            raise PeerGone(peer) from error
+        connection = self._peers.get(peer)
+        if connection is None:
+            raise PeerGone(peer)
+        connection.send(messages.encode((self.incarnation, self.epoch, batch)))
 
     def drain(self) -> Iterator[tuple[str, int, list[Any]]]:
-        """Everything that has arrived: (peer, epoch, messages). Bad frames are counted and dropped."""
-        for frames in self._arrivals():
-            try:
-                id_, frame = frames
-                peer, life = self._known.get(id_) or self._meet(id_)
-                incarnation, epoch, batch = self._decode(frame)
-                if life != incarnation:
-                    raise BadFrame(peer)
-            except (msgspec.MsgspecError, ValueError, BadFrame):
+        """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
+        for connection, (incarnation, epoch, batch) in self._arrivals():
+            if incarnation != connection.incarnation:
                 self.bad_frames += 1
                 continue
-            yield peer, epoch, batch
+            yield connection.peer, epoch, batch
 
-    def _meet(self, id_: bytes) -> tuple[str, int]:
-        """Name and incarnation of a peer that speaks for the first time. Raises ValueError when the id is no name."""
-        peer = id_.decode()
-        self._known[id_] = peer, split_peer(peer)[1]
-        return self._known[id_]
+    # ---------------------------------------------------------------- connections
+
+    def welcome(self, stream: socket.socket) -> None:
+        """Somebody has connected."""
+        connection = Connection(self, stream, self._opening)
+        self._connections.add(connection)
+        if self._poll is not None:
+            connection.join(self._poll)
+
+    def met(self, connection: Connection, identity: bytes) -> None:
+        try:
+            peer = identity.decode()
+            connection.incarnation = split_peer(peer)[1]
+        except ValueError as error:
+            raise BadFrame(f"{identity!r} is no peer's name") from error
+        if peer in self._peers:
+            raise BadFrame(f"{peer} is here already")
+        connection.peer = peer
+        self._peers[peer] = connection
+
+    def parted(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if self._peers.get(connection.peer) is connection:
+            del self._peers[connection.peer]
+
+    def join(self, poll: Poll) -> None:
+        self._poll = poll
+        poll.watch(self._listener.fileno(), self._listener)
+        for connection in self._connections:
+            connection.join(poll)
+
+    def part(self, poll: Poll) -> None:
+        self._poll = None
+        poll.unwatch(self._listener.fileno())
+        for connection in self._connections:
+            connection.part()
+
+    def close(self) -> None:
+        if self._poll is not None:
+            self.part(self._poll)
+        for connection in list(self._connections):
+            connection.close()
+        self._listener.close()
 
 
 class Dealer(_Link):
-    """The connecting end of an internal link: one peer."""
+    """The connecting end of an internal link: one peer, whose endpoint must be bound already."""
 
     def __init__(self, endpoint: str, role: str, incarnation: int, union: object) -> None:
-        super().__init__(zmq.DEALER)
-        self.incarnation = incarnation
-        self.epoch = 0
-        self.bad_frames = 0
-        self._decode = messages.frame_decoder(union).decode
+        super().__init__(incarnation, union, 0)
         self._posted: list[Any] = []
-        self.socket.setsockopt(zmq.ROUTING_ID, peer_name(role, incarnation).encode())
-        self.socket.connect(endpoint)
+        self._connection: Connection | None = None
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stream.connect(endpoint.removeprefix(SCHEME))
+            self._connection = Connection(self, stream, zmtp.opening("DEALER", peer_name(role, incarnation)))
+        except (OSError, PeerGone):  # it died meanwhile: the first send says so
+            stream.close()
 
     def post(self, message: Any) -> None:
         """Put a message into this turn's frame."""
@@ -196,107 +305,26 @@ class Dealer(_Link):
 
     def send(self, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""
-        self.touched = True
-        try:
-            _send(self.socket, messages.encode((self.incarnation, self.epoch, batch)), _NOW)
-        except zmq.ZMQError as error:
-            raise PeerGone("bound end") from error
+        if self._connection is None:
+            raise PeerGone("bound end")
+        self._connection.send(messages.encode((self.incarnation, self.epoch, batch)))
 
     def drain(self) -> Iterator[tuple[int, int, list[Any]]]:
-        """Everything that has arrived: (sender's incarnation, epoch, messages)."""
-        for frames in self._arrivals():
-            try:
-                (frame,) = frames
-                incarnation, epoch, batch = self._decode(frame)
-            except (msgspec.MsgspecError, ValueError):
-                self.bad_frames += 1
-                continue
-            yield incarnation, epoch, batch
+        """Everything the last wait found: (sender's incarnation, epoch, messages)."""
+        for _, arrival in self._arrivals():
+            yield arrival
 
+    def parted(self, connection: Connection) -> None:
+        self._connection = None
 
-class Door(_Link):
-    """The gateway's socket for clients: multipart frames as they come, to and from opaque identities."""
+    def join(self, poll: Poll) -> None:
+        if self._connection is not None:
+            self._connection.join(poll)
 
-    def __init__(self, endpoints: list[str], max_bytes: int, heartbeat_ms: int = 1000, timeout_ms: int = 3000) -> None:
-        super().__init__(zmq.ROUTER)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-        self.socket.setsockopt(zmq.HANDSHAKE_IVL, timeout_ms)
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
-        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
-        for endpoint in endpoints:
-            self.socket.setsockopt(zmq.SNDBUF, buffer_for(endpoint))
-            self.socket.bind(endpoint)
+    def part(self, poll: Poll) -> None:
+        if self._connection is not None:
+            self._connection.part()
 
-    def send(self, client: bytes, batch: list[Any], payload: bytes | Held | None = None) -> None:
-        """One frame of messages, and the samples of its ``Outcome`` if given. Raises PeerGone."""
-        self.send_frames(client, [messages.encode(batch)] if payload is None else [messages.encode(batch), payload])
-
-    def send_frames(self, client: bytes, frames: list[bytes | Held]) -> None:
-        """Frames (at least one) as they are. Raises PeerGone."""
-        *parts, last = frames
-        self.touched = True
-        try:
-            _send(self.socket, client, _MORE)
-            for part in parts:
-                _send(self.socket, part, _MORE)
-            _send(self.socket, last, _NOW)
-        except zmq.ZMQError as error:
-            raise PeerGone(client) from error
-
-    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[Any]]]:
-        """At most ``limit`` arrivals: (client, frames as bytes). A long frame is not copied: it comes as ``Held``."""
-        for count, (client, *frames) in enumerate(self._arrivals(), 1):
-            yield client, [frame if len(frame) > SMALL_BYTES else frame.bytes for frame in frames]
-            if count == limit:
-                self.touched = True  # there may be more
-                return
-
-
-class Poll:
-    """Waits on links and plain descriptors together.
-
-    A link is watched through its ZMQ_FD, which saves two system calls per link and turn against ``zmq.Poller``. That
-    descriptor tells of commands, not of messages, and a send may swallow its signal (zmq_getsockopt(3), ZMQ_FD): so
-    links must be drained until nothing is left, or marked ``touched``, and those that are, or sent since the last wait,
-    are asked first.
-    """
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._links: dict[int, Any] = {}
-
-    def add(self, thing: Any) -> None:
-        """Watch a Router, Dealer, Door or a descriptor for input."""
-        if isinstance(thing, int):
-            self._epoll.register(thing, select.EPOLLIN)
-            return
-        fd = thing.socket.getsockopt(zmq.FD)
-        self._epoll.register(fd, select.EPOLLIN)
-        self._links[fd] = thing
-        thing.touched = True
-
-    def remove(self, thing: Any) -> None:
-        fd = thing if isinstance(thing, int) else thing.socket.getsockopt(zmq.FD)
-        self._epoll.unregister(fd)
-        self._links.pop(fd, None)
-
-    def wait(self, timeout_s: float | None) -> set[Any]:
-        """What may be readable within ``timeout_s`` (None: for ever): sockets of links, and descriptors."""
-        ready: set[Any] = set()
-        asked = []
-        for link in self._links.values():
-            if link.touched:
-                link.touched = False
-                asked.append((link.socket, _IN))
-        if asked:
-            ready.update([socket for socket, _ in zmq_poll(asked, 0)])
-        woke = not ready
-        for fd, _ in self._epoll.poll(0 if ready else timeout_s):
-            link = self._links.get(fd)
-            if link is None:
-                ready.add(fd)
-            else:
-                link.woke = woke
-                ready.add(link.socket)
-        return ready
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()

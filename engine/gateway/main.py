@@ -37,7 +37,8 @@ from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
 from ipc.ring import Ring, generation
-from ipc.sockets import Dealer, Door, Poll, context, hold
+from ipc.door import Door, context, hold
+from ipc.sockets import Dealer, Poll
 
 HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and twice the outbox
 OUTBOX_SLACK_BYTES = HEADROOM_BYTES // 2  # what runs when the outbox is full may still end; beyond this it is lost
@@ -106,11 +107,11 @@ class Shell:
         self.now = process.now()
         if self.lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
-        if self.lifeline.link.socket in readable:
+        if self.lifeline.link in readable:
             self._read_supervisor()
-        if self.scheduler is not None and self.scheduler.socket in readable:
+        if self.scheduler is not None and self.scheduler in readable:
             self._read_scheduler(self.scheduler)
-        if self.door is not None and self.door.socket in readable:
+        if self.door is not None and self.door in readable:
             self._read_clients(self.door)
         self._feed(_TURN_END)
         self._send()

@@ -94,6 +94,8 @@ class Book:
         self.ingress: dict[SlotKey, Key] = {}
         self.freed: list[Key] = []
         self.actions: list[Send | Note] = []
+        self.riders: list[Any] = []  # for the gateway, waiting for a message that goes there anyway
+        self.ride_until = 0.0
         self.timers: list[tuple[float, int, str, Key]] = []
         self._tickets = itertools.count(generation(epoch, 1))
         self._order = itertools.count()
@@ -135,7 +137,19 @@ class Book:
         return job is None or job.ended
 
     def send(self, peer: str, message: Any) -> None:
+        if peer is GATEWAY and self.riders:
+            self.send_riders()
         self.actions.append(Send(peer, message))
+
+    def ride(self, message: Any, now: float) -> None:
+        """Tell the gateway with the next message it gets, at ``ride_until`` at the latest."""
+        if not self.riders:
+            self.ride_until = now + self.deadlines.ride_s
+        self.riders.append(message)
+
+    def send_riders(self) -> None:
+        self.actions += [Send(GATEWAY, message) for message in self.riders]
+        self.riders.clear()
 
     def note(self, level: str, text: str) -> None:
         self.actions.append(Note(level, text))

@@ -60,7 +60,7 @@ class Flow:
         if message.ref is not None:
             book.slots.adopt(message.ref.ring, message.ref.generation)
             book.ingress[message.ref.ring, message.ref.generation] = job.key
-        book.send(GATEWAY, JobAccepted(*job.key))
+        book.ride(JobAccepted(*job.key), now)
         book.timer(job.deadline, "deadline", job.key)
         self.enter(job, now)
 

@@ -13,7 +13,6 @@ from engine.boot import Boot, SchedulerBoot
 from engine.process import ORPHANED, Lifeline, enter, leave, now
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
 from engine.scheduler.scheduler import Scheduler
-from ipc.errors import PeerGone
 from ipc.messages import Drain, Gone, Stop, ToScheduler, Up
 from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
@@ -44,9 +43,9 @@ class Shell:
             self.poll.add(thing)
         while not self.leaving:
             readable = self.wait()
-            if self.router.socket in readable:
+            if self.router in readable:
                 self.read_peers()
-            if self.lifeline.link.socket in readable:
+            if self.lifeline.link in readable:
                 self.read_supervisor()
             if self.dying:
                 self.bury()
@@ -95,18 +94,10 @@ class Shell:
     def bury(self) -> None:
         """Tell the core of the dead whose last words have been read."""
         for peer, (message, until) in list(self.dying.items()):
-            if now() < until and self._reachable(peer):
+            if now() < until and peer in self.router:
                 continue
-            self.read_peers()
             del self.dying[peer]
             self.core.handle(SUPERVISOR, message, now())
-
-    def _reachable(self, peer: str) -> bool:
-        try:
-            self.router.send(peer, [])
-        except PeerGone:
-            return False
-        return True
 
     def act(self) -> None:
         """Carry out what the core decided: at most one frame per peer, the workers' first."""

@@ -9,7 +9,7 @@ import msgspec
 
 from ipc.errors import DragomanError, PeerGone
 from ipc.messages import Answer, Ask, encode
-from ipc.sockets import Door
+from ipc.door import Door
 
 MAX_ASK_BYTES = 65_536
 

@@ -71,11 +71,11 @@ class Worker:
         self.poll.add(self.lifeline.death_fd)
         while not self.leaving:
             readable = self.wait()
-            if self.lifeline.link.socket in readable:
+            if self.lifeline.link in readable:
                 self.read_supervisor()
-            if self.arbiter is not None and self.arbiter.socket in readable:
+            if self.arbiter is not None and self.arbiter in readable:
                 self.read_arbiter(self.arbiter)
-            if self.scheduler is not None and self.scheduler.socket in readable:
+            if self.scheduler is not None and self.scheduler in readable:
                 self.read_scheduler(self.scheduler)
             self.work()
             self.tell()
