@@ -1,44 +1,38 @@
-"""The door: the gateway's and the operators' ZeroMQ socket, for programs that are not the node's own.
+"""The door: where programs that are not the node's own come in, the clients' and the operators'. Raw frames, opaque ids.
 
-Raw frames, identities chosen by libzmq, which also speaks TCP, answers heartbeats in a thread of its own, and has met
-every kind of stranger. The hot path calls pyzmq's compiled socket: what ``zmq.Socket`` adds around it is Python, and in a
-process that wakes, handles one message and sleeps all code is cold, so that how much there is of it counts.
+On ``ipc://`` the door speaks ZeroMQ's protocol itself, like the node's links and for the same reason (``ipc.sockets``):
+samples are received where they stay, a client's death is seen at once, and what it does not read is counted in bytes.
+Everything else is libzmq's: TCP, heartbeats answered by a thread of its own, and strangers of every kind.
 
-A door is watched through its ZMQ_FD. That descriptor tells of commands, not of messages, and a send may swallow its
-signal (zmq_getsockopt(3), ZMQ_FD): so a door must be drained until nothing is left, or marked ``touched``, and one that
-is, or has sent since the last wait, is asked first.
+libzmq's socket is watched through its ZMQ_FD. That descriptor tells of commands, not of messages, and a send may swallow
+its signal (zmq_getsockopt(3), ZMQ_FD): so it must be drained until nothing is left, or marked ``touched``, and a socket
+that is, or has sent since the last wait, is asked first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zmq
-from zmq.backend import Socket as _Compiled
 from zmq.backend import zmq_poll
 
-from ipc import messages
+from ipc import messages, zmtp
 from ipc.errors import PeerGone
 from ipc.poll import Poll
+from ipc.streams import SCHEME, Listener, Stream, path_of
 
 HIGH_WATER = 10_000  # frames; far above any window
-LOCAL_BUFFER_BYTES = 2**20
-SMALL_BYTES = 64 * 1024  # frames up to here are copied when they arrive
+LOCAL_BUFFER_BYTES = 2**20  # an utterance of some seconds goes out at once
+MOST_CONNECTIONS = 1024
+BATCH = 256  # arrivals taken from libzmq at once
+MAX_UNSENT_BYTES = 256 * 2**20
+LOCAL = b"@"  # local ids begin so, libzmq's with a zero byte
 
 _NOW, _MORE, _IN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
-_send = _Compiled.send
-Held = zmq.Frame  # samples on their way; its length is in bytes
-
-
-def hold(data: Any) -> Held:
-    """Copy a contiguous buffer, once; the result can be sent any number of times without another copy."""
-    return Held(data, copy=True)
-
-
-def buffer_for(endpoint: str) -> int:
-    """Send buffer of a connection: an utterance of some seconds goes out at once on this machine; TCP has its own."""
-    return LOCAL_BUFFER_BYTES if endpoint.startswith("ipc:") else -1
 
 
 def context() -> zmq.Context:
@@ -47,12 +41,150 @@ def context() -> zmq.Context:
 
 
 class Door:
-    """Multipart frames as they come, to and from opaque identities."""
+    """Multipart frames as they come, to and from whoever connects to one of the ``endpoints``.
 
-    def __init__(self, endpoints: list[str], max_bytes: int, heartbeat_ms: int = 1000, timeout_ms: int = 3000) -> None:
-        self.link = self  # what Poll puts readable things on the list of
-        self.stirred: list[Any] = []
-        self.touched = True  # its descriptor may have lost a signal since the last wait
+    ``max_bytes``: of one message. ``max_unsent``: what a local client may leave unread before it counts as gone.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        max_bytes: int,
+        heartbeat_ms: int = 1000,
+        timeout_ms: int = 3000,
+        max_unsent: int = MAX_UNSENT_BYTES,
+    ) -> None:
+        self.link = self
+        self.bad_frames = 0
+        self.stirred: list[Any] = []  # what the poll found readable since the last drain
+        self._arrived: deque[tuple[bytes, list[Any]]] = deque()  # taken in, not yet drained
+        self._lost: list[bytes] = []
+        self._max_bytes = max_bytes
+        self._max_unsent = max_unsent
+        self._ids = itertools.count(1)
+        self._streams: dict[bytes, Stream] = {}
+        self._clients: dict[Stream, bytes] = {}
+        self._opening = zmtp.opening("ROUTER")
+        self._poll: Poll | None = None
+        self._listeners: list[Listener] = []
+        self._remote: _Remote | None = None
+        far = [endpoint for endpoint in endpoints if not endpoint.startswith(SCHEME)]
+        try:
+            if far:
+                self._remote = _Remote(self, far, max_bytes, heartbeat_ms, timeout_ms)
+            for endpoint in endpoints:
+                if endpoint.startswith(SCHEME):
+                    self._listeners.append(Listener(self, path_of(endpoint), self._welcome))
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, client: bytes, batch: list[Any], payload: Any = None) -> None:
+        """One frame of messages, and the samples of its ``Outcome`` if given. Raises PeerGone."""
+        self.send_frames(client, [messages.encode(batch)] if payload is None else [messages.encode(batch), payload])
+
+    def send_frames(self, client: bytes, frames: list[Any]) -> None:
+        """Frames (at least one) as they are. Raises PeerGone."""
+        if client[:1] == LOCAL:
+            stream = self._streams.get(client)
+            if stream is None:
+                raise PeerGone(client)
+            stream.send(frames)
+        elif self._remote is not None:
+            self._remote.send(client, frames)
+        else:
+            raise PeerGone(client)
+
+    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[Any]]]:
+        """At most ``limit`` arrivals: (client, frames as buffers of bytes). What is left makes the next wait end at once."""
+        if len(self.stirred) > 1:
+            self.stirred = list(dict.fromkeys(self.stirred))  # what was left, and found readable again
+        for _ in range(limit):
+            while not self._arrived:
+                if not self.stirred:
+                    return
+                self._take_in(self.stirred.pop(0))
+            yield self._arrived.popleft()
+
+    def _take_in(self, watched: Any) -> None:
+        if watched is self._remote:
+            self._arrived += self._remote.arrivals(BATCH)
+            return
+        client = self._clients.get(watched, b"")
+        self._arrived += [(client, frames) for frames in watched.read_large()]
+
+    def look(self) -> bool:
+        """Whether there is something to drain that the poll may not see."""
+        if self._remote is not None and self._remote.touched and self._remote.look():
+            self.stirred.append(self._remote)
+        return bool(self.stirred or self._arrived)
+
+    def lost(self) -> list[bytes]:
+        """Local clients that have gone since the last call, when everything they said has been drained."""
+        if not self._lost or self._arrived:
+            return []
+        lost, self._lost = self._lost, []
+        return lost
+
+    # ---------------------------------------------------------------- local connections
+
+    def _welcome(self, sock: socket.socket) -> None:
+        if len(self._streams) >= MOST_CONNECTIONS:
+            sock.close()
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
+        stream = Stream(self, sock, self._opening, self._max_bytes, self._max_unsent)
+        client = LOCAL + next(self._ids).to_bytes(8, "big")
+        self._streams[client], self._clients[stream] = stream, client
+        if self._poll is not None:
+            stream.join(self._poll)
+
+    def met(self, stream: Stream, identity: bytes) -> None:
+        """Clients choose no name; what they say is not used."""
+
+    def parted(self, stream: Stream) -> None:
+        """A local client has gone."""
+        client = self._clients.pop(stream)
+        del self._streams[client]
+        self._lost.append(client)
+
+    def join(self, poll: Poll) -> None:
+        self._poll = poll
+        poll.watch_door(self)
+        for part in (*self._listeners, *self._clients, *([self._remote] if self._remote else [])):
+            part.join(poll)
+
+    def part(self, poll: Poll) -> None:
+        self._poll = None
+        poll.unwatch_door(self)
+        for listener in self._listeners:
+            listener.part(poll)
+        for stream in self._clients:
+            stream.part()
+        if self._remote is not None:
+            self._remote.part(poll)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Let everybody go; last words are given ``linger_ms`` to leave."""
+        if self._poll is not None:
+            self.part(self._poll)
+        for stream in list(self._clients):
+            stream.linger(linger_ms)
+            stream.close()
+        for listener in self._listeners:
+            listener.close()
+        if self._remote is not None:
+            self._remote.close(linger_ms)
+
+
+class _Remote:
+    """The libzmq side of a door. The hot path calls pyzmq's compiled socket, which is less code and so less cold."""
+
+    def __init__(
+        self, door: Door, endpoints: Sequence[str], max_bytes: int, heartbeat_ms: int, timeout_ms: int
+    ) -> None:
+        self.link = door
+        self.touched = True
         self.socket = context().socket(zmq.ROUTER)
         self.socket.linger = 0
         self.socket.sndhwm = self.socket.rcvhwm = HIGH_WATER
@@ -63,63 +195,28 @@ class Door:
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
         self._asked = [(self.socket, _IN)]
         for endpoint in endpoints:
-            self.socket.setsockopt(zmq.SNDBUF, buffer_for(endpoint))
             self.socket.bind(endpoint)
 
-    def fileno(self) -> int:
-        return self.socket.getsockopt(zmq.FD)
-
-    def send(self, client: bytes, batch: list[Any], payload: bytes | Held | None = None) -> None:
-        """One frame of messages, and the samples of its ``Outcome`` if given. Raises PeerGone."""
-        self.send_frames(client, [messages.encode(batch)] if payload is None else [messages.encode(batch), payload])
-
-    def send_frames(self, client: bytes, frames: list[bytes | Held]) -> None:
-        """Frames (at least one) as they are. Raises PeerGone."""
+    def send(self, client: bytes, frames: list[Any]) -> None:
         *parts, last = frames
         self.touched = True
         try:
-            _send(self.socket, client, _MORE)
+            self.socket.send(client, _MORE)
             for part in parts:
-                _send(self.socket, part, _MORE)
-            _send(self.socket, last, _NOW)
+                self.socket.send(part, _MORE)
+            self.socket.send(last, _NOW, copy=len(last) < zmtp.LARGE_BYTES)
         except zmq.ZMQError as error:
             raise PeerGone(client) from error
 
-    def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[Any]]]:
-        """At most ``limit`` arrivals: (client, frames as bytes). A long frame is not copied: it comes as ``Held``."""
-        for count, (client, *frames) in enumerate(self._arrivals(), 1):
-            yield client, [frame if len(frame) > SMALL_BYTES else frame.bytes for frame in frames]
-            if count == limit:
-                self.touched = True  # there may be more
-                return
-
-    def _arrivals(self) -> Iterator[list[Any]]:
-        """Everything that has arrived: routing id (bytes), then frames.
-
-        What ends a wait mostly comes alone. Then looking for more is left to the next wait, which asks anyway after a
-        send; what came meanwhile makes that wait end at once, and the turn after it take everything.
-        """
-        woke, self.stirred = bool(self.stirred) and not self.touched, []
+    def arrivals(self, most: int) -> Iterator[tuple[bytes, list[Any]]]:
+        """At most so many that have arrived."""
+        self.touched = True  # until nothing is left
         try:
-            while True:
-                yield self._receive()
-                if woke:
-                    self.touched = True
-                    return
-                if not self.look():
-                    return
-        except zmq.Again:  # woken by what was no message
-            return
-
-    def _receive(self) -> list[Any]:
-        """The parts of one arrival. Raises zmq.Again when there is none."""
-        recv = self.socket.recv
-        parts: list[Any] = [recv(_NOW)]  # a routing id never comes alone
-        while True:
-            frame = recv(_NOW, False)
-            parts.append(frame)
-            if not frame.more:
-                return parts
+            for _ in range(most):
+                client, *frames = self.socket.recv_multipart(_NOW, copy=False)
+                yield client.bytes, [f.buffer if len(f) >= zmtp.LARGE_BYTES else f.bytes for f in frames]
+        except zmq.Again:
+            self.touched = False
 
     def look(self) -> bool:
         """Whether something has arrived, asked of libzmq itself."""
@@ -128,10 +225,10 @@ class Door:
 
     def join(self, poll: Poll) -> None:
         self.touched = True
-        poll.watch_door(self)
+        poll.watch(self.socket.getsockopt(zmq.FD), self)
 
     def part(self, poll: Poll) -> None:
-        poll.unwatch_door(self)
+        poll.unwatch(self.socket.getsockopt(zmq.FD))
 
-    def close(self) -> None:
-        self.socket.close()
+    def close(self, linger_ms: int) -> None:
+        self.socket.close(linger=linger_ms)

@@ -37,7 +37,7 @@ class Poll:
         """What may be readable within ``timeout_s`` (None: for ever): links, doors and descriptors."""
         ready: set[Any] = set()
         for door in self._doors:
-            if door.touched and door.look():
+            if door.look():
                 ready.add(door)
         for fd, _ in self._epoll.poll(0 if ready else timeout_s):
             watched = self._watched.get(fd)
@@ -66,8 +66,6 @@ class Poll:
 
     def watch_door(self, door: Any) -> None:
         self._doors.append(door)
-        self.watch(door.fileno(), door)
 
     def unwatch_door(self, door: Any) -> None:
         self._doors.remove(door)
-        self.unwatch(door.fileno())

@@ -7,8 +7,8 @@ A process posts messages as it decides and flushes once per loop turn, so that e
 
 libzmq moves each message through a thread of its own: two wake-ups more a message, which cost more than all the rest of
 it (docs/decisions/0012-links-without-a-thread.md). So these links read and write their Unix sockets in the loop's own
-thread, in ZeroMQ's wire format (``ipc.zmtp``): libzmq can be the other end of either. A peer's death is the end of its
-stream, and comes after everything it had sent.
+thread, in ZeroMQ's wire format: libzmq can be the other end of either. A peer's death is the end of its stream, and
+comes after everything it had sent.
 
 Sends never block: what the kernel does not take waits here, up to ``MAX_UNSENT_BYTES``, far above every window; beyond
 that the peer is gone.
@@ -16,10 +16,8 @@ that the peer is gone.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -28,133 +26,11 @@ from ipc import messages, zmtp
 from ipc.errors import BadFrame, PeerGone
 from ipc.peers import peer_name, split_peer
 from ipc.poll import Poll
+from ipc.streams import Listener, Stream, path_of
 
 __all__ = ["Dealer", "Poll", "Router"]
 
 MAX_FRAME_BYTES = MAX_UNSENT_BYTES = 16 * 2**20
-READ_BYTES = 65_536
-BACKLOG = 512  # connections that may wait to be accepted
-SCHEME = "ipc://"
-
-
-class Connection:
-    """One stream, its unsent bytes, and who is at its other end."""
-
-    def __init__(self, link: _Link, stream: socket.socket, opening: bytes) -> None:
-        stream.setblocking(False)
-        self.link = link
-        self.peer = ""
-        self.incarnation = 0
-        self._stream = stream
-        self._incoming = zmtp.Incoming(MAX_FRAME_BYTES)
-        self._unsent = bytearray()
-        self._poll: Poll | None = None
-        self.open = True
-        self._write(opening)
-
-    def send(self, body: bytes) -> None:
-        """Send one frame, or keep it until there is room. Raises PeerGone."""
-        self._write(zmtp.frame(body))
-
-    def _write(self, data: bytes) -> None:
-        if self._unsent:
-            self._unsent += data
-            if len(self._unsent) > MAX_UNSENT_BYTES:
-                raise PeerGone(self.peer)
-            return
-        try:
-            sent = self._stream.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise PeerGone(self.peer) from error
-        if sent < len(data):
-            self._unsent += data[sent:]
-            if self._poll is not None:
-                self._poll.wants_room(self._stream.fileno(), True)
-
-    def read(self) -> list[list[Any]]:
-        """Messages that have arrived, by their parts. At the end of the stream the connection closes itself."""
-        if self._unsent:
-            self._send_rest()
-        try:
-            data = self._stream.recv(READ_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return []
-        named = self._incoming.identity is not None
-        try:
-            found = self._incoming.feed(data)
-            if not named and self._incoming.identity is not None:
-                self.link.met(self, self._incoming.identity)
-        except BadFrame:
-            self.link.bad_frames += 1
-            self.close()
-            return []
-        return found
-
-    def _send_rest(self) -> None:
-        with suppress(OSError):  # no room yet; or nobody there any more, which the next read says
-            sent = self._stream.send(self._unsent)
-            del self._unsent[:sent]
-        if not self._unsent and self._poll is not None:
-            self._poll.wants_room(self._stream.fileno(), False)
-
-    def join(self, poll: Poll) -> None:
-        """Be watched by ``poll``."""
-        if self.open:
-            self._poll = poll
-            poll.watch(self._stream.fileno(), self)
-            if self._unsent:
-                poll.wants_room(self._stream.fileno(), True)
-
-    def part(self) -> None:
-        if self._poll is not None:
-            self._poll.unwatch(self._stream.fileno())
-            self._poll = None
-
-    def close(self) -> None:
-        if self.open:
-            self.part()
-            self.open = False
-            self._stream.close()
-            self.link.parted(self)
-
-
-class Listener:
-    """Where a Router's peers knock."""
-
-    def __init__(self, link: Router, path: str) -> None:
-        self.link = link
-        self.path = path
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # of a former life
-        self._stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._stream.setblocking(False)
-        self._stream.bind(path)
-        self._stream.listen(BACKLOG)
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def read(self) -> list[list[Any]]:
-        """Take in who knocks; what they say is read when the poll tells of it."""
-        while True:
-            try:
-                stream, _ = self._stream.accept()
-            except BlockingIOError:
-                return []
-            with suppress(PeerGone):
-                self.link.welcome(stream)
-
-    def close(self) -> None:
-        self._stream.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
 
 
 class _Link:
@@ -166,22 +42,18 @@ class _Link:
         self.bad_frames = 0
         self.stirred: list[Any] = []  # what the poll found readable since the last drain
         self._decode = messages.frame_decoder(union).decode
-        self._poll: Poll | None = None
 
-    def met(self, connection: Connection, identity: bytes) -> None:
-        """The other end has said who it is. Raises BadFrame when it may not be that."""
+    def _stream(self, sock: socket.socket, opening: bytes) -> Stream:
+        return Stream(self, sock, opening, MAX_FRAME_BYTES, MAX_UNSENT_BYTES)
 
-    def parted(self, connection: Connection) -> None:
-        """A connection has ended."""
-
-    def _arrivals(self) -> Iterator[tuple[Connection, tuple[int, int, list[Any]]]]:
-        """What has arrived where the poll found something: (connection, (incarnation, epoch, messages))."""
+    def _arrivals(self) -> Iterator[tuple[Stream, tuple[int, int, list[Any]]]]:
+        """What has arrived where the poll found something: (stream, (incarnation, epoch, messages))."""
         stirred, self.stirred = self.stirred, []
-        for connection in stirred:
-            for parts in connection.read():
+        for stream in stirred:
+            for parts in stream.read():
                 try:
                     (body,) = parts
-                    yield connection, self._decode(body)
+                    yield stream, self._decode(body)
                 except (msgspec.MsgspecError, ValueError):
                     self.bad_frames += 1
 
@@ -193,10 +65,11 @@ class Router(_Link):
         super().__init__(incarnation, union, epoch)
         self.endpoint = endpoint
         self._posted: dict[str, list[Any]] = {}
-        self._peers: dict[str, Connection] = {}
-        self._connections: set[Connection] = set()
+        self._peers: dict[str, Stream] = {}
+        self._names: dict[Stream, tuple[str, int]] = {}  # peer and incarnation; "" until it has said who it is
         self._opening = zmtp.opening("ROUTER")
-        self._listener = Listener(self, endpoint.removeprefix(SCHEME))
+        self._poll: Poll | None = None
+        self._listener = Listener(self, path_of(endpoint), self._welcome)
 
     def __contains__(self, peer: str) -> bool:
         """Whether the peer's stream has not ended: while it has not, more may come from it."""
@@ -221,61 +94,63 @@ class Router(_Link):
 
     def send(self, peer: str, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""
-        connection = self._peers.get(peer)
-        if connection is None:
+        stream = self._peers.get(peer)
+        if stream is None:
             raise PeerGone(peer)
-        connection.send(messages.encode((self.incarnation, self.epoch, batch)))
+        stream.send([messages.encode((self.incarnation, self.epoch, batch))])
 
     def drain(self) -> Iterator[tuple[str, int, list[Any]]]:
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
-        for connection, (incarnation, epoch, batch) in self._arrivals():
-            if incarnation != connection.incarnation:
+        for stream, (incarnation, epoch, batch) in self._arrivals():
+            peer, life = self._names.get(stream, ("", 0))
+            if incarnation == life:
+                yield peer, epoch, batch
+            else:
                 self.bad_frames += 1
-                continue
-            yield connection.peer, epoch, batch
 
     # ---------------------------------------------------------------- connections
 
-    def welcome(self, stream: socket.socket) -> None:
-        """Somebody has connected."""
-        connection = Connection(self, stream, self._opening)
-        self._connections.add(connection)
+    def _welcome(self, sock: socket.socket) -> None:
+        stream = self._stream(sock, self._opening)
+        self._names[stream] = "", 0
         if self._poll is not None:
-            connection.join(self._poll)
+            stream.join(self._poll)
 
-    def met(self, connection: Connection, identity: bytes) -> None:
+    def met(self, stream: Stream, identity: bytes) -> None:
+        """The other end has said who it is. Raises BadFrame when that is no name, or somebody who is here already."""
         try:
             peer = identity.decode()
-            connection.incarnation = split_peer(peer)[1]
+            incarnation = split_peer(peer)[1]
         except ValueError as error:
             raise BadFrame(f"{identity!r} is no peer's name") from error
         if peer in self._peers:
             raise BadFrame(f"{peer} is here already")
-        connection.peer = peer
-        self._peers[peer] = connection
+        self._peers[peer] = stream
+        self._names[stream] = peer, incarnation
 
-    def parted(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        if self._peers.get(connection.peer) is connection:
-            del self._peers[connection.peer]
+    def parted(self, stream: Stream) -> None:
+        """A stream has ended."""
+        peer, _ = self._names.pop(stream, ("", 0))
+        if peer:
+            del self._peers[peer]
 
     def join(self, poll: Poll) -> None:
         self._poll = poll
-        poll.watch(self._listener.fileno(), self._listener)
-        for connection in self._connections:
-            connection.join(poll)
+        self._listener.join(poll)
+        for stream in self._names:
+            stream.join(poll)
 
     def part(self, poll: Poll) -> None:
         self._poll = None
-        poll.unwatch(self._listener.fileno())
-        for connection in self._connections:
-            connection.part()
+        self._listener.part(poll)
+        for stream in self._names:
+            stream.part()
 
     def close(self) -> None:
         if self._poll is not None:
             self.part(self._poll)
-        for connection in list(self._connections):
-            connection.close()
+        for stream in list(self._names):
+            stream.close()
         self._listener.close()
 
 
@@ -285,13 +160,13 @@ class Dealer(_Link):
     def __init__(self, endpoint: str, role: str, incarnation: int, union: object) -> None:
         super().__init__(incarnation, union, 0)
         self._posted: list[Any] = []
-        self._connection: Connection | None = None
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._peer: Stream | None = None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            stream.connect(endpoint.removeprefix(SCHEME))
-            self._connection = Connection(self, stream, zmtp.opening("DEALER", peer_name(role, incarnation)))
+            sock.connect(path_of(endpoint))
+            self._peer = self._stream(sock, zmtp.opening("DEALER", peer_name(role, incarnation)))
         except (OSError, PeerGone):  # it died meanwhile: the first send says so
-            stream.close()
+            sock.close()
 
     def post(self, message: Any) -> None:
         """Put a message into this turn's frame."""
@@ -305,26 +180,29 @@ class Dealer(_Link):
 
     def send(self, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""
-        if self._connection is None:
+        if self._peer is None:
             raise PeerGone("bound end")
-        self._connection.send(messages.encode((self.incarnation, self.epoch, batch)))
+        self._peer.send([messages.encode((self.incarnation, self.epoch, batch))])
 
     def drain(self) -> Iterator[tuple[int, int, list[Any]]]:
         """Everything the last wait found: (sender's incarnation, epoch, messages)."""
         for _, arrival in self._arrivals():
             yield arrival
 
-    def parted(self, connection: Connection) -> None:
-        self._connection = None
+    def met(self, stream: Stream, identity: bytes) -> None:
+        """The bound end needs no name."""
+
+    def parted(self, stream: Stream) -> None:
+        self._peer = None
 
     def join(self, poll: Poll) -> None:
-        if self._connection is not None:
-            self._connection.join(poll)
+        if self._peer is not None:
+            self._peer.join(poll)
 
     def part(self, poll: Poll) -> None:
-        if self._connection is not None:
-            self._connection.part()
+        if self._peer is not None:
+            self._peer.part()
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        if self._peer is not None:
+            self._peer.close()

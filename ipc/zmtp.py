@@ -1,7 +1,7 @@
-"""ZMTP 3.1, the protocol that ZeroMQ sockets speak, as far as the node's own links need it. Pure: bytes in, frames out.
+"""ZMTP 3.1, the protocol that ZeroMQ sockets speak, as far as the node needs it on Unix sockets. Pure: bytes in and out.
 
 Source: RFC 37 of the ZeroMQ project (rfc.zeromq.org/spec/37). A connection begins with a greeting from each side, then a
-``READY`` command from each side that names the kind of socket and who it is; from then on messages::
+``READY`` command from each side that names the kind of socket and who it is; from then on messages of one or more frames::
 
     greeting (64 bytes)                                            frame
     +------+---------+------+-------+---------+--------+--------+  +-------+------------------+------+
@@ -11,124 +11,186 @@ Source: RFC 37 of the ZeroMQ project (rfc.zeromq.org/spec/37). A connection begi
 
     flags: 1 MORE (another frame of this message follows), 2 LONG, 4 COMMAND
 
-Only the NULL mechanism: who may enter the node's folder may speak. Anything libzmq binds or connects on ``ipc://`` can be
-the other end. Commands after ``READY`` are passed over; nothing here asks for heartbeats.
+Only the NULL mechanism: whoever may enter the node's folder may speak. libzmq can be the other end. ``PING`` is answered;
+other commands after ``READY`` are passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ipc.errors import BadFrame
 
 MORE, LONG, COMMAND = 1, 2, 4
 SHORT_BYTES = 255
+LARGE_BYTES = 32 * 1024  # bodies from here on are not joined with others before they are sent
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+MECHANISM = slice(12, 32)
 MAX_READY_BYTES = 1024
-_READY, _KIND, _IDENTITY = b"READY", b"Socket-Type", b"Identity"
+MAX_PARTS = 64
+_READY, _PING, _PONG = b"\x05READY", b"\x04PING", b"\x04PONG"
+_KIND, _IDENTITY = b"Socket-Type", b"Identity"
+_TTL_BYTES = 2  # of a PING, before its context
 
-Body = bytes | bytearray | memoryview
+Message = list[Any]  # the bodies of its frames: bytes, large ones memoryviews of bytes
 
 
-def frame(body: bytes, flags: int = 0) -> bytes:
-    """One frame with this body."""
-    size = len(body)
-    if size <= SHORT_BYTES:
-        return bytes((flags, size)) + body
-    return bytes((flags | LONG,)) + size.to_bytes(8, "big") + body
+def header(size: int, flags: int = 0) -> bytes:
+    """What stands before a body of ``size`` bytes."""
+    return bytes((flags, size)) if size <= SHORT_BYTES else bytes((flags | LONG,)) + size.to_bytes(8, "big")
+
+
+def pieces(bodies: Sequence[Any]) -> list[Any]:
+    """A message of these bodies, as buffers to be sent one after the other; large bodies are not copied."""
+    out: list[Any] = []
+    joined = b""
+    last = len(bodies) - 1
+    for at, body in enumerate(bodies):
+        size = len(body)
+        joined += header(size, 0 if at == last else MORE)
+        if size < LARGE_BYTES:
+            joined += body
+        else:
+            out += (joined, body)
+            joined = b""
+    if joined:
+        out.append(joined)
+    return out
 
 
 def opening(kind: str, identity: str = "") -> bytes:
     """What a socket of this kind says first: the greeting and its ``READY``."""
-    body = bytes((len(_READY),)) + _READY
+    body = _READY
     for name, value in ((_KIND, kind.encode()), (_IDENTITY, identity.encode())):
         body += bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
-    return GREETING + frame(body, COMMAND)
+    return GREETING + header(len(body), COMMAND) + body
 
 
 class Incoming:
     """One connection's incoming bytes, taken apart.
 
-    ``identity``: who is at the other end, once it has said so (empty bytes: it gave no name); None before.
+    ``identity``: who is at the other end, once it has said so (empty: it gave no name); None before.
+    ``answers``: frames that the protocol wants sent back; who sends them empties it.
+
+    What arrives is either given to ``feed``, or, while a large body is incomplete, received right into ``room()`` and
+    counted with ``filled``.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.identity: bytes | None = None
+        self.answers: list[bytes] = []
         self._max_bytes = max_bytes
-        self._rest = bytearray()  # an incomplete frame, or greeting
+        self._rest = b""  # an incomplete greeting or frame
         self._greeted = False
-        self._parts: list[Body] = []  # of a message that is not complete
+        self._parts: Message = []  # of a message that is not complete
+        self._size = 0  # of those
+        self._body: memoryview | None = None  # a large body being filled
+        self._body_flags = 0
+        self._missing: memoryview = memoryview(b"")
 
-    def feed(self, data: bytes) -> list[list[Body]]:
-        """The messages that are complete now, each by its parts. Raises BadFrame; the connection is worthless then."""
-        size = len(data)
-        if self.identity is not None and not self._rest and not self._parts and size > 2:
-            # Mostly exactly one message comes.
-            if data[0] == 0 and data[1] + 2 == size:
+    def room(self) -> memoryview | None:
+        """Where the next bytes belong, while a large body is incomplete."""
+        return self._missing if self._body is not None else None
+
+    def filled(self, count: int) -> list[Message]:
+        """``count`` bytes have been received into ``room()``; the messages that are complete now."""
+        self._missing = self._missing[count:]
+        if self._missing or self._body is None:
+            return []
+        body, self._body = self._body, None
+        return self._end_frame(self._body_flags, body)
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete now. Raises BadFrame; the connection is worthless then."""
+        if self.identity is not None and not self._rest and not self._parts and len(data) > 9:
+            # Mostly exactly one short message comes.
+            flags, size = data[0], len(data)
+            if flags == 0 and data[1] + 2 == size:
                 return [[data[2:]]]
-            if data[0] == LONG and size > 9 and int.from_bytes(data[1:9], "big") + 9 == size:
+            if flags == LONG and int.from_bytes(data[1:9], "big") + 9 == size <= self._max_bytes:
                 return [[data[9:]]]
-        self._rest += data
-        return list(self._messages())
+        if self._rest:
+            data = self._rest + data
+        at = 0
+        found: list[Message] = []
+        if not self._greeted:
+            if len(data) < len(GREETING) and data[:1] == GREETING[:1]:
+                self._rest = data
+                return found
+            at = self._greet(data)
+        while (step := self._frame(data, at, found)) is not None:
+            at = step
+        self._rest = data[at:]
+        return found
 
-    def _messages(self) -> Iterator[list[Body]]:
-        if not self._greeted and not self._greet():
-            return
-        while (found := self._take()) is not None:
-            flags, body = found
-            if flags & COMMAND:
-                if self.identity is None:
-                    self.identity = _identity(body)
-                continue
-            if self.identity is None:
-                raise BadFrame("a message before READY")
-            self._parts.append(body)
-            if not flags & MORE:
-                parts, self._parts = self._parts, []
-                yield parts
-
-    def _greet(self) -> bool:
-        """Whether the greeting is complete and one that we understand."""
-        rest = self._rest
-        if len(rest) < len(GREETING):
-            if rest and rest[0] != GREETING[0]:
-                raise BadFrame("no greeting")
-            return False
-        if rest[0] != 0xFF or rest[9] & 1 != 1 or rest[10] < 3 or rest[12:32] != GREETING[12:32]:
+    def _greet(self, data: bytes) -> int:
+        """Check the greeting; returns where it ends."""
+        if data[0] != 0xFF or not data[9] & 1 or data[10] < 3 or data[MECHANISM] != GREETING[MECHANISM]:
             raise BadFrame("not a greeting of ZMTP 3 without security")
-        del rest[: len(GREETING)]
         self._greeted = True
-        return True
+        return len(GREETING)
 
-    def _take(self) -> tuple[int, bytes] | None:
-        """The next complete frame: its flags, its body."""
-        rest = self._rest
-        head = 9 if rest and rest[0] & LONG else 2
-        if len(rest) < head:
+    def _frame(self, data: bytes, at: int, found: list[Message]) -> int | None:
+        """Take the frame that begins at ``at``; returns where the next begins, None when it is not complete."""
+        head = 9 if len(data) > at and data[at] & LONG else 2
+        begin = at + head
+        if len(data) < begin:
             return None
-        size = int.from_bytes(rest[1:head], "big")
-        most = MAX_READY_BYTES if self.identity is None else self._max_bytes
-        if size + sum(map(len, self._parts)) > most:
-            raise BadFrame(f"{size} bytes in a frame; {most} are taken")
-        if len(rest) < head + size:
+        flags, size = data[at], int.from_bytes(data[at + 1 : begin], "big")
+        self._check(flags, size)
+        here = len(data) - begin
+        if here >= size:
+            found += self._end_frame(flags, data[begin : begin + size])
+            return begin + size
+        if size < LARGE_BYTES or flags & COMMAND:
             return None
-        flags, body = rest[0], bytes(rest[head : head + size])
-        del rest[: head + size]
-        return flags, body
+        self._body, self._body_flags = memoryview(np.empty(size, np.uint8)).cast("B"), flags
+        self._body[:here] = data[begin:]
+        self._missing = self._body[here:]
+        return len(data)
+
+    def _check(self, flags: int, size: int) -> None:
+        most = self._max_bytes if self.identity is not None and not flags & COMMAND else MAX_READY_BYTES
+        if self._size + size > most or len(self._parts) >= MAX_PARTS:
+            raise BadFrame(f"a message of more than {most} bytes or {MAX_PARTS} frames")
+        if self.identity is None and not flags & COMMAND:
+            raise BadFrame("a message before READY")
+
+    def _end_frame(self, flags: int, body: Any) -> list[Message]:
+        """A frame is complete; the message that it completes, if it does."""
+        if flags & COMMAND:
+            self._command(body)
+            return []
+        self._parts.append(body)
+        self._size += len(body)
+        if flags & MORE:
+            return []
+        parts, self._parts, self._size = self._parts, [], 0
+        return [parts]
+
+    def _command(self, body: bytes) -> None:
+        if self.identity is None:
+            self.identity = _identity(body)
+        elif body.startswith(_PING):
+            pong = _PONG + body[len(_PING) + _TTL_BYTES :]
+            self.answers.append(header(len(pong), COMMAND) + pong)
 
 
 def _identity(body: bytes) -> bytes:
     """Who a ``READY`` says it is. Raises BadFrame."""
-    name_end = 1 + len(_READY)
-    if body[:name_end] != bytes((len(_READY),)) + _READY:
+    if not body.startswith(_READY):
         raise BadFrame("the first command is not READY")
-    at, properties = name_end, {}
+    at, identity = len(_READY), b""
     while at < len(body):
         name = body[at + 1 : at + 1 + body[at]]
         at += 1 + body[at]
         size = int.from_bytes(body[at : at + 4], "big")
-        properties[name.lower()] = body[at + 4 : at + 4 + size]
+        if name.lower() == _IDENTITY.lower():
+            identity = body[at + 4 : at + 4 + size]
         at += 4 + size
     if at != len(body):
         raise BadFrame("READY is cut short")
-    return properties.get(_IDENTITY.lower(), b"")
+    return identity

@@ -37,7 +37,7 @@ from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
 from ipc.ring import Ring, generation
-from ipc.door import Door, context, hold
+from ipc.door import Door, context
 from ipc.sockets import Dealer, Poll
 
 HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and twice the outbox
@@ -157,8 +157,9 @@ class Shell:
                 self._feed(Arrived(client, messages))
             taken += len(messages)
             if taken >= TURN_LOOKS and (taken >= TURN_MESSAGES or process.now() - self.now >= TURN_S):
-                door.touched = True
                 return
+        for client in door.lost():
+            self._feed(ClientLost(client))
 
     def _fetch(self, message: JobOutcome) -> JobEnded:
         """Copy the result out at once: no slot waits for order or for a client."""
@@ -171,7 +172,7 @@ class Shell:
                 raise StaleData(f"no result can lie in ring {ref.ring!r} as {ref.dtype!r}")
             if self.core.books.outbox.total_bytes + ref.nbytes > self.outbox_most:
                 raise MemoryError(f"{self.core.books.outbox.count} results are kept for clients that do not read")
-            payload = ring.copy(ref, hold)
+            payload = ring.copy(ref)
         except (StaleData, MemoryError, zmq.ZMQError) as error:
             self.log.error("session %s index %s: result lost: %s", outcome.session, outcome.index, error)
             stale = isinstance(error, StaleData)
@@ -270,8 +271,8 @@ class Shell:
     def close(self) -> None:
         """Let go of the sockets, when the clients' last messages are on their way."""
         if self.door is not None:
-            self.door.socket.linger = LINGER_MS
-        for link in (self.door, self.scheduler, self.lifeline):
+            self.door.close(LINGER_MS)
+        for link in (self.scheduler, self.lifeline):
             if link is not None:
                 link.close()
         context().term()

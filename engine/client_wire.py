@@ -1,0 +1,260 @@
+"""What moves a client's bytes: ``LocalWire`` on ``ipc://`` (a Unix socket, no thread), ``RemoteWire`` for the rest (libzmq).
+
+Both speak ZeroMQ's protocol as a DEALER without a name, never block in ``send``, and come back by themselves after the
+node's restart. A local wire does what can be done while it is asked to; nothing happens between its calls.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Protocol
+
+import zmq
+from zmq.backend import Socket as _Compiled
+
+from engine.outcome import NodeGone
+from ipc import zmtp
+from ipc.errors import BadFrame
+
+SCHEME = "ipc://"
+LOCAL_BUFFER_BYTES = 2**20  # on this machine an utterance of some seconds goes out at once
+HIGH_WATER = 20_000  # frames; far above every window, so that a refused send means there is no node
+MAX_UNSENT_BYTES = 2**30  # likewise
+MAX_MESSAGE_BYTES = 2**30  # of an answer
+READ_BYTES = 65_536
+RETRY_S = 0.01  # between attempts to connect
+LINGER_MS = 500  # last acknowledgements at close
+
+_NOW, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_send = _Compiled.send  # what zmq.Socket adds around it is Python, and dearer than the message
+Parts = list[Any]
+
+
+class Wire(Protocol):
+    """The client's end of one connection."""
+
+    def send(self, frames: Parts) -> None:
+        """Send one message of these frames. Raises NodeGone when nothing is taken any more."""
+
+    def receive(self) -> Iterator[Parts]:
+        """The messages that have arrived."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something has arrived, or after ``timeout_s``."""
+
+    def close(self) -> None: ...
+
+
+def connect(endpoint: str) -> Wire:
+    """A wire to ``endpoint``, connected in silence: whether a node is there shows when it answers. Raises NodeGone."""
+    return LocalWire(endpoint) if endpoint.startswith(SCHEME) else RemoteWire(endpoint)
+
+
+class LocalWire:
+    """See the module's docstring."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._path = endpoint.removeprefix(SCHEME)
+        self._endpoint = endpoint
+        self._opening = zmtp.opening("DEALER")
+        self._socket: socket.socket | None = None
+        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._found: list[Parts] = []  # arrived while something else was waited for
+        self._retry_at = 0.0
+        self._timeout_s = -1.0  # the socket's
+        if len(self._path.encode()) > 107 or not self._path:
+            text = f"cannot connect to {endpoint!r} (a socket's path has 1 to 107 bytes)"
+            raise NodeGone(text, "an endpoint reads ipc://PATH or tcp://HOST:PORT")
+        self._connect()
+
+    def send(self, frames: Parts) -> None:
+        pieces = zmtp.pieces(frames)
+        sock = self._socket
+        sent = 0
+        if sock is not None and not self._unsent:
+            try:
+                sent = sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lose()
+        for piece in pieces:
+            size = len(piece)
+            if sent < size:
+                self._unsent.append(memoryview(piece).cast("B")[sent:])
+                self._unsent_bytes += size - sent
+            sent = max(0, sent - size)
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            raise NodeGone(f"{self._endpoint} takes nothing any more", "is the node running?")
+
+    def receive(self) -> Iterator[Parts]:
+        found, self._found = self._found, []
+        yield from found
+        if not found:
+            yield from self._read(socket.MSG_DONTWAIT)
+
+    def wait(self, timeout_s: float) -> None:
+        if self._found:
+            return
+        if self._socket is None:
+            time.sleep(max(0.0, min(timeout_s, self._retry_at - time.monotonic())))
+            self._connect()
+        elif self._unsent:
+            self._write_and_read(timeout_s)
+        else:
+            if timeout_s != self._timeout_s:
+                self._timeout_s = timeout_s
+                whole = int(timeout_s)
+                packed = struct.pack("ll", whole, max(1, int((timeout_s - whole) * 1e6)))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+            self._found = self._read(0)
+
+    def close(self) -> None:
+        end = time.monotonic() + LINGER_MS / 1000
+        while self._socket is not None and self._unsent and (left := end - time.monotonic()) > 0:
+            self._write_and_read(left)
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    # ---------------------------------------------------------------- bytes
+
+    def _connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
+        try:
+            sock.connect(self._path)
+            sock.send(self._opening)
+        except OSError:
+            sock.close()
+            self._retry_at = time.monotonic() + RETRY_S
+            return
+        self._socket, self._timeout_s = sock, -1.0
+        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
+        self._write()
+
+    def _lose(self) -> None:
+        """The other end is gone; whoever takes its place is spoken to anew."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._unsent.clear()  # half a message is none, and what was unanswered is sent again
+        self._unsent_bytes = 0
+        self._retry_at = time.monotonic() + RETRY_S
+
+    def _read(self, flags: int) -> list[Parts]:
+        """Receive once, and what belongs to it; with ``flags`` 0 this waits."""
+        sock, incoming, found = self._socket, self._incoming, []
+        if sock is None:
+            return found
+        try:
+            while True:
+                room = incoming.room()
+                if room is None:
+                    if not (data := sock.recv(READ_BYTES, flags)):
+                        break
+                    found += incoming.feed(data)
+                else:
+                    if not (count := sock.recv_into(room, 0, flags)):
+                        break
+                    found += incoming.filled(count)
+                if incoming.room() is None:
+                    if incoming.answers:
+                        self._answer()
+                    return found
+        except (BlockingIOError, InterruptedError):
+            return found
+        except BadFrame:
+            self._lose()
+            raise NodeGone(f"{self._endpoint} does not speak this protocol", "give the endpoint of a node") from None
+        except OSError:
+            pass  # its end, said otherwise
+        self._lose()
+        return found
+
+    def _answer(self) -> None:
+        answers, self._incoming.answers = self._incoming.answers, []
+        for answer in answers:
+            self._unsent.append(memoryview(answer))
+            self._unsent_bytes += len(answer)
+        self._write()
+
+    def _write(self) -> None:
+        """Send as much as there is room for of what was kept."""
+        try:
+            while self._unsent and self._socket is not None:
+                first = self._unsent[0]
+                sent = self._socket.send(first, socket.MSG_DONTWAIT)
+                self._unsent_bytes -= sent
+                if sent < len(first):
+                    self._unsent[0] = first[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose()
+
+    def _write_and_read(self, timeout_s: float) -> None:
+        assert self._socket is not None
+        readable, writable, _ = select.select([self._socket], [self._socket], [], max(0.0, timeout_s))
+        if writable:
+            self._write()
+        if readable:
+            self._found += self._read(socket.MSG_DONTWAIT)
+
+
+class RemoteWire:
+    """See the module's docstring."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._timeout_ms = -1  # the socket's
+        self._found: Parts | None = None  # what ended the last wait
+        self._socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.sndhwm = self._socket.rcvhwm = HIGH_WATER
+        self._socket.linger = LINGER_MS
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            text = f"cannot connect to {endpoint!r} ({error.strerror})"
+            raise NodeGone(text, "an endpoint reads ipc://PATH or tcp://HOST:PORT") from error
+
+    def send(self, frames: Parts) -> None:
+        *parts, last = frames
+        try:
+            for part in parts:
+                _send(self._socket, part, _MORE)
+            self._socket.send(last, _NOW, copy=len(last) < zmtp.LARGE_BYTES)
+        except zmq.Again as error:
+            raise NodeGone(f"{self._endpoint} takes nothing any more", "is the node running?") from error
+
+    def receive(self) -> Iterator[Parts]:
+        found, self._found = self._found, None
+        if found is not None:
+            yield found
+        with suppress(zmq.Again):
+            while True:
+                yield [part.buffer for part in self._socket.recv_multipart(_NOW, copy=False)]
+
+    def wait(self, timeout_s: float) -> None:
+        timeout_ms = max(0, int(timeout_s * 1000 + 0.999))
+        if timeout_ms != self._timeout_ms:
+            self._timeout_ms = timeout_ms
+            self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+        with suppress(zmq.Again):
+            self._found = [part.buffer for part in self._socket.recv_multipart(0, copy=False)]
+
+    def close(self) -> None:
+        self._socket.close()

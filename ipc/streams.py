@@ -1,0 +1,204 @@
+"""One Unix stream socket that speaks ZMTP, without blocking: its unsent bytes, its incoming messages, its watcher.
+
+Used by the node's links and by the door for local clients. ``link`` is whoever owns the stream: an object with
+``stirred`` (what the poll found readable), ``met(stream, identity)`` (the other end said who it is; may raise BadFrame),
+``parted(stream)`` (it has ended) and ``bad_frames``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ipc import zmtp
+from ipc.errors import BadFrame, PeerGone
+from ipc.poll import Poll
+
+READ_BYTES = 65_536
+BACKLOG = 512  # connections that may wait to be accepted
+SCHEME = "ipc://"
+
+
+def path_of(endpoint: str) -> str:
+    """The path of an ``ipc://`` endpoint."""
+    return endpoint.removeprefix(SCHEME)
+
+
+class Stream:
+    """See the module's docstring. More than ``max_unsent`` bytes that the other end does not take: it is gone."""
+
+    def __init__(self, link: Any, sock: socket.socket, opening: bytes, max_bytes: int, max_unsent: int) -> None:
+        sock.setblocking(False)
+        self.link = link
+        self.open = True
+        self.unsent_bytes = 0
+        self._sock = sock
+        self._incoming = zmtp.Incoming(max_bytes)
+        self._max_unsent = max_unsent
+        self._unsent: deque[memoryview] = deque()
+        self._poll: Poll | None = None
+        self._write([opening])
+
+    def send(self, bodies: Sequence[Any]) -> None:
+        """Send one message of these frames, or keep what there is no room for. Raises PeerGone."""
+        self._write(zmtp.pieces(bodies))
+
+    def _write(self, pieces: list[Any]) -> None:
+        if self._unsent:
+            self._keep(pieces, 0)
+            return
+        try:
+            sent = self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise PeerGone(repr(self)) from error
+        if sent < len(pieces[0]) or len(pieces) > 1:
+            self._keep(pieces, sent)
+
+    def _keep(self, pieces: list[Any], sent: int) -> None:
+        """Keep what follows the first ``sent`` bytes, to be sent when there is room."""
+        had = bool(self._unsent)
+        for piece in pieces:
+            size = len(piece)
+            if sent < size:
+                self._unsent.append(memoryview(piece)[sent:])
+                self.unsent_bytes += size - sent
+            sent = max(0, sent - size)
+        if self.unsent_bytes > self._max_unsent:
+            raise PeerGone(repr(self))
+        if self._unsent and not had and self._poll is not None:
+            self._poll.wants_room(self._sock.fileno(), True)
+
+    def send_rest(self) -> bool:
+        """Send as much as there is room for of what was kept; False when nobody is there any more."""
+        try:
+            while self._unsent:
+                first = self._unsent[0]
+                sent = self._sock.send(first)
+                self.unsent_bytes -= sent
+                if sent < len(first):
+                    self._unsent[0] = first[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # the next read says so too
+        if self._poll is not None:
+            self._poll.wants_room(self._sock.fileno(), False)
+        return True
+
+    def read(self) -> list[zmtp.Message]:
+        """Messages that have arrived. At the end of the stream, or of its senses, it closes itself."""
+        if self._unsent:
+            self.send_rest()
+        incoming = self._incoming
+        try:
+            data = self._sock.recv(READ_BYTES)
+            if not data:
+                self.close()
+                return []
+            named = incoming.identity is not None
+            found = incoming.feed(data)
+            if not named and incoming.identity is not None:
+                self.link.met(self, incoming.identity)
+            if incoming.answers:
+                answers, incoming.answers = incoming.answers, []
+                self._write(answers)
+            return found
+        except BlockingIOError:
+            return []
+        except BadFrame:
+            self.link.bad_frames += 1
+        except (OSError, PeerGone):
+            pass  # its end, said otherwise
+        self.close()
+        return []
+
+    def read_large(self) -> list[zmtp.Message]:
+        """Like ``read``, where large messages are expected: those are received in place, and until nothing is left."""
+        incoming = self._incoming
+        found = self.read() if incoming.room() is None else []
+        try:
+            while (room := incoming.room()) is not None:
+                count = self._sock.recv_into(room)
+                if not count:
+                    self.close()
+                    break
+                found += incoming.filled(count)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+        return found
+
+    def linger(self, most_ms: int) -> None:
+        """Wait, at most so long, until everything kept is sent."""
+        end = time.monotonic() + most_ms / 1000
+        while self._unsent and (left := end - time.monotonic()) > 0:
+            if not select.select([], [self._sock], [], left)[1] or not self.send_rest():
+                return
+
+    def join(self, poll: Poll) -> None:
+        """Be watched by ``poll``."""
+        if self.open:
+            self._poll = poll
+            poll.watch(self._sock.fileno(), self)
+            if self._unsent:
+                poll.wants_room(self._sock.fileno(), True)
+
+    def part(self) -> None:
+        if self._poll is not None:
+            self._poll.unwatch(self._sock.fileno())
+            self._poll = None
+
+    def close(self) -> None:
+        if self.open:
+            self.part()
+            self.open = False
+            self._sock.close()
+            self.link.parted(self)
+
+
+class Listener:
+    """A bound Unix socket; ``welcome(socket)`` is called for everyone who connects."""
+
+    def __init__(self, link: Any, path: str, welcome: Callable[[socket.socket], None]) -> None:
+        self.link = link
+        self._path = path
+        self._welcome = welcome
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # of a former life
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.setblocking(False)
+        self._sock.bind(path)
+        self._sock.listen(BACKLOG)
+
+    def read(self) -> list[zmtp.Message]:
+        """Take in who knocks; what they say is read when the poll tells of it."""
+        with suppress(BlockingIOError):
+            while True:
+                sock, _ = self._sock.accept()
+                with suppress(PeerGone):
+                    self._welcome(sock)
+        return []
+
+    read_large = read
+
+    def join(self, poll: Poll) -> None:
+        poll.watch(self._sock.fileno(), self)
+
+    def part(self, poll: Poll) -> None:
+        poll.unwatch(self._sock.fileno())
+
+    def close(self) -> None:
+        self._sock.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
