@@ -17,7 +17,6 @@ that the peer is gone.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from ipc.streams import Listener, Stream, path_of
 __all__ = ["Dealer", "Poll", "Router"]
 
 MAX_FRAME_BYTES = MAX_UNSENT_BYTES = 16 * 2**20
+_NOBODY = ("", 0)  # has not said yet who it is
 
 
 class _Link:
@@ -46,16 +46,18 @@ class _Link:
     def _stream(self, sock: socket.socket, opening: bytes) -> Stream:
         return Stream(self, sock, opening, MAX_FRAME_BYTES, MAX_UNSENT_BYTES)
 
-    def _arrivals(self) -> Iterator[tuple[Stream, tuple[int, int, list[Any]]]]:
+    def _arrivals(self) -> list[tuple[Stream, tuple[int, int, list[Any]]]]:
         """What has arrived where the poll found something: (stream, (incarnation, epoch, messages))."""
         stirred, self.stirred = self.stirred, []
+        found = []
         for stream in stirred:
             for parts in stream.read():
                 try:
                     (body,) = parts
-                    yield stream, self._decode(body)
+                    found.append((stream, self._decode(body)))
                 except (msgspec.MsgspecError, ValueError):
                     self.bad_frames += 1
+        return found
 
 
 class Router(_Link):
@@ -97,22 +99,24 @@ class Router(_Link):
         stream = self._peers.get(peer)
         if stream is None:
             raise PeerGone(peer)
-        stream.send([messages.encode((self.incarnation, self.epoch, batch))])
+        stream.send_frame(messages.encode((self.incarnation, self.epoch, batch)))
 
-    def drain(self) -> Iterator[tuple[str, int, list[Any]]]:
+    def drain(self) -> list[tuple[str, int, list[Any]]]:
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
+        found = []
         for stream, (incarnation, epoch, batch) in self._arrivals():
-            peer, life = self._names.get(stream, ("", 0))
+            peer, life = self._names.get(stream, _NOBODY)
             if incarnation == life:
-                yield peer, epoch, batch
+                found.append((peer, epoch, batch))
             else:
                 self.bad_frames += 1
+        return found
 
     # ---------------------------------------------------------------- connections
 
     def _welcome(self, sock: socket.socket) -> None:
         stream = self._stream(sock, self._opening)
-        self._names[stream] = "", 0
+        self._names[stream] = _NOBODY
         if self._poll is not None:
             stream.join(self._poll)
 
@@ -130,7 +134,7 @@ class Router(_Link):
 
     def parted(self, stream: Stream) -> None:
         """A stream has ended."""
-        peer, _ = self._names.pop(stream, ("", 0))
+        peer, _ = self._names.pop(stream, _NOBODY)
         if peer:
             del self._peers[peer]
 
@@ -182,12 +186,11 @@ class Dealer(_Link):
         """Send one frame now. Raises PeerGone."""
         if self._peer is None:
             raise PeerGone("bound end")
-        self._peer.send([messages.encode((self.incarnation, self.epoch, batch))])
+        self._peer.send_frame(messages.encode((self.incarnation, self.epoch, batch)))
 
-    def drain(self) -> Iterator[tuple[int, int, list[Any]]]:
+    def drain(self) -> list[tuple[int, int, list[Any]]]:
         """Everything the last wait found: (sender's incarnation, epoch, messages)."""
-        for _, arrival in self._arrivals():
-            yield arrival
+        return [arrival for _, arrival in self._arrivals()]
 
     def met(self, stream: Stream, identity: bytes) -> None:
         """The bound end needs no name."""

@@ -49,6 +49,20 @@ class Stream:
         """Send one message of these frames, or keep what there is no room for. Raises PeerGone."""
         self._write(zmtp.pieces(bodies))
 
+    def send_frame(self, body: bytes) -> None:
+        """Send one message of one small frame: what ``send`` does, with less to do. Raises PeerGone."""
+        data = zmtp.header(len(body)) + body
+        if not self._unsent:
+            try:
+                if (sent := self._sock.send(data)) == len(data):
+                    return
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise PeerGone(repr(self)) from error
+            data = data[sent:]
+        self._keep([data], 0)
+
     def _write(self, pieces: list[Any]) -> None:
         if self._unsent:
             self._keep(pieces, 0)
@@ -99,20 +113,11 @@ class Stream:
         """Messages that have arrived. At the end of the stream, or of its senses, it closes itself."""
         if self._unsent:
             self.send_rest()
-        incoming = self._incoming
         try:
-            data = self._sock.recv(READ_BYTES)
-            if not data:
-                self.close()
-                return []
-            named = incoming.identity is not None
-            found = incoming.feed(data)
-            if not named and incoming.identity is not None:
-                self.link.met(self, incoming.identity)
-            if incoming.answers:
-                answers, incoming.answers = incoming.answers, []
-                self._write(answers)
-            return found
+            if data := self._sock.recv(READ_BYTES):
+                if self._incoming.at_ease:
+                    return self._incoming.feed(data)
+                return self._meet(data)
         except BlockingIOError:
             return []
         except BadFrame:
@@ -121,6 +126,18 @@ class Stream:
             pass  # its end, said otherwise
         self.close()
         return []
+
+    def _meet(self, data: bytes) -> list[zmtp.Message]:
+        """Take in bytes that may be more than messages: who is there, and what the protocol wants answered."""
+        incoming = self._incoming
+        named = incoming.identity is not None
+        found = incoming.feed(data)
+        if not named and incoming.identity is not None:
+            self.link.met(self, incoming.identity)
+        if incoming.answers:
+            answers, incoming.answers = incoming.answers, []
+            self._write(answers)
+        return found
 
     def read_large(self) -> list[zmtp.Message]:
         """Like ``read``, where large messages are expected: those are received in place, and until nothing is left."""

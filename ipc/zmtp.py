@@ -74,6 +74,7 @@ class Incoming:
 
     ``identity``: who is at the other end, once it has said so (empty: it gave no name); None before.
     ``answers``: frames that the protocol wants sent back; who sends them empties it.
+    ``at_ease``: the greeting is over and nothing is incomplete.
 
     What arrives is either given to ``feed``, or, while a large body is incomplete, received right into ``room()`` and
     counted with ``filled``.
@@ -82,6 +83,7 @@ class Incoming:
     def __init__(self, max_bytes: int) -> None:
         self.identity: bytes | None = None
         self.answers: list[bytes] = []
+        self.at_ease = False
         self._max_bytes = max_bytes
         self._rest = b""  # an incomplete greeting or frame
         self._greeted = False
@@ -101,16 +103,18 @@ class Incoming:
         if self._missing or self._body is None:
             return []
         body, self._body = self._body, None
-        return self._end_frame(self._body_flags, body)
+        found = self._end_frame(self._body_flags, body)
+        self._look()
+        return found
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete now. Raises BadFrame; the connection is worthless then."""
-        if self.identity is not None and not self._rest and not self._parts and len(data) > 9:
-            # Mostly exactly one short message comes.
-            flags, size = data[0], len(data)
+        size = len(data)
+        if self.at_ease and 9 < size <= self._max_bytes:  # mostly exactly one message of one frame comes
+            flags = data[0]
             if flags == 0 and data[1] + 2 == size:
                 return [[data[2:]]]
-            if flags == LONG and int.from_bytes(data[1:9], "big") + 9 == size <= self._max_bytes:
+            if flags == LONG and int.from_bytes(data[1:9], "big") + 9 == size:
                 return [[data[9:]]]
         if self._rest:
             data = self._rest + data
@@ -124,7 +128,13 @@ class Incoming:
         while (step := self._frame(data, at, found)) is not None:
             at = step
         self._rest = data[at:]
+        self._look()
         return found
+
+    def _look(self) -> None:
+        self.at_ease = not (
+            self.identity is None or self._rest or self._parts or self._body is not None or self.answers
+        )
 
     def _greet(self, data: bytes) -> int:
         """Check the greeting; returns where it ends."""
