@@ -79,7 +79,7 @@ class LocalWire:
         pieces = zmtp.pieces(frames)
         sock = self._socket
         sent = 0
-        if sock is not None and not self._unsent:
+        if sock is not None and not self._unsent and self._incoming.identity is not None:
             try:
                 sent = sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -107,7 +107,7 @@ class LocalWire:
         if self._socket is None:
             time.sleep(max(0.0, min(timeout_s, self._retry_at - time.monotonic())))
             self._connect()
-        elif self._unsent:
+        elif self._unsent and self._incoming.identity is not None:
             self._write_and_read(timeout_s)
         else:
             if timeout_s != self._timeout_s:
@@ -120,7 +120,8 @@ class LocalWire:
     def close(self) -> None:
         end = time.monotonic() + LINGER_MS / 1000
         while self._socket is not None and self._unsent and (left := end - time.monotonic()) > 0:
-            self._write_and_read(left)
+            self.wait(left)
+            self._found = []
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -138,8 +139,7 @@ class LocalWire:
             self._retry_at = time.monotonic() + RETRY_S
             return
         self._socket, self._timeout_s = sock, -1.0
-        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
-        self._write()
+        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)  # what is sent waits until it has read the node's READY
 
     def _lose(self) -> None:
         """The other end is gone; whoever takes its place is spoken to anew."""
@@ -161,7 +161,10 @@ class LocalWire:
                 if room is None:
                     if not (data := sock.recv(READ_BYTES, flags)):
                         break
+                    known = incoming.identity is not None
                     found += incoming.feed(data)
+                    if not known and incoming.identity is not None:
+                        self._write()
                 else:
                     if not (count := sock.recv_into(room, 0, flags)):
                         break

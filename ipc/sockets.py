@@ -172,6 +172,11 @@ class Dealer(_Link):
         except (OSError, PeerGone):  # it died meanwhile: the first send says so
             sock.close()
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the bound end has answered: from then on what is sent goes out at once."""
+        return self._peer is not None and self._peer.greeted
+
     def post(self, message: Any) -> None:
         """Put a message into this turn's frame."""
         self._posted.append(message)

@@ -31,7 +31,10 @@ def path_of(endpoint: str) -> str:
 
 
 class Stream:
-    """See the module's docstring. More than ``max_unsent`` bytes that the other end does not take: it is gone."""
+    """See the module's docstring. More than ``max_unsent`` bytes that the other end does not take: it is gone.
+
+    Messages wait until the other end has said ``READY``: libzmq drops a connection on which they come earlier.
+    """
 
     def __init__(self, link: Any, sock: socket.socket, opening: bytes, max_bytes: int, max_unsent: int) -> None:
         sock.setblocking(False)
@@ -42,8 +45,15 @@ class Stream:
         self._incoming = zmtp.Incoming(max_bytes)
         self._max_unsent = max_unsent
         self._unsent: deque[memoryview] = deque()
+        self._clear = True  # what is sent may go out at once
         self._poll: Poll | None = None
         self._write([opening])
+        self._clear = False
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the other end has said ``READY``."""
+        return self._incoming.identity is not None
 
     def send(self, bodies: Sequence[Any]) -> None:
         """Send one message of these frames, or keep what there is no room for. Raises PeerGone."""
@@ -52,7 +62,8 @@ class Stream:
     def send_frame(self, body: bytes) -> None:
         """Send one message of one small frame: what ``send`` does, with less to do. Raises PeerGone."""
         data = zmtp.header(len(body)) + body
-        if not self._unsent:
+        sent = 0
+        if self._clear:
             try:
                 if (sent := self._sock.send(data)) == len(data):
                     return
@@ -60,25 +71,21 @@ class Stream:
                 sent = 0
             except OSError as error:
                 raise PeerGone(repr(self)) from error
-            data = data[sent:]
-        self._keep([data], 0)
+        self._keep([data], sent)
 
     def _write(self, pieces: list[Any]) -> None:
-        if self._unsent:
-            self._keep(pieces, 0)
-            return
-        try:
-            sent = self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise PeerGone(repr(self)) from error
-        if sent < len(pieces[0]) or len(pieces) > 1:
-            self._keep(pieces, sent)
+        sent = 0
+        if self._clear:
+            try:
+                sent = self._sock.sendmsg(pieces)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise PeerGone(repr(self)) from error
+        self._keep(pieces, sent)
 
     def _keep(self, pieces: list[Any], sent: int) -> None:
         """Keep what follows the first ``sent`` bytes, to be sent when there is room."""
-        had = bool(self._unsent)
         for piece in pieces:
             size = len(piece)
             if sent < size:
@@ -87,11 +94,14 @@ class Stream:
             sent = max(0, sent - size)
         if self.unsent_bytes > self._max_unsent:
             raise PeerGone(repr(self))
-        if self._unsent and not had and self._poll is not None:
-            self._poll.wants_room(self._sock.fileno(), True)
+        if self._clear and self._unsent:
+            self._clear = False
+            self._watch_room(True)
 
     def send_rest(self) -> bool:
         """Send as much as there is room for of what was kept; False when nobody is there any more."""
+        if not self.greeted:
+            return True
         try:
             while self._unsent:
                 first = self._unsent[0]
@@ -102,16 +112,21 @@ class Stream:
                 else:
                     self._unsent.popleft()
         except BlockingIOError:
+            self._watch_room(True)
             return True
         except OSError:
             return False  # the next read says so too
-        if self._poll is not None:
-            self._poll.wants_room(self._sock.fileno(), False)
+        self._clear = True
+        self._watch_room(False)
         return True
+
+    def _watch_room(self, wanted: bool) -> None:
+        if self._poll is not None:
+            self._poll.wants_room(self._sock.fileno(), wanted)
 
     def read(self) -> list[zmtp.Message]:
         """Messages that have arrived. At the end of the stream, or of its senses, it closes itself."""
-        if self._unsent:
+        if not self._clear:
             self.send_rest()
         try:
             if data := self._sock.recv(READ_BYTES):
@@ -120,7 +135,7 @@ class Stream:
                 return self._meet(data)
         except BlockingIOError:
             return []
-        except BadFrame:
+        except (BadFrame, MemoryError):
             self.link.bad_frames += 1
         except (OSError, PeerGone):
             pass  # its end, said otherwise
@@ -134,6 +149,7 @@ class Stream:
         found = incoming.feed(data)
         if not named and incoming.identity is not None:
             self.link.met(self, incoming.identity)
+            self.send_rest()
         if incoming.answers:
             answers, incoming.answers = incoming.answers, []
             self._write(answers)
@@ -168,8 +184,8 @@ class Stream:
         if self.open:
             self._poll = poll
             poll.watch(self._sock.fileno(), self)
-            if self._unsent:
-                poll.wants_room(self._sock.fileno(), True)
+            if self._unsent and self.greeted:
+                self._watch_room(True)
 
     def part(self) -> None:
         if self._poll is not None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import select
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import msgpack
 import pytest
 import zmq
+from linked import WAIT_S, arrivals, first, meet
 
-from ipc import messages, sockets
+from ipc import messages, peers, sockets
 from ipc.errors import PeerGone
-from ipc.sockets import Dealer, Door, Poll, Router
-
-WAIT_S = 5.0
+from ipc.poll import Poll
+from ipc.sockets import Dealer, Router
 
 
 @pytest.fixture
@@ -36,30 +38,10 @@ def opened():
 def link(endpoint, opened):
     """A supervisor's Router and an arbiter's Dealer that has said hello."""
     router = opened(Router(endpoint, 1, messages.ToSupervisor))
-    dealer = opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends))
+    dealer = meet(router, opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends)))
     dealer.send([messages.Alive("started")])
     assert first(router)[0] == "arbiter#7"
     return router, dealer
-
-
-def arrivals(thing, timeout_s=WAIT_S):
-    """What comes first within ``timeout_s``; an empty list if nothing does. A wake-up may be for nothing."""
-    poll = Poll()
-    poll.add(thing)
-    end = time.monotonic() + timeout_s
-    while not (found := list(thing.drain())) and (left := end - time.monotonic()) > 0:
-        poll.wait(left)
-    return found + list(thing.drain())  # what ends a wait may have been taken alone
-
-
-def first(thing):
-    """The next arrival; fails instead of waiting for ever."""
-    return arrivals(thing)[0]
-
-
-def signalled(thing):
-    """Wait until libzmq has signalled ``thing``'s descriptor, without looking at the socket."""
-    assert select.select([thing.socket.getsockopt(zmq.FD)], [], [], WAIT_S)[0]
 
 
 def test_a_turns_messages_travel_as_one_frame_in_the_order_posted(link):
@@ -70,7 +52,7 @@ def test_a_turns_messages_travel_as_one_frame_in_the_order_posted(link):
     peer, _, batch = first(router)
     assert peer == "arbiter#7"
     assert [message.snapshot["n"] for message in batch] == list(range(5))
-    assert list(router.drain()) == []
+    assert arrivals(router, 0.05) == []
 
 
 def test_nothing_posted_sends_nothing(link):
@@ -100,17 +82,34 @@ def test_answers_go_to_the_peer_they_name_with_incarnation_and_epoch(link):
     assert first(dealer) == (1, 3, [messages.Stop()])
 
 
-def test_a_frame_is_plain_msgpack_that_anybody_can_read(endpoint, opened):
+@pytest.mark.parametrize("n", [1, 100, 300, 70_000])
+def test_a_frame_is_plain_msgpack_that_any_zeromq_program_can_read(endpoint, opened, n):
     raw = zmq.Context.instance().socket(zmq.ROUTER)
     raw.bind(endpoint)
     dealer = opened(Dealer(endpoint, "tts@cpu/0", 2, messages.ToWorker))
     dealer.epoch = 9
-    dealer.send([messages.Here(state="loaded", model="m")])
+    dealer.send([messages.Here(state="loaded", model="m" * n)])  # kept until libzmq has greeted
+    assert arrivals(dealer, 0.2) == []
     assert raw.poll(WAIT_S * 1000)
     name, frame = raw.recv_multipart()
-    raw.close(linger=0)
     assert name == b"tts@cpu/0#2"
-    assert msgpack.unpackb(frame) == [2, 9, [{"type": "Here", "state": "loaded", "model": "m"}]]
+    assert msgpack.unpackb(frame) == [2, 9, [{"type": "Here", "state": "loaded", "model": "m" * n}]]
+    raw.send_multipart([name, msgpack.packb([1, 9, [{"type": "Park"}]])])
+    assert first(dealer) == (1, 9, [messages.Park()])
+    raw.close(linger=0)
+
+
+def test_any_zeromq_program_can_be_a_peer(endpoint, opened):
+    router = opened(Router(endpoint, 1, messages.ToSupervisor))
+    raw = zmq.Context.instance().socket(zmq.DEALER)
+    raw.setsockopt(zmq.ROUTING_ID, b"arbiter#7")
+    raw.connect(endpoint)
+    raw.send(msgpack.packb([7, 0, [{"type": "Alive", "phase": "started"}]]))
+    assert first(router) == ("arbiter#7", 0, [messages.Alive("started")])
+    router.send("arbiter#7", [messages.Serve()])
+    assert raw.poll(WAIT_S * 1000)
+    assert msgpack.unpackb(raw.recv()) == [1, 0, [{"type": "Serve"}]]
+    raw.close(linger=0)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,15 @@ def test_a_frame_is_plain_msgpack_that_anybody_can_read(endpoint, opened):
 )  # fmt: skip
 def test_rubbish_is_counted_and_dropped_and_the_link_goes_on(link, frame):
     router, dealer = link
-    dealer.socket.send(frame)
+    dealer._peer.send([frame])
+    dealer.send([messages.Drained()])
+    assert first(router)[2] == [messages.Drained()]
+    assert router.bad_frames == 1
+
+
+def test_a_message_of_two_frames_is_rubbish_too(link):
+    router, dealer = link
+    dealer._peer.send([msgpack.packb([7, 0, []]), b"more"])
     dealer.send([messages.Drained()])
     assert first(router)[2] == [messages.Drained()]
     assert router.bad_frames == 1
@@ -129,10 +136,28 @@ def test_rubbish_is_counted_and_dropped_and_the_link_goes_on(link, frame):
 
 def test_rubbish_from_the_bound_end_is_dropped_too(link):
     router, dealer = link
-    router.socket.send_multipart([b"arbiter#7", b"\xc1"])
+    router._peers["arbiter#7"].send([b"\xc1"])
     router.send("arbiter#7", [messages.Serve()])
     assert first(dealer) == (1, 0, [messages.Serve()])
     assert dealer.bad_frames == 1
+
+
+@pytest.mark.parametrize("name", [b"", b"arbiter", b"arbiter#x", b"\xff#1", b"arbiter#7"])
+def test_who_gives_no_name_or_somebody_elses_is_shown_the_door(link, endpoint, name):
+    router, dealer = link
+    raw = zmq.Context.instance().socket(zmq.DEALER)
+    raw.setsockopt(zmq.RECONNECT_IVL, -1)
+    if name:
+        raw.setsockopt(zmq.ROUTING_ID, name)
+    raw.connect(endpoint)
+    raw.send(msgpack.packb([7, 0, [{"type": "Drained"}]]))
+    end = time.monotonic() + WAIT_S
+    while not router.bad_frames:
+        assert time.monotonic() < end
+        assert arrivals(router, 0.02) == []
+    dealer.send([messages.Alive("still here")])
+    assert first(router)[2] == [messages.Alive("still here")]
+    raw.close(linger=0)
 
 
 def test_a_peer_that_never_was_is_gone(link):
@@ -151,7 +176,7 @@ def test_flush_names_the_gone_and_still_serves_the_others(link):
 
 def test_a_former_life_does_not_hear_what_is_meant_for_the_present_one(link, endpoint, opened):
     router, old = link
-    new = opened(Dealer(endpoint, "arbiter", 8, messages.SupervisorSends))
+    new = meet(router, opened(Dealer(endpoint, "arbiter", 8, messages.SupervisorSends)))
     new.send([messages.Alive("started")])
     assert first(router)[0] == "arbiter#8"
     router.send("arbiter#8", [messages.Stop()])
@@ -159,58 +184,92 @@ def test_a_former_life_does_not_hear_what_is_meant_for_the_present_one(link, end
     assert arrivals(old, 0.05) == []
 
 
-def test_whoever_connects_before_the_other_end_is_bound_is_heard(endpoint, opened):
+def test_whoever_connects_where_nobody_is_bound_has_a_peer_that_is_gone(endpoint, opened):
     dealer = opened(Dealer(endpoint, "gateway", 1, messages.SupervisorSends))
-    dealer.send([messages.Alive("started")])
-    router = opened(Router(endpoint, 1, messages.ToSupervisor))
-    assert first(router)[2] == [messages.Alive("started")]
-
-
-def test_a_frame_beyond_the_limit_does_not_reach_the_process(endpoint, opened):
-    door = opened(Door([endpoint], max_bytes=1000))
-    client = zmq.Context.instance().socket(zmq.DEALER)
-    client.connect(endpoint)
-    client.send(b"x" * 2000)
-    assert arrivals(door, 0.2) == []
-    client.close(linger=0)
-
-
-def test_the_door_carries_messages_and_samples_both_ways(endpoint, opened):
-    door = opened(Door([endpoint], max_bytes=1 << 20))
-    client = zmq.Context.instance().socket(zmq.DEALER)
-    client.connect(endpoint)
-    client.send_multipart([msgpack.packb([{"type": "Ping"}]), b"samples"])
-    who, frames = first(door)
-    assert frames == [msgpack.packb([{"type": "Ping"}]), b"samples"]
-    door.send(who, [messages.Pong(4)], b"back")
-    assert client.poll(WAIT_S * 1000)
-    head, payload = client.recv_multipart()
-    assert (msgpack.unpackb(head), payload) == ([{"type": "Pong", "incarnation": 4}], b"back")
-    client.close(linger=0)
-
-
-def test_the_door_gives_other_work_a_turn(endpoint, opened):
-    door = opened(Door([endpoint], max_bytes=1 << 20))
-    client = zmq.Context.instance().socket(zmq.DEALER)
-    client.connect(endpoint)
-    for n in range(10):
-        client.send(b"%d" % n)
-    got = []
-    poll = Poll()
-    poll.add(door)
-    while len(got) < 10:
-        assert poll.wait(WAIT_S), "what was left for the next turn does not wake it"
-        taken = [frames[0] for _, frames in door.drain(limit=3)]
-        assert len(taken) <= 3
-        got += taken
-    assert got == [b"%d" % n for n in range(10)]
-    client.close(linger=0)
-
-
-def test_a_client_that_is_not_there_is_gone(endpoint, opened):
-    door = opened(Door([endpoint], max_bytes=1 << 20))
+    dealer.post(messages.Alive("started"))
     with pytest.raises(PeerGone):
-        door.send(b"nobody", [messages.Pong(1)])
+        dealer.flush()
+    assert arrivals(dealer, 0.01) == []
+
+
+def test_the_place_of_a_former_life_is_taken_over(link, endpoint, opened):
+    """A process that was killed leaves its socket's file behind; the next one binds there."""
+    router, _ = link
+    os.link(endpoint.removeprefix("ipc://"), endpoint.removeprefix("ipc://") + ".kept")
+    router.close()
+    os.rename(endpoint.removeprefix("ipc://") + ".kept", endpoint.removeprefix("ipc://"))
+    new = opened(Router(endpoint, 2, messages.ToSupervisor))
+    meet(new, opened(Dealer(endpoint, "gateway", 1, messages.SupervisorSends)))
+
+
+TALKER = """
+import os, sys
+from ipc import messages
+from ipc.sockets import Dealer
+from ipc.poll import Poll
+dealer = Dealer(sys.argv[1], "w@cpu/0", 3, messages.SupervisorSends)
+poll = Poll()
+poll.add(dealer)
+while not dealer.greeted:
+    poll.wait(1.0)
+    dealer.drain()
+for n in range(200):
+    dealer.send([messages.Report({"n": n})])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_everything_a_killed_process_had_sent_is_read_before_its_end_is_seen(endpoint, opened):
+    router = opened(Router(endpoint, 1, messages.ToSupervisor))
+    poll = Poll()
+    poll.add(router)
+    talker = subprocess.Popen([sys.executable, "-c", TALKER, endpoint])
+    heard, end = [], time.monotonic() + 20
+    while "w@cpu/0#3" not in router:  # it speaks when it has been greeted
+        assert time.monotonic() < end
+        poll.wait(0.1)
+        heard += [message.snapshot["n"] for _, _, batch in router.drain() for message in batch]
+    assert talker.wait(20) == -signal.SIGKILL
+    while "w@cpu/0#3" in router:
+        assert time.monotonic() < end
+        poll.wait(0.1)
+        heard += [message.snapshot["n"] for _, _, batch in router.drain() for message in batch]
+    assert heard == list(range(200))
+    with pytest.raises(PeerGone):
+        router.send("w@cpu/0#3", [])
+
+
+def test_what_a_peer_does_not_read_waits_and_arrives_whole_and_in_order(link):
+    """More than the kernel keeps; both ends' loops go on meanwhile."""
+    router, dealer = link
+    sending, receiving = Poll(), Poll()
+    sending.add(router)
+    receiving.add(dealer)
+    for n in range(600):
+        router.send("arbiter#7", [filler(n)])
+    assert router._peers["arbiter#7"].unsent_bytes > 0
+    got, end = [], time.monotonic() + WAIT_S
+    while len(got) < 600:
+        assert time.monotonic() < end
+        sending.wait(0)
+        list(router.drain())
+        receiving.wait(0)
+        got += [message.role for _, _, batch in dealer.drain() for message in batch]
+    assert got == [filler(n).role for n in range(600)]
+    assert router._peers["arbiter#7"].unsent_bytes == 0
+
+
+def filler(n: int) -> messages.Up:
+    return messages.Up(f"{n}" + "x" * 2000, n)
+
+
+def test_a_peer_that_never_reads_is_gone_before_it_costs_much_memory(link):
+    router, _ = link
+    router._peers["arbiter#7"]._max_unsent = 100_000
+    with pytest.raises(PeerGone):
+        for n in range(10_000):
+            router.send("arbiter#7", [filler(n)])
+    assert router._peers["arbiter#7"].unsent_bytes < 110_000
 
 
 @pytest.fixture
@@ -229,9 +288,8 @@ def test_poll_waits_on_links_and_descriptors_together(link, pipe):
     os.write(pipe[1], b"x")
     assert pipe[0] in poll.wait(WAIT_S)
     dealer.send([messages.Drained()])
-    signalled(router)
-    assert poll.wait(WAIT_S) == {router.socket, pipe[0]}
-    assert first(router)[2] == [messages.Drained()]
+    assert poll.wait(WAIT_S) == {router, pipe[0]}
+    assert [batch for _, _, batch in router.drain()] == [[messages.Drained()]]
     poll.remove(pipe[0])
     assert poll.wait(0.01) == set()
 
@@ -242,30 +300,30 @@ def test_a_removed_link_wakes_nobody(link):
     poll.add(router)
     poll.remove(router)
     dealer.send([messages.Drained()])
-    signalled(router)
     assert poll.wait(0.01) == set()
 
 
-def test_a_message_that_came_while_we_were_sending_is_not_overslept(link):
+def test_what_is_left_unread_ends_the_next_wait_too(link):
     router, dealer = link
     poll = Poll()
     poll.add(router)
-    poll.wait(0)
     dealer.send([messages.Drained()])
-    signalled(router)
-    router.send("arbiter#7", [messages.Serve()])  # libzmq takes the signal while it sends
-    assert router.socket in poll.wait(WAIT_S)
-    assert first(router)[2] == [messages.Drained()]
+    assert poll.wait(WAIT_S) == {router}
+    assert poll.wait(WAIT_S) == {router}
+    assert [batch for _, _, batch in router.drain()] == [[messages.Drained()]]
+    assert poll.wait(0.01) == set()
 
 
-def test_a_message_that_was_there_before_poll_looked_is_not_overslept(link):
+def test_an_ended_peer_does_not_keep_the_poll_awake(link):
     router, dealer = link
-    dealer.send([messages.Drained()])
-    signalled(router)
-    router.socket.getsockopt(zmq.EVENTS)  # takes the signal
     poll = Poll()
-    poll.add(router)
-    assert router.socket in poll.wait(WAIT_S)
+    poll.add(dealer)
+    router.close()
+    poll.wait(WAIT_S)
+    assert dealer.drain() == []
+    assert poll.wait(0.01) == set()
+    with pytest.raises(PeerGone):
+        dealer.send([messages.Drained()])
 
 
 def test_thousands_of_turns_lose_no_wake_up(endpoint, opened):
@@ -304,6 +362,26 @@ def test_thousands_of_turns_lose_no_wake_up(endpoint, opened):
     assert not lost.is_set()
 
 
+def test_links_start_no_thread(endpoint, opened):
+    program = (
+        "import os, sys\nfrom ipc import messages\nfrom ipc.sockets import Dealer, Poll, Router\n"
+        "router = Router(sys.argv[1], 1, messages.ToSupervisor)\n"
+        "dealer = Dealer(sys.argv[1], 'w', 1, messages.SupervisorSends)\n"
+        "dealer.send([messages.Drained()])\n"
+        "print(len(os.listdir('/proc/self/task')), 'zmq' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, endpoint], capture_output=True, text=True, check=True)
+    threads, imported = done.stdout.split()
+    assert imported == "False"
+    assert int(threads) == idle_threads(), "a link's process has more threads than numpy's own"
+
+
+def idle_threads() -> int:
+    """Threads of a process that has only imported what links import (numpy's BLAS makes some)."""
+    program = "import os, numpy, msgspec\nprint(len(os.listdir('/proc/self/task')))"
+    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("role", ["arbiter", "asr@cpu/0", "tts@cuda:1/3"])
 def test_a_peers_name_tells_role_and_incarnation(role):
-    assert sockets.split_peer(sockets.peer_name(role, 12)) == (role, 12)
+    assert peers.split_peer(sockets.peer_name(role, 12)) == (role, 12)

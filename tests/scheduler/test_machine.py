@@ -99,7 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ended = self.world.ended()
         admitted = {(s, i) for s in SESSIONS for i in range(self.next_index[s])}
         assert set(ended) == admitted, "an accepted utterance has no end"
-        self.world.turn()
+        self.world.settle()
         assert self.world.core.book.slots.idle, "a slot was never given back"
         assert self.world.freed == admitted, "an input was never given back"
         assert not self.world.core.book.in_flight

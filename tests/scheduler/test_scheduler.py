@@ -19,6 +19,7 @@ from ipc.messages import (
     Failing,
     Here,
     JobAccepted,
+    JobOutcome,
     Load,
     Loaded,
     Over,
@@ -53,10 +54,22 @@ def test_an_utterance_goes_through_every_stage_in_order():
     assert world.core.book.slots.idle
 
 
-def test_admission_is_answered_in_the_same_turn():
+def test_an_acceptance_waits_for_a_message_to_ride_with_but_not_for_long():
     world = started(text_stage("a"))
     world.admit(0)
-    assert world.messages(JobAccepted) == [JobAccepted("s", 0)]
+    assert world.messages(JobAccepted) == []
+    world.admit(1)  # a second one does not put the first off
+    world.advance(world.core.book.deadlines.ride_s)
+    assert world.messages(JobAccepted) == [JobAccepted("s", 0), JobAccepted("s", 1)]
+
+
+def test_an_acceptance_rides_with_what_goes_to_the_gateway_anyway_and_ahead_of_it():
+    world = started(text_stage("a"))
+    world.admit(0)
+    before = len(world.sent)
+    world.done(world.peer("a@cpu/0"))
+    told = [send.message for send in world.sent[before:] if send.peer == "gateway"]
+    assert told[0] == JobAccepted("s", 0) and isinstance(told[1], JobOutcome)
 
 
 def test_ready_needs_one_loaded_worker_of_every_stage():
@@ -247,11 +260,13 @@ def test_input_slots_are_kept_until_the_job_has_ended_and_every_reader_has_answe
     world.done(world.peer("a@cpu/0"))
     assert world.freed == set(), "a retry may still need it"
     world.done(world.peer("b@cpu/0"))
+    world.settle()
     assert world.freed == {("s", 0)}
     world.admit(1, audio=1000, budget_ms=500)
     world.advance(0.6)
     assert world.ended()["s", 1] == "error(expired)" and ("s", 1) not in world.freed, "a worker still reads it"
     world.done(world.peer("a@cpu/0"))
+    world.settle()
     assert ("s", 1) in world.freed
 
 
@@ -349,7 +364,7 @@ def test_an_array_can_be_passed_on_from_stage_to_stage():
     for name in "ab":
         world.done(world.peer(f"{name}@cpu/0"), same=True, text=None)
     (message,) = world.outcomes
-    world.turn()
+    world.settle()
     assert message.ref is not None and message.ref.ring == "gateway" and world.freed == {("s", 0)}
 
 

@@ -25,7 +25,7 @@ from ipc.messages import (
     ToGateway,
     ToWorker,
 )
-from ipc.sockets import Dealer
+from ipc.sockets import Dealer, Poll
 from tests.scheduler.world import text_stage
 
 WORKER = "a@cpu/0"
@@ -44,6 +44,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     )  # fmt: skip
     made = Shell(boot)
     made.lifeline.start()
+    made.poll.add(made.router)
     yield made
     made.router.close()
     made.lifeline.close()
@@ -54,9 +55,15 @@ class Peer:
 
     def __init__(self, shell: Shell, role: str, union: object) -> None:
         self.shell = shell
-        self.link = Dealer(shell.router.socket.last_endpoint.decode().rstrip("\0"), role, 1, union)
+        self.link = Dealer(shell.router.endpoint, role, 1, union)
         self.link.epoch = 1
+        self.poll = Poll()
+        self.poll.add(self.link)
         self.got: list = []
+        while not self.link.greeted:
+            turn(shell)
+            self.poll.wait(0)
+            self.link.drain()
 
     def say(self, *messages: object) -> None:
         self.link.send(list(messages))
@@ -66,6 +73,7 @@ class Peer:
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             turn(self.shell)
+            self.poll.wait(0)
             self.got += [m for _, _, batch in self.link.drain() for m in batch]
             for message in self.got:
                 if isinstance(message, kind):
@@ -75,10 +83,10 @@ class Peer:
 
 
 def turn(shell: Shell) -> None:
+    shell.poll.wait(0)
     shell.read_peers()
     shell.bury()
     shell.act()
-    time.sleep(0.001)  # lets ZeroMQ's own thread have the core
 
 
 def test_the_last_words_of_a_dying_worker_count(shell: Shell) -> None:

@@ -13,6 +13,7 @@ from ipc.messages import (
     Free,
     Gone,
     Here,
+    JobAccepted,
     JobOutcome,
     Load,
     Loaded,
@@ -158,9 +159,16 @@ class World:
         self.now = end
         self.turn()
 
+    def settle(self) -> None:
+        """Let so much time pass that nothing waits for a ride any more."""
+        self.turn()
+        self.advance(2 * DEADLINES.ride_s)
+
     def _carry_out(self, action: Send) -> None:
         message = action.message
         if isinstance(message, JobOutcome):
+            key = (message.outcome.session, message.outcome.index)
+            assert JobAccepted(*key) in self.messages(JobAccepted), f"{key} ended before it was accepted"
             self.outcomes.append(message)
             if message.ref is not None and self.copy_at_once:
                 self.core.handle(GATEWAY_PEER, Copied((message.ticket,)), self.now)

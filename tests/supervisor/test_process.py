@@ -88,8 +88,10 @@ def test_heartbeats_and_reports_are_sent_no_oftener_than_agreed(tmp_path) -> Non
     heard = []
     poll = Poll()
     poll.add(router)
+    poll.add(line.link)
     while len(heard) < 6:
         assert poll.wait(5.0), heard
+        assert line.read() == []
         heard += [(peer, message) for peer, _, batch in router.drain() for message in batch]
     assert {peer for peer, _ in heard} == {"asr@cpu/0#3"}
     assert [m for _, m in heard if isinstance(m, Alive)] == [
@@ -97,8 +99,6 @@ def test_heartbeats_and_reports_are_sent_no_oftener_than_agreed(tmp_path) -> Non
     ]  # fmt: skip
     assert [m for _, m in heard if isinstance(m, Report)] == [Report({"step": 0}), Report({"step": 4})]
     router.send("asr@cpu/0#3", [Stop()])
-    poll = Poll()
-    poll.add(line.link)
     assert poll.wait(5.0)
     assert line.read() == [Stop()]
     line.close()
