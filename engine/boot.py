@@ -127,6 +127,5 @@ class Boot(_Plan, frozen=True):
     rings: tuple[RingGrant, ...]
     deadlines: DeadlinesSection
     log_level: str = "info"
-    control_core: int = -2  # CPU for this process's messages (engine.process.settle); -2: any
     hooks: dict[str, str] = {}  # a test's hooks, by name; empty in production, and said loudly when not
     body: SchedulerBoot | GatewayBoot | ArbiterBoot | WorkerBoot | None = None

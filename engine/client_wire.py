@@ -1,7 +1,7 @@
-"""What moves a client's bytes: ``LocalWire`` on ``ipc://`` (a Unix socket, no thread), ``RemoteWire`` for the rest (libzmq).
+"""What moves a client's bytes: ``LocalWire`` on ``ipc://`` (a Unix socket, no thread), else ``RemoteWire`` (libzmq).
 
-Both speak ZeroMQ's protocol as a DEALER without a name, never block in ``send``, and come back by themselves after the
-node's restart. A local wire does what can be done while it is asked to; nothing happens between its calls.
+Both speak ZeroMQ's protocol as a DEALER without a name and come back by themselves after the node's restart. A local
+wire works while it is asked to; nothing happens between its calls, so ``send`` waits as long as the node makes room.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ HIGH_WATER = 20_000  # frames; far above every window, so that a refused send me
 MAX_UNSENT_BYTES = 2**30  # likewise
 MAX_MESSAGE_BYTES = 2**30  # of an answer
 READ_BYTES = 65_536
+STALL_S = 0.1  # a node that takes nothing for so long is not waited for
 RETRY_S = 0.01  # between attempts to connect
 LINGER_MS = 500  # last acknowledgements at close
 
@@ -92,6 +93,7 @@ class LocalWire:
                 self._unsent.append(memoryview(piece).cast("B")[sent:])
                 self._unsent_bytes += size - sent
             sent = max(0, sent - size)
+        self._make_way()
         if self._unsent_bytes > MAX_UNSENT_BYTES:
             raise NodeGone(f"{self._endpoint} takes nothing any more", "is the node running?")
 
@@ -138,8 +140,7 @@ class LocalWire:
             sock.close()
             self._retry_at = time.monotonic() + RETRY_S
             return
-        self._socket, self._timeout_s = sock, -1.0
-        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)  # what is sent waits until it has read the node's READY
+        self._socket, self._timeout_s = sock, -1.0  # what is sent waits until the node's READY has come
 
     def _lose(self) -> None:
         """The other end is gone; whoever takes its place is spoken to anew."""
@@ -148,11 +149,13 @@ class LocalWire:
             self._socket = None
         self._unsent.clear()  # half a message is none, and what was unanswered is sent again
         self._unsent_bytes = 0
+        self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
         self._retry_at = time.monotonic() + RETRY_S
 
     def _read(self, flags: int) -> list[Parts]:
         """Receive once, and what belongs to it; with ``flags`` 0 this waits."""
-        sock, incoming, found = self._socket, self._incoming, []
+        sock, incoming = self._socket, self._incoming
+        found: list[Parts] = []
         if sock is None:
             return found
         try:
@@ -183,6 +186,13 @@ class LocalWire:
         self._lose()
         return found
 
+    def _make_way(self) -> None:
+        """Wait as long as the node takes what it has no room for yet: between calls nothing is sent."""
+        before = self._unsent_bytes + 1
+        while self._unsent and self._incoming.identity is not None and self._unsent_bytes < before:
+            before = self._unsent_bytes
+            self._write_and_read(STALL_S)
+
     def _answer(self) -> None:
         answers, self._incoming.answers = self._incoming.answers, []
         for answer in answers:
@@ -194,8 +204,8 @@ class LocalWire:
         """Send as much as there is room for of what was kept."""
         try:
             while self._unsent and self._socket is not None:
-                first = self._unsent[0]
-                sent = self._socket.send(first, socket.MSG_DONTWAIT)
+                first: memoryview = self._unsent[0]
+                sent: int = self._socket.send(first, socket.MSG_DONTWAIT)
                 self._unsent_bytes -= sent
                 if sent < len(first):
                     self._unsent[0] = first[sent:]

@@ -31,7 +31,6 @@ class NodeSection(_Section, frozen=True):
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
     max_retries: int = 3  # reported failures after which an utterance ends as error(failed)
-    control_core: int = -1  # CPU that carries the node's messages; -1: the last one of four or more, -2: any
     log_level: str = "info"  # least important lines that are written
 
 

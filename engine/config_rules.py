@@ -124,7 +124,6 @@ RULES: dict[str, Rule] = {
     "node.capacity_factor": Between(1, 10_000),
     "node.send_ahead": Between(0, 8),
     "node.max_retries": Between(0, 100),
-    "node.control_core": Between(-2, 4095),
     "node.log_level": OneOf(("debug", "info", "warning", "error")),
     "deadlines.budget_per_audio": SHARE_OF_AUDIO,
     "deadlines.ride_s": Between(0, 1, " s"),

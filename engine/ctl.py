@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import zmq
 
+from ipc.door import context
 from ipc.errors import DragomanError
 from ipc.messages import Answer, Ask, encode
-from ipc.door import context
 
 TIMEOUT_S = 5.0
 

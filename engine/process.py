@@ -38,9 +38,8 @@ from ipc.sockets import Dealer
 
 __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
-LAST_CORE, ANY_CORE = -1, -2  # values of node.control_core besides a CPU number
-ENOUGH_CORES = 4  # with fewer, a core of its own for messages is one that computing workers want too
 REPORT_INTERVAL_S = 1.0
+GREET_S = 1.0  # for the supervisor to answer a new connection
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
 WORKER_OOM_SCORE = 300  # the kernel ends a worker before any other process of the node
@@ -69,6 +68,7 @@ class Lifeline:
         """Connect and say ``Alive("started")``. Call it when the process's own sockets are bound."""
         boot = self._boot
         self.link = Dealer(boot.endpoints["supervisor"], boot.role, boot.incarnation, SupervisorSends)
+        self.link.greet(GREET_S)  # whatever this process does next, its first word is on its way
         self.beat("started", now())
         self.flush()
         gc.freeze()  # what is here now stays: collections need not walk it again
@@ -135,7 +135,6 @@ def enter(argv: list[str] | None = None) -> Boot:
     logger = logs.configure(boot.role, boot.node, boot.log_level)
     if "@" in boot.role:
         _offer_to_oom_killer()
-    settle(boot.control_core, whole="@" not in boot.role)
     if boot.hooks:
         logger.warning("test hooks are in force: %s", ", ".join(f"{k}={v}" for k, v in sorted(boot.hooks.items())))
     return boot
@@ -150,24 +149,6 @@ def leave(code: int) -> NoReturn:
         except (OSError, ValueError):
             continue  # a closed or broken stream has nothing left to say
     os._exit(code)
-
-
-def settle(core: int, *, whole: bool) -> None:
-    """Let this process's messages travel on one CPU: ``core``; -1 the last one of at least four; -2 changes nothing.
-
-    ZeroMQ moves each message through a thread of its own. Where that thread and the one it wakes sit on different CPUs,
-    waking costs more than the rest of the message (docs/decisions/0007-control-core.md). ``whole``: the process itself
-    goes there too; a worker's computing threads stay free.
-    """
-    allowed = os.sched_getaffinity(0)
-    if core == ANY_CORE or (core == LAST_CORE and len(allowed) < ENOUGH_CORES):
-        return
-    chosen = max(allowed) if core == LAST_CORE else core
-    if chosen not in allowed:
-        logs.get().warning("control_core %d is not among the CPUs of this process; any is used", core)
-        return
-    if whole:
-        os.sched_setaffinity(0, {chosen})
 
 
 def read_boot(fd: int) -> Boot:

@@ -1,12 +1,12 @@
-"""The door: where programs that are not the node's own come in, the clients' and the operators'. Raw frames, opaque ids.
+"""The door: where programs that are not the node's own come in, clients and operators. Raw frames, opaque ids.
 
-On ``ipc://`` the door speaks ZeroMQ's protocol itself, like the node's links and for the same reason (``ipc.sockets``):
-samples are received where they stay, a client's death is seen at once, and what it does not read is counted in bytes.
-Everything else is libzmq's: TCP, heartbeats answered by a thread of its own, and strangers of every kind.
+On ``ipc://`` the door speaks ZeroMQ's protocol itself, like the node's links and for the same reason
+(``ipc.sockets``): samples are received where they stay, a client's death is seen at once, and what it does not read is
+counted in bytes. Everything else is libzmq's: TCP, heartbeats answered by a thread of its own, strangers of every kind.
 
-libzmq's socket is watched through its ZMQ_FD. That descriptor tells of commands, not of messages, and a send may swallow
-its signal (zmq_getsockopt(3), ZMQ_FD): so it must be drained until nothing is left, or marked ``touched``, and a socket
-that is, or has sent since the last wait, is asked first.
+libzmq's socket is watched through its ZMQ_FD. That descriptor tells of commands, not of messages, and a send may
+swallow its signal (zmq_getsockopt(3), ZMQ_FD): so it must be drained until nothing is left, or marked ``touched``, and
+a socket that is, or has sent since the last wait, is asked first.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Door:
             raise PeerGone(client)
 
     def drain(self, limit: int = 256) -> Iterator[tuple[bytes, list[Any]]]:
-        """At most ``limit`` arrivals: (client, frames as buffers of bytes). What is left makes the next wait end at once."""
+        """At most ``limit`` arrivals: (client, frames as buffers of bytes). What is left ends the next wait at once."""
         if len(self.stirred) > 1:
             self.stirred = list(dict.fromkeys(self.stirred))  # what was left, and found readable again
         for _ in range(limit):
@@ -151,8 +151,12 @@ class Door:
     def join(self, poll: Poll) -> None:
         self._poll = poll
         poll.watch_door(self)
-        for part in (*self._listeners, *self._clients, *([self._remote] if self._remote else [])):
-            part.join(poll)
+        for listener in self._listeners:
+            listener.join(poll)
+        for stream in self._clients:
+            stream.join(poll)
+        if self._remote is not None:
+            self._remote.join(poll)
 
     def part(self, poll: Poll) -> None:
         self._poll = None

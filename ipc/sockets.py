@@ -17,6 +17,7 @@ that the peer is gone.
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import msgspec
@@ -164,6 +165,7 @@ class Dealer(_Link):
     def __init__(self, endpoint: str, role: str, incarnation: int, union: object) -> None:
         super().__init__(incarnation, union, 0)
         self._posted: list[Any] = []
+        self._early: list[Any] = []  # arrived while we waited for the greeting
         self._peer: Stream | None = None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -176,6 +178,16 @@ class Dealer(_Link):
     def greeted(self) -> bool:
         """Whether the bound end has answered: from then on what is sent goes out at once."""
         return self._peer is not None and self._peer.greeted
+
+    def greet(self, timeout_s: float) -> bool:
+        """Wait until ``greeted``. What the bound end says meanwhile is kept for ``drain``."""
+        poll, end = Poll(), time.monotonic() + timeout_s
+        poll.add(self)
+        while self._peer is not None and not self.greeted and (left := end - time.monotonic()) > 0:
+            poll.wait(left)
+            self._early += self._arrivals()
+        poll.remove(self)
+        return self.greeted
 
     def post(self, message: Any) -> None:
         """Put a message into this turn's frame."""
@@ -195,7 +207,10 @@ class Dealer(_Link):
 
     def drain(self) -> list[tuple[int, int, list[Any]]]:
         """Everything the last wait found: (sender's incarnation, epoch, messages)."""
-        return [arrival for _, arrival in self._arrivals()]
+        arrivals = self._arrivals()
+        if self._early:
+            arrivals, self._early = self._early + arrivals, []
+        return [arrival for _, arrival in arrivals]
 
     def met(self, stream: Stream, identity: bytes) -> None:
         """The bound end needs no name."""

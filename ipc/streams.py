@@ -1,8 +1,8 @@
 """One Unix stream socket that speaks ZMTP, without blocking: its unsent bytes, its incoming messages, its watcher.
 
 Used by the node's links and by the door for local clients. ``link`` is whoever owns the stream: an object with
-``stirred`` (what the poll found readable), ``met(stream, identity)`` (the other end said who it is; may raise BadFrame),
-``parted(stream)`` (it has ended) and ``bad_frames``.
+``stirred`` (what the poll found readable), ``met(stream, identity)`` (the other end said who it is; may raise
+BadFrame), ``parted(stream)`` (it has ended) and ``bad_frames``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""ZMTP 3.1, the protocol that ZeroMQ sockets speak, as far as the node needs it on Unix sockets. Pure: bytes in and out.
+"""ZMTP 3.1, the protocol that ZeroMQ sockets speak, as far as the node needs it on Unix sockets. Pure.
 
-Source: RFC 37 of the ZeroMQ project (rfc.zeromq.org/spec/37). A connection begins with a greeting from each side, then a
-``READY`` command from each side that names the kind of socket and who it is; from then on messages of one or more frames::
+Source: RFC 37 of the ZeroMQ project (rfc.zeromq.org/spec/37). A connection begins with a greeting from each side, then
+a ``READY`` command from each side that names the kind of socket and who it is; from then on messages of one or more
+frames::
 
     greeting (64 bytes)                                            frame
     +------+---------+------+-------+---------+--------+--------+  +-------+------------------+------+
@@ -11,8 +12,8 @@ Source: RFC 37 of the ZeroMQ project (rfc.zeromq.org/spec/37). A connection begi
 
     flags: 1 MORE (another frame of this message follows), 2 LONG, 4 COMMAND
 
-Only the NULL mechanism: whoever may enter the node's folder may speak. libzmq can be the other end. ``PING`` is answered;
-other commands after ``READY`` are passed over.
+Only the NULL mechanism: whoever may enter the node's folder may speak. libzmq can be the other end. ``PING`` is
+answered; other commands after ``READY`` are passed over.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Incoming:
             return begin + size
         if size < LARGE_BYTES or flags & COMMAND:
             return None
-        self._body, self._body_flags = memoryview(np.empty(size, np.uint8)).cast("B"), flags
+        self._body, self._body_flags = np.empty(size, np.uint8).data, flags
         self._body[:here] = data[begin:]
         self._missing = self._body[here:]
         return len(data)

@@ -34,10 +34,10 @@ from engine.gateway.events import (
 )
 from engine.gateway.gateway import Gateway
 from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
+from ipc.door import Door, context
 from ipc.errors import PeerGone, StaleData
 from ipc.messages import Drain, Flushed, Here, JobOutcome, Serve, Serving, Stop, ToGateway, Up
 from ipc.ring import Ring, generation
-from ipc.door import Door, context
 from ipc.sockets import Dealer, Poll
 
 HEADROOM_BYTES = 256 * 2**20  # of address space beyond the size at Serving and twice the outbox

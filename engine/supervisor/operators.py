@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from ipc.door import Door
 from ipc.errors import DragomanError, PeerGone
 from ipc.messages import Answer, Ask, encode
-from ipc.door import Door
 
 MAX_ASK_BYTES = 65_536
 

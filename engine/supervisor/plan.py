@@ -86,7 +86,6 @@ class Plan:
             rings=(*own, *read),
             deadlines=self.config.deadlines,
             log_level=self.config.node.log_level,
-            control_core=self.config.node.control_core,
             hooks=dict(hooks),
             body=self._body(role),
         )

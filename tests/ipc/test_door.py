@@ -1,4 +1,4 @@
-"""The door: frames of anybody's ZeroMQ come in and go out, on Unix sockets and TCP; nothing is lost, nobody is waited for."""
+"""The door: frames of anybody's ZeroMQ come in and go out, on Unix sockets and TCP; nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZMTP: whatever way the bytes are cut, the same messages come out; libzmq understands ours and we understand libzmq's."""
+"""ZMTP: however the bytes are cut, the same messages come out; libzmq understands ours and we understand libzmq's."""
 
 from __future__ import annotations
 
@@ -82,8 +82,9 @@ OPENED = zmtp.opening("DEALER")
      OPENED + zmtp.header(2**63), OPENED + b"".join(zmtp.header(0, zmtp.MORE) for _ in range(zmtp.MAX_PARTS + 1)),
      OPENED + zmtp.header(LIMIT, zmtp.MORE) + bytes(LIMIT) + zmtp.header(1) + b"x",
      OPENED + zmtp.header(zmtp.MAX_READY_BYTES + 1, zmtp.COMMAND)],
-    ids=["not ZMTP", "another mechanism", "ZMTP 2", "a message before READY", "another command first", "READY cut short",
-         "too long", "a length of 2**63", "frames without end", "too long in sum", "a command too long"],
+    ids=["not ZMTP", "another mechanism", "ZMTP 2", "a message before READY", "another command first",
+         "READY cut short", "too long", "a length of 2**63", "frames without end", "too long in sum",
+         "a command too long"],
 )  # fmt: skip
 def test_what_is_not_the_protocol_is_a_bad_frame_before_it_costs_memory(data):
     incoming = zmtp.Incoming(LIMIT)
