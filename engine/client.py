@@ -40,6 +40,7 @@ from ipc.errors import DragomanError
 
 __all__ = ["Busy", "Client", "NodeGone", "Outcome", "Progress", "Rejected", "Session", "SessionClosed"]
 VERSION = 1  # of the protocol
+FRESH_S = 0.001  # what has been read so recently need not be read again before sending or waiting
 RIDE_S = 0.05  # how long an acknowledgement waits for a message to ride with
 MAX_UNREAD, MAX_UNREAD_BYTES = 10_000, 2**30
 SHARED_TEMP = "/tmp"  # where a node lives whose own folders are too deep for a socket address
@@ -79,6 +80,7 @@ class Client:
         self._unread_bytes = 0
         self._news: deque[tuple[OnProgress, Progress]] = deque()
         self._failure: DragomanError | None = None
+        self._read_at = -inf
         self._ack_by = inf  # when acknowledgements that have found no message to ride with go alone
 
     # ------------------------------------------------------------ life
@@ -169,8 +171,10 @@ class Client:
         """Turn until ``done()``; False when ``timeout_s`` have passed first. Raises NodeGone."""
         now = time.monotonic()
         end = inf if timeout_s is None else now + timeout_s
+        fresh = timeout_s != 0 and now - self._read_at < FRESH_S
         while True:
-            wake = self._turn(now)
+            wake = self._turn(now, fresh)
+            fresh = False
             if done():
                 return True
             if now >= end:
@@ -178,10 +182,11 @@ class Client:
             self._wire().wait(min(wake, end) - now)
             now = time.monotonic()
 
-    def _turn(self, now: float) -> float:
-        """Read everything, then send everything that may be sent; returns when to look again."""
+    def _turn(self, now: float, fresh: bool) -> float:
+        """Read everything, unless that has just been done, and send what may be sent; returns when to look again."""
         try:
-            self._read(now)
+            if not fresh:
+                self._read(now)
             return self._say(now)
         finally:
             if self._link is not None and (self._link.posted or now >= self._ack_by):
@@ -190,6 +195,7 @@ class Client:
     def _read(self, now: float) -> None:
         for message, payload in self._wire().drain():
             self._take(message, payload, now)
+        self._read_at = now
         if self._failure is not None or self._news:
             self._tell()
 
