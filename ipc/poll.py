@@ -35,18 +35,14 @@ class Poll:
 
     def wait(self, timeout_s: float | None) -> set[Any]:
         """What may be readable within ``timeout_s`` (None: for ever): links, doors and descriptors."""
-        ready: set[Any] = set()
-        for door in self._doors:
-            if door.look():
-                ready.add(door)
+        ready = {door for door in self._doors if door.look()} if self._doors else set()
         for fd, _ in self._epoll.poll(0 if ready else timeout_s):
-            watched = self._watched.get(fd)
-            if watched is None:
+            if (watched := self._watched.get(fd)) is None:
                 ready.add(fd)
-                continue
-            link = watched.link
-            link.stirred.append(watched)
-            ready.add(link)
+            else:
+                link = watched.link
+                link.stirred.append(watched)
+                ready.add(link)
         return ready
 
     # ---------------------------------------------------------------- for links

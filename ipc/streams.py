@@ -61,7 +61,7 @@ class Stream:
 
     def send_frame(self, body: bytes) -> None:
         """Send one message of one small frame: what ``send`` does, with less to do. Raises PeerGone."""
-        data = zmtp.header(len(body)) + body
+        data = zmtp.frame(body)
         sent = 0
         if self._clear:
             try:

@@ -44,6 +44,14 @@ def header(size: int, flags: int = 0) -> bytes:
     return bytes((flags, size)) if size <= SHORT_BYTES else bytes((flags | LONG,)) + size.to_bytes(8, "big")
 
 
+def frame(body: bytes) -> bytes:
+    """A message of one frame."""
+    size = len(body)
+    if size > SHORT_BYTES:
+        return b"\x02" + size.to_bytes(8, "big") + body
+    return bytes((0, size)) + body
+
+
 def pieces(bodies: Sequence[Any]) -> list[Any]:
     """A message of these bodies, as buffers to be sent one after the other; large bodies are not copied."""
     out: list[Any] = []

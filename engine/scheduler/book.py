@@ -26,13 +26,6 @@ from ipc.ring import generation
 GATEWAY, SUPERVISOR = "gateway", "supervisor"
 
 
-class Send(msgspec.Struct, frozen=True):
-    """Post ``message`` to "gateway", "supervisor" or a worker's peer name."""
-
-    peer: str
-    message: Any
-
-
 class Note(msgspec.Struct, frozen=True):
     """A log line: level (debug, info, warning), text."""
 
@@ -93,7 +86,8 @@ class Book:
         self.in_flight: set[Key] = set()  # dispatched at least once and not ended
         self.ingress: dict[SlotKey, Key] = {}
         self.freed: list[Key] = []
-        self.actions: list[Send | Note] = []
+        self.mail: dict[str, list[Any]] = {}  # GATEWAY, SUPERVISOR or a worker's peer name -> what it is told
+        self.notes: list[Note] = []
         self.riders: list[Any] = []  # for the gateway, waiting for a message that goes there anyway
         self.ride_until = 0.0
         self.timers: list[tuple[float, int, str, Key]] = []
@@ -137,9 +131,10 @@ class Book:
         return job is None or job.ended
 
     def send(self, peer: str, message: Any) -> None:
-        if peer is GATEWAY and self.riders:
-            self.send_riders()
-        self.actions.append(Send(peer, message))
+        if peer in self.mail:
+            self.mail[peer].append(message)
+        else:
+            self.mail[peer] = [message]
 
     def ride(self, message: Any, now: float) -> None:
         """Tell the gateway with the next message it gets, at ``ride_until`` at the latest."""
@@ -147,12 +142,17 @@ class Book:
             self.ride_until = now + self.deadlines.ride_s
         self.riders.append(message)
 
-    def send_riders(self) -> None:
-        self.actions += [Send(GATEWAY, message) for message in self.riders]
-        self.riders.clear()
+    def take(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
+        """What was decided since the last call: mail, and notes for the log."""
+        if self.riders and (GATEWAY in self.mail or now >= self.ride_until):
+            self.mail[GATEWAY] = self.riders + self.mail.get(GATEWAY, [])  # an acceptance comes before its outcome
+            self.riders = []
+        mail, self.mail = self.mail, {}
+        notes, self.notes = self.notes, []
+        return mail, notes
 
     def note(self, level: str, text: str) -> None:
-        self.actions.append(Note(level, text))
+        self.notes.append(Note(level, text))
 
     def free(self, keys: list[SlotKey]) -> None:
         """Ingress slots nobody needs: told to the gateway at the end of the turn."""

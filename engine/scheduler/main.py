@@ -11,8 +11,9 @@ from typing import Any
 from engine import logs
 from engine.boot import Boot, SchedulerBoot
 from engine.process import ORPHANED, Lifeline, enter, leave, now
-from engine.scheduler.book import GATEWAY, SUPERVISOR, Note
+from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
+from ipc.errors import PeerGone
 from ipc.messages import Drain, Gone, Stop, ToScheduler, Up
 from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
@@ -100,21 +101,22 @@ class Shell:
             self.core.handle(SUPERVISOR, message, now())
 
     def act(self) -> None:
-        """Carry out what the core decided: at most one frame per peer, the workers' first."""
-        told = []
-        for action in self.core.turn(now()):
-            if isinstance(action, Note):
-                getattr(logs.get(), action.level)(action.text)
-            elif action.peer == GATEWAY:
-                told.append(action.message)
-            elif action.peer == SUPERVISOR:
-                self.lifeline.post(action.message)
-            else:
-                self.router.post(action.peer, action.message)
-        for message in told:
-            self.router.post(self.gateway, message)
-        for peer in self.router.flush():
-            logs.get().debug("%s takes no messages; its death will be told", peer)
+        """Carry out what the core decided: one frame per peer, the workers' first."""
+        mail, notes = self.core.turn(now())
+        if not mail and not notes:
+            return
+        for note in notes:
+            getattr(logs.get(), note.level)(note.text)
+        for message in mail.pop(SUPERVISOR, ()):
+            self.lifeline.post(message)
+        told = mail.pop(GATEWAY, None)
+        if told is not None:
+            mail[self.gateway] = told
+        for peer, batch in mail.items():
+            try:
+                self.router.send(peer, batch)
+            except PeerGone:
+                logs.get().debug("%s takes no messages; its death will be told", peer)
 
     def tell(self) -> None:
         time = now()

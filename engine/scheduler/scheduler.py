@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
-from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note, Send
+from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
@@ -149,8 +149,8 @@ class Scheduler:
 
     # ---------------------------------------------------------------- the turn
 
-    def turn(self, now: float) -> list[Send | Note]:
-        """Do what is due, dispatch, and hand over every action decided since the last turn."""
+    def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
+        """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
                 self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
@@ -164,10 +164,7 @@ class Scheduler:
         if self.book.freed:
             self.book.ride(Free(tuple(self.book.freed)), now)
             self.book.freed.clear()
-        if self.book.riders and now >= self.book.ride_until:
-            self.book.send_riders()
-        actions, self.book.actions = self.book.actions, []
-        return actions
+        return self.book.take(now)
 
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
 from engine.config import DeadlinesSection
-from engine.scheduler.book import GATEWAY, SUPERVISOR, Send
+from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
 from ipc.messages import (
     Admit,
@@ -46,6 +48,13 @@ def audio_stage(name: str, workers: int = 1, ring_blocks: int = 2, **fields) -> 
     )
     known = {"accepts": "text", "emits": "audio", "output_base": 1000, "workers": plans}
     return StagePlan(**{"name": name, "kind": "simulated", **known, **fields})
+
+
+class Send(NamedTuple):
+    """What the scheduler told whom."""
+
+    peer: str
+    message: Any
 
 
 class World:
@@ -139,12 +148,13 @@ class World:
     # ---------------------------------------------------------------- time
 
     def turn(self) -> None:
-        for action in self.core.turn(self.now):
-            if isinstance(action, Send):
-                self.sent.append(action)
-                self._carry_out(action)
-            else:
-                self.on_note(action.text)
+        mail, notes = self.core.turn(self.now)
+        for note in notes:
+            self.on_note(note.text)
+        for peer, batch in mail.items():
+            for message in batch:
+                self.sent.append(Send(peer, message))
+                self._carry_out(self.sent[-1])
         self.core.check()
 
     def advance(self, seconds: float) -> None:
