@@ -221,8 +221,13 @@ class Gateway:
         if event.ticket:
             books.ride_copied(event.ticket, now)
         session = books.sessions.get(outcome.session)
-        if session is not None and books.ledger.end(outcome.session, outcome.index):
+        if session is None:
+            return
+        untold = books.ledger.accept(outcome.session, outcome.index)
+        if books.ledger.end(outcome.session, outcome.index):
             self.delivery.end(session, outcome, event.payload)
+            if untold and session.order.next <= outcome.index:  # it waits for a lower one: it is accepted all the same
+                books.tell(session.client, Accepted(session.id, outcome.index))
 
     # ---------------------------------------------------------------- seeing
 

@@ -20,7 +20,7 @@ from engine.scheduler.pace import StagePace
 from engine.scheduler.queues import StageQueue
 from engine.scheduler.slots import SlotKey, Slots
 from engine.scheduler.workers import Worker
-from ipc.messages import Session
+from ipc.messages import Free, JobAccepted, Session
 from ipc.ring import generation
 
 GATEWAY, SUPERVISOR = "gateway", "supervisor"
@@ -88,8 +88,8 @@ class Book:
         self.freed: list[Key] = []
         self.mail: dict[str, list[Any]] = {}  # GATEWAY, SUPERVISOR or a worker's peer name -> what it is told
         self.notes: list[Note] = []
-        self.riders: list[Any] = []  # for the gateway, waiting for a message that goes there anyway
-        self.ride_until = 0.0
+        self.accepted: dict[Key, None] = {}  # told to the gateway with the next message that goes there,
+        self.ride_until: float | None = None  # and so are ``freed`` slots: at this time at the latest
         self.timers: list[tuple[float, int, str, Key]] = []
         self._tickets = itertools.count(generation(epoch, 1))
         self._order = itertools.count()
@@ -136,20 +136,24 @@ class Book:
         else:
             self.mail[peer] = [message]
 
-    def ride(self, message: Any, now: float) -> None:
-        """Tell the gateway with the next message it gets, at ``ride_until`` at the latest."""
-        if not self.riders:
-            self.ride_until = now + self.deadlines.ride_s
-        self.riders.append(message)
-
     def take(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """What was decided since the last call: mail, and notes for the log."""
-        if self.riders and (GATEWAY in self.mail or now >= self.ride_until):
-            self.mail[GATEWAY] = self.riders + self.mail.get(GATEWAY, [])  # an acceptance comes before its outcome
-            self.riders = []
+        if self.accepted or self.freed:
+            self._send_riders(now)
         mail, self.mail = self.mail, {}
         notes, self.notes = self.notes, []
         return mail, notes
+
+    def _send_riders(self, now: float) -> None:
+        """What can wait goes along with something else, or alone after ``ride_s``."""
+        if self.ride_until is None:
+            self.ride_until = now + self.deadlines.ride_s
+        if GATEWAY in self.mail or now >= self.ride_until:
+            riders: list[Any] = [JobAccepted(*key) for key in self.accepted]
+            if self.freed:
+                riders.append(Free(tuple(self.freed)))
+            self.mail[GATEWAY] = riders + self.mail.get(GATEWAY, [])
+            self.accepted, self.freed, self.ride_until = {}, [], None
 
     def note(self, level: str, text: str) -> None:
         self.notes.append(Note(level, text))

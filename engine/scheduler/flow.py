@@ -11,7 +11,6 @@ from ipc.errors import ERROR_CODES
 from ipc.messages import (
     Admit,
     Ended,
-    JobAccepted,
     JobOutcome,
     Outcome,
     Partial,
@@ -60,7 +59,7 @@ class Flow:
         if message.ref is not None:
             book.slots.adopt(message.ref.ring, message.ref.generation)
             book.ingress[message.ref.ring, message.ref.generation] = job.key
-        book.ride(JobAccepted(*job.key), now)
+        book.accepted[job.key] = None
         book.timer(job.deadline, "deadline", job.key)
         self.enter(job, now)
 
@@ -307,6 +306,7 @@ class Flow:
             *job.key, outcome, code, error, dict(job.texts), job.language, "; ".join(job.degraded),
             stages=tuple(job.records),
         )  # fmt: skip
+        book.accepted.pop(job.key, None)  # its outcome says so too
         book.send(GATEWAY, JobOutcome(told, ref, ticket))
         for held in (job.ref, job.ingress):
             if held is not None:

@@ -29,7 +29,6 @@ from ipc.messages import (
     Drain,
     Drained,
     Ended,
-    Free,
     Gone,
     Here,
     LeaseWait,
@@ -161,16 +160,12 @@ class Scheduler:
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
-        if self.book.freed:
-            self.book.ride(Free(tuple(self.book.freed)), now)
-            self.book.freed.clear()
         return self.book.take(now)
 
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
         first = self.book.timers[0][0] if self.book.timers else None
-        riders = self.book.ride_until if self.book.riders else None
-        for time in (self._wake, riders, self.fleet.look_at, None if self._drained else self._drain_by):
+        for time in (self._wake, self.book.ride_until, self.fleet.look_at, None if self._drained else self._drain_by):
             if time is not None and (first is None or time < first):
                 first = time
         return first

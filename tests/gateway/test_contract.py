@@ -267,6 +267,21 @@ def test_an_outcome_that_waits_for_its_turn_is_not_told_to_who_sends_again(stand
     assert ends(stand, session) == []
 
 
+def test_an_outcome_says_that_its_utterance_was_accepted_and_one_that_waits_for_its_turn_is_told_so() -> None:
+    stand = Stand()
+    session = stand.open().session
+    for index in range(3):
+        stand.submit(session, index)
+    stand.finish(session, 2)  # the scheduler says nothing before its end; 0 and 1 are still running
+    assert stand.heard(Accepted) == [Accepted(session, 2)] and stand.heard(Outcome) == []
+    stand.finish(session, 0)
+    assert stand.heard(Accepted) == [Accepted(session, 2)] and [o.index for o in stand.heard(Outcome)] == [0]
+    stand.accept(session, 1)
+    stand.finish(session, 1)
+    assert stand.heard(Accepted) == [Accepted(session, 2), Accepted(session, 1)]
+    assert [o.index for o in stand.heard(Outcome)] == [0, 1, 2]
+
+
 def test_outcomes_leave_in_index_order_whatever_order_they_end_in(stand: Stand) -> None:
     session = stand.open().session
     for index in (2, 0, 1, 3):

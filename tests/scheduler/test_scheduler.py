@@ -63,13 +63,17 @@ def test_an_acceptance_waits_for_a_message_to_ride_with_but_not_for_long():
     assert world.messages(JobAccepted) == [JobAccepted("s", 0), JobAccepted("s", 1)]
 
 
-def test_an_acceptance_rides_with_what_goes_to_the_gateway_anyway_and_ahead_of_it():
+def test_acceptances_ride_with_what_goes_to_the_gateway_anyway_and_an_outcome_is_one_itself():
     world = started(text_stage("a"))
-    world.admit(0)
+    for index in range(3):
+        world.admit(index)
     before = len(world.sent)
     world.done(world.peer("a@cpu/0"))
     told = [send.message for send in world.sent[before:] if send.peer == "gateway"]
-    assert told[0] == JobAccepted("s", 0) and isinstance(told[1], JobOutcome)
+    assert told[:2] == [JobAccepted("s", 1), JobAccepted("s", 2)]
+    assert isinstance(told[2], JobOutcome) and told[2].outcome.index == 0 and len(told) == 3
+    world.settle()
+    assert len(world.messages(JobAccepted)) == 2
 
 
 def test_ready_needs_one_loaded_worker_of_every_stage():

@@ -15,7 +15,6 @@ from ipc.messages import (
     Free,
     Gone,
     Here,
-    JobAccepted,
     JobOutcome,
     Load,
     Loaded,
@@ -177,8 +176,6 @@ class World:
     def _carry_out(self, action: Send) -> None:
         message = action.message
         if isinstance(message, JobOutcome):
-            key = (message.outcome.session, message.outcome.index)
-            assert JobAccepted(*key) in self.messages(JobAccepted), f"{key} ended before it was accepted"
             self.outcomes.append(message)
             if message.ref is not None and self.copy_at_once:
                 self.core.handle(GATEWAY_PEER, Copied((message.ticket,)), self.now)

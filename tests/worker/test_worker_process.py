@@ -1,4 +1,4 @@
-"""Workers and the scheduler as processes: whoever's supervisor is gone leaves by itself, even if the kernel does not help.
+"""Workers and the scheduler as processes: without a supervisor each leaves by itself, even without the kernel's help.
 
 The test is their parent and goes on living, so the death signal never comes: only the pipe tells.
 """
