@@ -203,9 +203,9 @@ class LocalWire:
     def _write(self) -> None:
         """Send as much as there is room for of what was kept."""
         try:
-            while self._unsent and self._socket is not None:
-                first: memoryview = self._unsent[0]
-                sent: int = self._socket.send(first, socket.MSG_DONTWAIT)
+            while self._unsent and (sock := self._socket) is not None:
+                first = self._unsent[0]
+                sent = sock.send(first, socket.MSG_DONTWAIT)
                 self._unsent_bytes -= sent
                 if sent < len(first):
                     self._unsent[0] = first[sent:]
@@ -233,10 +233,9 @@ class RemoteWire:
         self._timeout_ms = -1  # the socket's
         self._found: Parts | None = None  # what ended the last wait
         self._socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.sndhwm = self._socket.rcvhwm = HIGH_WATER
-        self._socket.linger = LINGER_MS
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        for option, value in ((zmq.SNDHWM, HIGH_WATER), (zmq.RCVHWM, HIGH_WATER), (zmq.LINGER, LINGER_MS),
+                              (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 500)):  # fmt: skip
+            self._socket.setsockopt(option, value)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:

@@ -1,12 +1,14 @@
-"""The configuration used when no file is given: the models that come with Dragoman, on whatever devices there are.
+"""The configurations that need no file: the demo models that come with Dragoman, and clockwork models.
 
-The models are synthesized (``models.clockwork``) into the user's cache, once for each version of their construction:
-the folder's name carries a digest of the code that writes them. They are written beside it and moved into place, so
-two nodes starting at once cannot see half a model.
+``config`` is what runs when no file is given: four small trained models (``models/demo``, with a model card) that know
+a traveller's phrase book in four languages. Recognition takes several times as long as the other three stages together
+(Whisper pads everything to 30 s), so where there are two cores there are two recognisers: with one, the other stages
+would mostly wait.
 
-These models are real files for the real libraries, but they know only a few words: see ``SAYING``. Recognition takes
-about three times as long as the other three stages together (Whisper pads everything to 30 s), so where there are two
-cores there are two recognisers: with one, the other stages would mostly wait.
+``clockwork`` is for tests and rehearsals: models of hand-set weights (``models.clockwork``) that say fixed words,
+written into a folder once for each version of their construction: the default folder's name carries a digest of the
+code that writes them. They are written beside it and moved into place, so two nodes starting at once cannot see half a
+model.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import models
 from engine import __version__
 from engine.config import Config, StageSection
 from ipc.errors import DragomanError
 
 SAYING = (
-    "no configuration file: using the embedded clockwork models (they say fixed sentences; "
+    "no configuration file: using the embedded demo models (a phrase book, synthetic voices, not for use; "
     "make a node.toml for real ones)"
 )
+DEMO = Path(models.__file__).parent / "demo"
 STAGES = ("asr", "repair", "nmt", "tts")
 PIPELINES = {
     "full": STAGES,
@@ -38,20 +42,33 @@ NEEDS = {"asr": "ctranslate2", "repair": "gguf", "nmt": "sentencepiece", "tts": 
 Synthesize = Callable[[str, Path], Path]
 
 
-def config(folder: Path | None = None, synthesize: Synthesize | None = None, cores: int = 0) -> Config:
-    """The embedded configuration, its models made if they are not there; ``cores`` 0: this machine's.
+def config(cores: int = 0) -> Config:
+    """The demo models on whatever devices there are; ``cores`` 0: this machine's."""
+    return _config({name: _model(DEMO, name) for name in STAGES}, cores)
+
+
+def clockwork(folder: Path | None = None, synthesize: Synthesize | None = None, cores: int = 0) -> Config:
+    """Clockwork models in ``folder`` (default: in the user's cache), made if they are not there.
 
     Raises DragomanError.
     """
-    models = ensure_models(folder or cache_folder(os.environ), synthesize or _synthesize)
+    return _config(ensure_models(folder or cache_folder(os.environ), synthesize or _synthesize), cores)
+
+
+def _config(paths: Mapping[str, Path], cores: int) -> Config:
     recognisers = min(2, cores or len(os.sched_getaffinity(0)))
     stages = {
         name: StageSection(
-            model=str(models[name]), required=name != "repair", instances=recognisers if name == "asr" else 1
+            model=str(paths[name]), required=name != "repair", instances=recognisers if name == "asr" else 1
         )
         for name in STAGES
     }
     return Config(stages=stages, pipelines=dict(PIPELINES))
+
+
+def _model(folder: Path, stage: str) -> Path:
+    """Where a stage's model lies in a folder of all four."""
+    return folder / "repair.gguf" if stage == "repair" else folder / stage
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

@@ -1,43 +1,70 @@
 """``demo``: the whole node at work in one command, without a download.
 
-It makes a few sounds, starts a private node with the embedded models, sends the sounds through in three sessions and
-shows what came back. The embedded models are clockwork: real files for the real libraries, but the recogniser says the
-same sentence to any sound. What the demo shows is the machine, not the language skill, and it says so.
+Twelve spoken sentences of three speakers go through a private node with the demo models, in three sessions; then once
+more through a node in serial mode, so that the gain is measured and not claimed. What comes back is a table, WAV files
+to listen to, and a picture of who worked when.
+
+The demo models are trained, but on a phrase book only, and the speakers are synthetic; the demo says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import msgspec
 
-from engine import embedded, media
+from engine import embedded, picture, timeline
 from engine.commands import inputs, nodes, translate
-from engine.commands.delivery import Wish
+from engine.commands.delivery import Delivery, Wish
 from engine.commands.reading import ReadAhead
 from engine.commands.results import Results, Row, summary
 from engine.commands.tables import cell, shorten, table
+from engine.config import Config
 
-SPEAKERS = (("en", "de"), ("fr", "es"), ("zh", "en"))
-CLIPS_PER_SPEAKER = 3
-SILENT_CLIP = 7  # one clip is silence: nothing is heard in it, and that is a result too
+CLIPS = embedded.DEMO / "clips"
+TEXT_COLUMNS = 46
 HONEST = (
-    "These are clockwork models: the recogniser says one fixed sentence per language wherever there is sound, the\n"
-    "translator knows 14 words, and the voice speaks in tones. Repair copies its text (it only turns _ into a blank).\n"
-    "Real models: see the README."
+    "These are demo models: closed vocabulary (a traveller's phrase book), synthetic voices, not for use.\n"
+    "They are trained, run through the unmodified libraries, and know nothing outside that book: see\n"
+    "models/demo/MODEL_CARD.md."
 )
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A spoken sentence that comes with the demo, and what should become of it."""
+
+    file: str
+    speaker: str
+    source: str
+    target: str
+    text: str
+    translation: str
+
+    @property
+    def path(self) -> Path:
+        return CLIPS / self.file
+
+
+def clips() -> list[Clip]:
+    """The clips in the order they are spoken, their speakers in turn."""
+    return [Clip(**fields) for fields in json.loads((CLIPS / "clips.json").read_text(encoding="utf-8"))]
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "demo",
-        help="see the whole node work, without a download",
-        description="Make a few sounds, translate them in three sessions on a private node with the embedded models,\n"
-        "and show what came back.",
+        help="see and hear the whole node work, without a download",
+        description="Translate twelve spoken sentences of three speakers on a private node with the demo models, show\n"
+        "what was heard and said, and measure the gain over doing one thing at a time.",
         epilog="examples:\n  run_node.py demo\n  run_node.py demo --out /tmp/demo\n"
         "\nexit codes: 0 every clip came back, 1 not every one, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,84 +75,113 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     say = translate.speaker(args.json)
-    say("making the embedded models and a few sounds")
     config = embedded.config()
     results = Results(Path(args.out))
-    wish = Wish(sessions=len(SPEAKERS), languages=SPEAKERS, max_utterance_s=config.node.max_utterance_s)
     results.check()
     try:
-        with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
-            work = list(inputs.utterances(make_clips(Path(folder)), len(SPEAKERS)))
-            with ReadAhead(work) as read, nodes.private(config, say) as client:
-                shown = not args.json
-                delivery = translate.deliver(client, wish, results, read, len(work), say, shown=shown, heard=shown)
+        delivery = carry(config, results, say, shown=not args.json)
     finally:
         results.close()
+    if delivery.interrupted:
+        return translate.exit_code(True, results)
+    chart = results.chart()
+    drawing = results.folder / "timeline.png"
+    picture.draw(chart, drawing, picture.makespan_text(chart))
     if args.json:
         translate.report(results, as_json=True, quiet=True)
     else:
-        print(page(results))
+        serial = _serially(config, say)
+        print(page(results, config, serial, drawing))
     return translate.exit_code(delivery.interrupted, results)
 
 
-def make_clips(folder: Path) -> list[Path]:
-    """A few short sounds as WAV files, the same every time; one of them is silence."""
-    paths = []
-    for number in range(len(SPEAKERS) * CLIPS_PER_SPEAKER):
-        silent = number == SILENT_CLIP
-        path = folder / f"{'silence' if silent else 'tune'}-{number}.wav"
-        samples = np.zeros(media.RATE_HZ, np.float32) if silent else tune(number)
-        media.write_wav(path, samples, media.RATE_HZ)
-        paths.append(path)
-    return paths
+def carry(config: Config, results: Results, say: Callable[[str], None], *, shown: bool) -> Delivery:
+    """Send all clips through a private node, a session a speaker."""
+    spoken = clips()
+    speakers = list(dict.fromkeys(clip.speaker for clip in spoken))
+    languages = tuple({clip.speaker: (clip.source, clip.target) for clip in spoken}.values())
+    wish = Wish(sessions=len(speakers), languages=languages, max_utterance_s=config.node.max_utterance_s)
+    work = list(inputs.utterances([clip.path for clip in spoken], len(speakers)))
+    with ReadAhead(work) as read, nodes.private(config, say) as client:
+        return translate.deliver(client, wish, results, read, len(work), say, shown=shown, heard=shown)
 
 
-def tune(number: int) -> np.ndarray:
-    """Four notes of a pentatonic scale: float32, mono, 16 kHz, about two seconds."""
-    scale = 330.0 * 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
-    notes = np.random.default_rng(number).choice(scale, 4)
-    length = np.random.default_rng(number).integers(6_000, 10_000)
-    t = np.arange(length) / media.RATE_HZ
-    fade = np.minimum(1.0, np.minimum(t, t[::-1]) / 0.02)
-    return np.concatenate([0.4 * fade * np.sin(2 * np.pi * note * t) for note in notes]).astype(np.float32)
+def _serially(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """The same once more with one utterance in the node at a time; the chart of that run."""
+    say("and the same again, one thing at a time")
+    serial = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, mode="serial"))
+    with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
+        results = Results(Path(folder))
+        try:
+            carry(serial, results, say, shown=False)
+        finally:
+            results.close()
+        return results.chart()
 
 
-def page(results: Results) -> str:
+# ---------------------------------------------------------------- what is shown
+
+
+def page(results: Results, config: Config, serial: Mapping[str, Any], drawing: Path) -> str:
     """What came back, as text."""
     figures = summary(results.rows, results.chart())
+    known = {str(clip.path): clip for clip in clips()}
     spoken = [row["audio"] for row in results.rows if row["audio"]]
+    rows = [_line(row, known[row["input"]]) for row in results.rows]
     return "\n\n".join(
         [
-            table(
-                ["session", "#", "clip", "heard", "repaired", "translated", "spoken", "state"],
-                list(map(_line, results.rows)),
-            ),
+            table(["speaker", "heard → repaired → translated", "spoken", "state"], rows),
             translate.stage_table(figures),
-            translate.totals(figures) + ".\n" + _gain(figures),
+            translate.totals(figures) + ".\n" + gain(figures["makespan_s"], serial, workers(config)),
             HONEST,
             f"results in {results.folder}: {len(spoken)} WAV files, results.jsonl, timeline.json\n"
-            "see when what ran: open timeline.json in https://ui.perfetto.dev"
+            f"see when what ran: {drawing}, or open timeline.json in https://ui.perfetto.dev"
             + (f"\nlisten: {player()} {results.folder / spoken[0]}" if spoken else ""),
         ]
     )
 
 
-def _line(row: Row) -> list[Any]:
-    texts = [shorten(row[name], 24) if row[name] else row[name] for name in ("transcript", "repaired", "translation")]
-    heard = "(nothing)" if row["transcript"] == "" else texts[0]
+def _line(row: Row, clip: Clip) -> list[Any]:
+    heard = row["transcript"] or "(nothing)"
+    chain = [heard]
+    if row["repaired"] is not None and row["repaired"] != row["transcript"]:
+        chain.append(row["repaired"])
+    chain.append(row["translation"] or "(nothing)")
     state = row["outcome"] if row["outcome"] == "ok" else f"{row['outcome']}: {row['code']}"
     skipped = [s["stage"] for s in row["stages"] if s["state"] == "skipped"]
     if row["degraded"] or skipped:
         state += f" ({row['degraded'] or 'without ' + ', '.join(skipped)})"
-    return [row["session"], row["utterance_index"], Path(row["input"]).stem, heard, *texts[1:], row["audio"], state]
+    said = " → ".join(shorten(text, TEXT_COLUMNS) for text in chain)
+    return [f"{clip.speaker} ({clip.source}→{clip.target})", said, row["audio"], state]
 
 
-def _gain(figures: dict[str, Any]) -> str:
-    """All stage times by the makespan: how many stages were at work on average (not a measured speed-up)."""
+def workers(config: Config) -> dict[str, int]:
+    """Stage -> how many workers it has on one device."""
+    return {name: section.instances for name, section in config.stages.items()}
+
+
+def gain(pipelined_s: float, serial: Mapping[str, Any], workers: Mapping[str, int]) -> str:
+    """How much sooner all was done than one thing at a time, and how much these stage times allow on these cores."""
+    serial_s = timeline.makespan_s(serial)
+    if not pipelined_s or not serial_s:
+        return "the gain over serial work was not measured"
+    bound = limit(serial, workers, len(os.sched_getaffinity(0)))
     return (
-        f"All stages together worked {cell(figures['work_s'])} s in that time: "
-        f"stage time / makespan = {cell(figures['work_over_makespan'])}."
+        f"One thing at a time took {cell(serial_s)} s: {serial_s / pipelined_s:.2f} × as long. "
+        f"These stage times allow at most {bound:.2f} × on this machine."
     )
+
+
+def limit(serial: Mapping[str, Any], workers: Mapping[str, int], cores: int) -> float:
+    """The largest gain possible: what all stages need, by what the busiest stage, or all cores together, need."""
+    work: dict[str, float] = {}
+    for worker, busy in timeline.busy_s(serial).items():
+        stage = worker.partition("@")[0]
+        work[stage] = work.get(stage, 0.0) + busy
+    total = sum(work.values())
+    longest = max((busy / max(1, workers.get(stage, 1)) for stage, busy in work.items()), default=0.0)
+    least = max(longest, total / max(1, cores))
+    return timeline.makespan_s(serial) / least if least else 1.0
 
 
 def player() -> str:

@@ -1,4 +1,4 @@
-"""``models``: the models a configuration names, and clockwork models made without a download."""
+"""``models``: what a configuration names; clockwork models; the demo models, scored and made."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from ipc.errors import DragomanError
 def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "models",
-        help="list models, or make clockwork ones",
-        description="List the models of a configuration, or write clockwork models: real file formats,\n"
-        "hand-set weights, fixed words; no download and no training.",
+        help="list models, score the demo models, or make models",
+        description="List the models of a configuration; score the demo models; train them anew; or write clockwork\n"
+        "models: real file formats, hand-set weights, fixed words, no training.",
         epilog="examples:\n  run_node.py models list --config node.toml\n"
+        "  run_node.py models evaluate models/demo --json\n"
         "  run_node.py models synthesize asr --out models/asr\n"
-        "\nexit codes: 0 ok, 1 a required model is missing or could not be made, 2 usage, 78 configuration",
+        "\nexit codes: 0 ok, 1 a required model is missing, scores too low or could not be made, 2 usage,\n"
+        "78 configuration",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_subparsers(dest="what", required=True, metavar="list | synthesize")
+    what = parser.add_subparsers(dest="what", required=True, metavar="list | evaluate | synthesize | make-demo")
     listing = what.add_parser(
         "list",
         help="the models the configuration names: size, languages, what is missing",
@@ -34,6 +36,35 @@ def add(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     choosing.add_config(listing)
+    scoring = what.add_parser(
+        "evaluate",
+        help="score the demo models on data they have never seen",
+        description="Make test sentences and speech on the spot, from combinations and voices that were kept out of\n"
+        "training, send them through a private node, and score what comes back. Some minutes on two cores.",
+        epilog="examples:\n  run_node.py models evaluate\n  run_node.py models evaluate models/demo --json --count 10\n"
+        "\nexit codes: 0 every aim is reached, 1 one is not, 2 usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    scoring.add_argument("folder", nargs="?", default="", metavar="DIR", help="the models (default: the ones shipped)")
+    scoring.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    scoring.add_argument("--count", type=int, default=30, metavar="N", help="utterances for each score (default 30)")
+    scoring.add_argument("--seed", type=int, default=1, help="of the test data (default 1)")
+    training = what.add_parser(
+        "make-demo",
+        help="train the demo models anew",
+        description="Train the demo models from the phrase book and espeak-ng alone; needs torch (extra 'train').\n"
+        "About an hour on two cores.",
+        epilog="examples:\n  run_node.py models make-demo --out /tmp/demo\n"
+        "  run_node.py models make-demo --out /tmp/demo --only tts\n"
+        "\nexit codes: 0 written, 1 it could not be made, 2 usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    training.add_argument("--out", required=True, metavar="DIR", help="where to write them")
+    training.add_argument("--only", action="append", default=[], choices=["asr", "nmt", "repair", "tts"],
+                          help="only this one (more than once: these)")  # fmt: skip
+    training.add_argument("--seed", type=int, default=1, help="of the training (default 1)")
+    training.add_argument("--threads", type=int, default=0, help="of torch (default: every core)")
+    training.add_argument("--quick", action="store_true", help="a few steps only: files that load and can do nothing")
     making = what.add_parser(
         "synthesize",
         help="write a clockwork model",
@@ -49,7 +80,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _list(args) if args.what == "list" else _synthesize(args)
+    return {"list": _list, "evaluate": _evaluate, "synthesize": _synthesize, "make-demo": _make_demo}[args.what](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -85,6 +116,26 @@ def _facts(name: str, section: StageSection) -> tuple[list[Any], bool]:
     if section.model and not Path(section.model).expanduser().exists():
         return [name, kind, section.model, None, None, "a name: its library fetches it when the node starts"], True
     return [name, kind, section.model, nbytes(facts.weights_bytes), languages, "there"], True
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from engine import embedded
+    from engine.commands import evaluating, translate
+
+    if args.count < 1:
+        raise UsageError(f"--count {args.count} scores nothing", "give at least 1")
+    report = evaluating.evaluate(
+        Path(args.folder) if args.folder else embedded.DEMO, args.count, args.seed, translate.speaker(args.json)
+    )
+    report.show(args.json)
+    return report.exit_code
+
+
+def _make_demo(args: argparse.Namespace) -> int:
+    from engine.commands import training
+
+    print(training.make(Path(args.out), args.only, args.seed, args.threads, args.quick))
+    return OK
 
 
 def _synthesize(args: argparse.Namespace) -> int:

@@ -116,15 +116,21 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in shown else chr(0x100 + hidden.index(byte)) for byte in range(256)]
 
 
-def save(spec: Any, vocabulary: Vocabulary, out: Path, alignment_heads: list[tuple[int, int]]) -> Path:
-    """Write the folder ``out`` (made if missing). ``spec``: a filled WhisperSpec."""
+def save(
+    spec: Any,
+    vocabulary: Vocabulary,
+    out: Path,
+    alignment_heads: list[tuple[int, int]],
+    quantization: str | None = None,
+) -> Path:
+    """Write the folder ``out`` (made if missing). ``spec``: a filled WhisperSpec. ``quantization``: "int8" or none."""
     spec.config.suppress_ids = []
     spec.config.suppress_ids_begin = []
     spec.config.lang_ids = [vocabulary.special(language) for language in vocabulary.languages]
     spec.config.alignment_heads = [list(pair) for pair in alignment_heads]
     spec.register_vocabulary(vocabulary.text_tokens + vocabulary.special_tokens)
     spec.validate()
-    spec.optimize()
+    spec.optimize(quantization=quantization)
     out.mkdir(parents=True, exist_ok=True)
     spec.save(str(out))
     text = json.dumps(vocabulary.tokenizer(), ensure_ascii=False, indent=None)

@@ -27,7 +27,7 @@ class Maker:
 
 
 def test_four_stages_four_pipelines_and_repair_may_be_missing(tmp_path: Path) -> None:
-    config = embedded.config(tmp_path, Maker())
+    config = embedded.clockwork(tmp_path, Maker())
     assert list(config.stages) == ["asr", "repair", "nmt", "tts"]
     assert [name for name, stage in config.stages.items() if not stage.required] == ["repair"]
     assert config.pipelines["full"] == ("asr", "repair", "nmt", "tts")
@@ -37,29 +37,29 @@ def test_four_stages_four_pipelines_and_repair_may_be_missing(tmp_path: Path) ->
 
 def test_models_are_made_once(tmp_path: Path) -> None:
     maker = Maker()
-    embedded.config(tmp_path, maker)
-    embedded.config(tmp_path, maker)
+    embedded.clockwork(tmp_path, maker)
+    embedded.clockwork(tmp_path, maker)
     assert maker.made == ["asr", "repair", "nmt", "tts"]
 
 
 def test_a_synthesis_that_broke_off_leaves_nothing_that_looks_like_a_model(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        embedded.config(tmp_path, Maker(nmt=RuntimeError("power cut")))
+        embedded.clockwork(tmp_path, Maker(nmt=RuntimeError("power cut")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["asr", "repair"]
-    assert embedded.config(tmp_path, Maker()).stages["nmt"].model == str(tmp_path / "nmt")
+    assert embedded.clockwork(tmp_path, Maker()).stages["nmt"].model == str(tmp_path / "nmt")
 
 
 def test_without_gguf_the_node_goes_without_repair_but_not_without_another(tmp_path: Path) -> None:
-    config = embedded.config(tmp_path / "a", Maker(repair=ImportError("No module named 'gguf'")))
+    config = embedded.clockwork(tmp_path / "a", Maker(repair=ImportError("No module named 'gguf'")))
     assert not Path(config.stages["repair"].model).exists()
     with pytest.raises(DragomanError, match="pip install onnx"):
-        embedded.config(tmp_path / "b", Maker(tts=ImportError("No module named 'onnx'")))
+        embedded.clockwork(tmp_path / "b", Maker(tts=ImportError("No module named 'onnx'")))
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DragomanError, match="XDG_CACHE_HOME"):
-        embedded.config(tmp_path / "file", Maker())
+        embedded.clockwork(tmp_path / "file", Maker())
 
 
 def test_the_cache_folder_follows_the_user_and_the_code_that_makes_the_models() -> None:
@@ -71,4 +71,4 @@ def test_the_cache_folder_follows_the_user_and_the_code_that_makes_the_models() 
 
 
 def test_the_slowest_stage_has_two_workers_where_there_are_two_cores(tmp_path: Path) -> None:
-    assert [embedded.config(tmp_path, Maker(), cores).stages["asr"].instances for cores in (1, 2, 64)] == [1, 2, 2]
+    assert [embedded.clockwork(tmp_path, Maker(), cores).stages["asr"].instances for cores in (1, 2, 64)] == [1, 2, 2]

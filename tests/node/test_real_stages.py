@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def real(models: Path) -> Any:
     """The embedded configuration with one worker a stage, so that a kill leaves none."""
-    return embedded.config(models, cores=1)
+    return embedded.clockwork(models, cores=1)
 
 
 def sound(seconds: float = 1.0) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_killing_a_real_worker_while_it_processes_loses_nothing(models: Path, st
 
 
 def test_digits_go_in_as_tones_and_come_back_out_of_the_speech(models: Path) -> None:
-    config = embedded.config(models, cores=2)
+    config = embedded.clockwork(models, cores=2)
     path = models / "tones"
     tones.write(path)
     stages = dict(config.stages)

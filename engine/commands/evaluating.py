@@ -1,0 +1,190 @@
+"""``models evaluate``: what the demo models can do, on sentences and voices that none of them was trained on.
+
+The test data is made on the spot: held-out combinations of the phrase book, spoken by espeak-ng in held-out voices,
+through rooms and lines. The models are run by a node of the command's own, each in the process that it always has, so
+what is scored is what a user gets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.report import Goal, Report
+from engine.commands import nodes
+from engine.config import Config, StageSection
+from ipc.errors import DragomanError
+from models import phrasebook, scores, speech
+
+WER_AIM = Goal(at_most=0.05, fatal=True)
+LANGUAGE_AIM = Goal(at_least=0.95, fatal=True)
+SILENCE_AIM = Goal(at_most=0.0, fatal=True)
+RESTORED_AIM = Goal(at_least=0.90, fatal=True)
+UNCHANGED_AIM = Goal(at_least=0.98, fatal=True)
+EXACT_AIM = Goal(at_least=0.95, fatal=True)
+VOICE_AIM = Goal(at_most=0.20, fatal=True)
+STRETCH = 1.4
+STRETCH_AIM = Goal(at_least=0.9 * STRETCH, at_most=1.1 * STRETCH, fatal=True)
+PITCH_AIM = Goal(at_least=0.95, at_most=1.05, fatal=True)
+PIPELINES: dict[str, tuple[str, ...]] = {"hear": ("asr",), "mend": ("repair",), "translate": ("nmt",), "speak": ("tts",), "slowly": ("slow",)}
+SILENCES = 20
+OTHERS = tuple(language for language in phrasebook.LANGUAGES if language != "en")
+
+
+@dataclass(frozen=True)
+class Said:
+    """One thing put in, and what should come out."""
+
+    put: Any  # samples, or a text
+    wanted: str
+
+
+class Evaluation:
+    """``client`` of a node with PIPELINES. ``count``: utterances for each score; ``seed`` draws them."""
+
+    def __init__(self, client: Any, count: int, seed: int) -> None:
+        self._client = client
+        self._count = count
+        self._chance = np.random.default_rng(seed)
+        book = phrasebook.sentences()
+        self._new = [sentence for sentence in book if sentence.held_out]
+        self._known = [sentence for sentence in book if not sentence.held_out]
+        self.report = Report("models")
+
+    def run(self) -> Report:
+        """Every model in turn."""
+        self.asr()
+        self.repair()
+        self.nmt()
+        self.tts()
+        return self.report
+
+    # ------------------------------------------------------------ the models
+
+    def asr(self) -> None:
+        for language in phrasebook.LANGUAGES:
+            for name, sentences, aim in (("new", self._new, WER_AIM), ("known", self._known, None)):
+                said = [self._spoken(sentence, language) for sentence in self._some(sentences)]
+                heard = self._through("hear", said, f"asr {language}, {name} sentences", source=language)
+                wer = scores.error_rate(_pairs(said, heard, "transcript"), language)
+                self.report.add(f"asr_wer_{language}_{name}_sentences", wer, "ratio", aim)
+            told = self._through("hear", said, f"asr {language}, which language", source="auto")
+            found = scores.share(outcome.language == language for outcome in told)
+            self.report.add(f"asr_language_{language}", found, "ratio", LANGUAGE_AIM)
+        said = [Said(self._silence(), "") for _ in range(SILENCES)]
+        heard = self._through("hear", said, "asr, noise and silence", source="en")
+        words = sum(len(scores.spoken_words(outcome.transcript or "", "en")) for outcome in heard)
+        self.report.add("asr_words_in_silence", words, "words", SILENCE_AIM)
+
+    def repair(self) -> None:
+        restored: list[bool] = []
+        unchanged: list[bool] = []
+        for language in phrasebook.LANGUAGES:
+            chance = random.Random(int(self._chance.integers(2**31)))
+            texts = [sentence.texts[language] for sentence in self._some(self._new, 2 * self._count)]
+            said = [Said(phrasebook.damage(text, language, chance), text) for text in texts]
+            said = [one for one in said if one.put != one.wanted]
+            mended = self._through("mend", said, f"repair {language}, damaged", source=language)
+            hits = [outcome.repaired == one.wanted for one, outcome in zip(said, mended, strict=True)]
+            self.report.add(f"repair_restored_{language}", scores.share(hits), "ratio")
+            restored += hits
+            said = [Said(text, text) for text in texts]
+            mended = self._through("mend", said, f"repair {language}, clean", source=language)
+            unchanged += [outcome.repaired == one.wanted for one, outcome in zip(said, mended, strict=True)]
+        self.report.add("repair_restored", scores.share(restored), "ratio", RESTORED_AIM)
+        self.report.add("repair_unchanged", scores.share(unchanged), "ratio", UNCHANGED_AIM)
+
+    def nmt(self) -> None:
+        for other in OTHERS:
+            for source, target in (("en", other), (other, "en")):
+                said = [Said(sentence.texts[source], sentence.texts[target]) for sentence in self._new]
+                done = self._through("translate", said, f"nmt {source} to {target}", source=source, target=target)
+                exact = scores.share(outcome.translation == one.wanted for one, outcome in zip(said, done, strict=True))
+                self.report.add(f"nmt_exact_{source}_{target}", exact, "ratio", EXACT_AIM)
+
+    def tts(self) -> None:
+        for language in phrasebook.LANGUAGES:
+            texts = [sentence.texts[language] for sentence in self._some(self._new)]
+            said = [Said(text, text) for text in texts]
+            normal = self._through("speak", said, f"tts {language}", target=language)
+            slow = self._through("slowly", said, f"tts {language}, slowly", target=language)
+            again = [
+                Said(speech.resample(_float(o.audio), o.sample_rate), t) for o, t in zip(normal, texts, strict=True)
+            ]
+            heard = self._through("hear", again, f"tts {language}, heard by asr", source=language)
+            wer = scores.error_rate(_pairs(again, heard, "transcript"), language)
+            self.report.add(f"tts_wer_{language}", wer, "ratio", VOICE_AIM)
+            ratio = np.median([len(b.audio) / len(a.audio) for a, b in zip(normal, slow, strict=True)])
+            self.report.add(f"tts_stretch_{language}", float(ratio), "ratio", STRETCH_AIM)
+            pitches = [
+                scores.pitch(b.audio, b.sample_rate) / scores.pitch(a.audio, a.sample_rate)
+                for a, b in zip(normal, slow, strict=True)
+            ]
+            self.report.add(f"tts_pitch_{language}", float(np.nanmedian(pitches)), "ratio", PITCH_AIM)
+
+    # ------------------------------------------------------------ test data
+
+    def _some(self, sentences: Sequence[phrasebook.Sentence], count: int = 0) -> list[phrasebook.Sentence]:
+        chosen = self._chance.permutation(len(sentences))[: count or self._count]
+        return [sentences[at] for at in chosen]
+
+    def _spoken(self, sentence: phrasebook.Sentence, language: str) -> Said:
+        text = sentence.texts[language]
+        voice = speech.random_voice(language, speech.HELD_OUT, self._chance)
+        return Said(speech.disturb(speech.speak(text, voice), self._chance), text)
+
+    def _silence(self) -> np.ndarray:
+        count = int(self._chance.uniform(0.5, 4.0) * speech.RATE_HZ)
+        loudness = 10 ** (-self._chance.uniform(10, 60) / 20)
+        return np.asarray(speech.noise(count, self._chance) * loudness, np.float32).clip(-1, 1)
+
+    # ------------------------------------------------------------ the node
+
+    def _through(self, pipeline: str, said: Sequence[Said], what: str, **languages: str) -> list[Any]:
+        """The outcomes of everything, in order. Raises DragomanError when one is not ok."""
+        with self._client.session(pipeline=pipeline, **languages) as session:
+            outcomes = list(self._outcomes(session, said, what))
+        for outcome in outcomes:
+            if not outcome.ok:
+                raise DragomanError(f"{what}: {outcome.outcome} {outcome.code} {outcome.error}", "see the node's log")
+        return outcomes
+
+    def _outcomes(self, session: Any, said: Sequence[Said], what: str) -> Iterator[Any]:
+        for one in said:
+            session.submit(one.put)
+        yield from tqdm(session.outcomes(timeout_s=120.0), desc=what, total=len(said), leave=False)
+
+
+def evaluate(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> Report:
+    """Score the models in ``folder``. Raises DragomanError."""
+    try:
+        speech.speak("ready", speech.Voice("en-us"))
+    except ImportError as error:
+        raise DragomanError(f"cannot make test speech: {error}", "pip install espeakng-loader") from error
+    with nodes.private(config(folder), say) as client:
+        return Evaluation(client, count, seed).run()
+
+
+def config(folder: Path) -> Config:
+    """A node with each demo model as a pipeline of its own. Raises DragomanError when one is missing."""
+    paths = {"asr": folder / "asr", "repair": folder / "repair.gguf", "nmt": folder / "nmt", "tts": folder / "tts"}
+    missing = [str(path) for path in paths.values() if not path.exists()]
+    if missing:
+        raise DragomanError(f"there is no {missing[0]}", "run_node.py models make-demo makes them")
+    stages = {name: StageSection(model=str(path)) for name, path in paths.items()}
+    stages["slow"] = StageSection(kind="tts", model=str(paths["tts"]), options={"length_scale": STRETCH})
+    return Config(stages=stages, pipelines=PIPELINES)
+
+
+def _pairs(said: Iterable[Said], outcomes: Iterable[Any], text: str) -> list[tuple[str, str]]:
+    return [(one.wanted, getattr(outcome, text) or "") for one, outcome in zip(said, outcomes, strict=True)]
+
+
+def _float(samples: np.ndarray) -> np.ndarray:
+    return samples.astype(np.float32) / 32768 if samples.dtype == np.int16 else samples

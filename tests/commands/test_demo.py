@@ -1,0 +1,47 @@
+"""The demo's figures: how much of the possible gain was had."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import timeline
+from engine.commands import demo
+
+
+def serial_chart(asr_ms: int, tts_ms: int, count: int = 10) -> dict:
+    """``count`` utterances one after another, two stages."""
+    at, outcomes = 1, []
+    for index in range(count):
+        records = []
+        for stage, length in (("asr", asr_ms), ("tts", tts_ms)):
+            records.append({"stage": stage, "worker": f"{stage}@cpu/0", "queued_ns": at * 1_000_000,
+                            "begun_ns": at * 1_000_000, "ended_ns": (at + length) * 1_000_000, "state": "completed"})  # fmt: skip
+            at += length
+        outcomes.append(("s", index, records))
+    return timeline.trace(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("asr", "tts", "workers", "cores", "most"),
+    [
+        (100, 100, 1, 8, 2.0),
+        (300, 100, 1, 8, 4 / 3),
+        (300, 100, 2, 8, 8 / 3),
+        (300, 100, 2, 2, 2.0),
+        (300, 100, 2, 1, 1.0),
+    ],
+)
+def test_the_bound_is_the_busiest_stage_or_all_cores(asr: int, tts: int, workers: int, cores: int, most: float) -> None:
+    assert demo.limit(serial_chart(asr, tts), {"asr": workers, "tts": 1}, cores) == pytest.approx(most)
+
+
+def test_the_gain_is_the_measured_one() -> None:
+    text = demo.gain(1.0, serial_chart(150, 50), {"asr": 2, "tts": 1})
+    assert "2.00 × as long" in text
+
+
+def test_the_clips_come_with_what_they_should_become() -> None:
+    clips = demo.clips()
+    assert 8 <= len(clips) <= 12 and len({clip.speaker for clip in clips}) == 3
+    assert {"de", "zh"} < {clip.source for clip in clips}
+    assert all(clip.path.suffix == ".flac" and clip.path.stat().st_size > 1000 for clip in clips)
