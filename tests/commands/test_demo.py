@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine import timeline
+from engine import media, timeline
 from engine.commands import demo
 
 
@@ -14,8 +14,9 @@ def serial_chart(asr_ms: int, tts_ms: int, count: int = 10) -> dict:
     for index in range(count):
         records = []
         for stage, length in (("asr", asr_ms), ("tts", tts_ms)):
-            records.append({"stage": stage, "worker": f"{stage}@cpu/0", "queued_ns": at * 1_000_000,
-                            "begun_ns": at * 1_000_000, "ended_ns": (at + length) * 1_000_000, "state": "completed"})  # fmt: skip
+            begun, ended = at * 1_000_000, (at + length) * 1_000_000
+            known = {"stage": stage, "worker": f"{stage}@cpu/0", "state": "completed"}
+            records.append({**known, "queued_ns": begun, "begun_ns": begun, "ended_ns": ended})
             at += length
         outcomes.append(("s", index, records))
     return timeline.trace(outcomes)
@@ -45,3 +46,9 @@ def test_the_clips_come_with_what_they_should_become() -> None:
     assert 8 <= len(clips) <= 12 and len({clip.speaker for clip in clips}) == 3
     assert {"de", "zh"} < {clip.source for clip in clips}
     assert all(clip.path.suffix == ".flac" and clip.path.stat().st_size > 1000 for clip in clips)
+
+
+def test_the_clips_are_sound_of_a_few_seconds() -> None:
+    for clip in demo.clips():
+        sound = media.read(clip.path, 10.0)
+        assert 0.5 < sound.duration_s < 6.0 and abs(sound.samples).max() > 10_000, clip

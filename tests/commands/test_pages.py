@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from engine import media
-from engine.commands import choosing, demo, nodes, stats, tables, translate
+from engine.commands import choosing, nodes, stats, tables, translate
 from engine.config import Config, DeviceSection, NodeSection, StageSection
 
 STATS = {
@@ -103,16 +100,6 @@ def test_pipelines_take_what_their_first_stage_takes() -> None:
     ]
     assert nodes.takes("mine", {"pipelines": {"mine": ["nmt", "tts"]}}) == "text"
     assert nodes.takes("mine", {"pipelines": {"mine": ["asr"]}}) == "audio"
-
-
-def test_the_demo_makes_its_own_sounds_the_same_every_time_and_one_is_silence(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    first, second = demo.make_clips(tmp_path / "a"), demo.make_clips(tmp_path / "b")
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    loud = [bool(np.abs(media.read(path, 10).samples).max()) for path in first]
-    assert loud.count(False) == 1
-    assert len({p.read_bytes() for p in first}) == len(first)
 
 
 def test_a_pipeline_without_translation_has_one_language() -> None:

@@ -25,11 +25,12 @@ def test_what_is_held_out_never_changes_and_its_words_are_all_known() -> None:
     assert 0.1 < len(kept) / len(BOOK) < 0.2
     assert [s.texts["en"] for s in kept] == [s.texts["en"] for s in phrasebook.sentences() if s.held_out]
     for language in LANGUAGES:
-        seen = {
-            phrasebook._bare(w) for s in BOOK if not s.held_out for w in phrasebook.words(s.texts[language], language)
-        }
-        new = {phrasebook._bare(w) for s in kept for w in phrasebook.words(s.texts[language], language)} - seen
+        new = words_of(kept, language) - words_of([s for s in BOOK if not s.held_out], language)
         assert not new, f"{language}: {new} occur in held-out sentences only"
+
+
+def words_of(sentences: list[phrasebook.Sentence], language: str) -> set[str]:
+    return {phrasebook._bare(w) for s in sentences for w in phrasebook.words(s.texts[language], language)}
 
 
 def test_german_articles_bend() -> None:
