@@ -17,7 +17,6 @@ from engine.outcome import NodeGone
 
 MAX_FRAME_BYTES = 64 * 1024
 PING_S = 0.5
-SEND_S = 1.0  # how long a call waits at most until what it sends is on its way
 Message = dict[str, Any]
 Held = bytes  # samples on their way
 _packer = msgpack.Packer()  # each has a buffer of 256 KiB

@@ -6,13 +6,14 @@ wire works while it is asked to; nothing happens between its calls, so ``send`` 
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import zmq
@@ -23,6 +24,7 @@ from ipc import zmtp
 from ipc.errors import BadFrame
 
 SCHEME = "ipc://"
+MAX_PATH_BYTES = 107  # of a Unix socket
 LOCAL_BUFFER_BYTES = 2**20  # on this machine an utterance of some seconds goes out at once
 HIGH_WATER = 20_000  # frames; far above every window, so that a refused send means there is no node
 MAX_UNSENT_BYTES = 2**30  # likewise
@@ -58,7 +60,11 @@ def connect(endpoint: str) -> Wire:
 
 
 class LocalWire:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    A call that is broken off (by Ctrl-C, say) may leave half a message in either direction, so it gives the connection
+    up; the next one begins anew, and what was not answered is sent again.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._path = endpoint.removeprefix(SCHEME)
@@ -68,40 +74,41 @@ class LocalWire:
         self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
-        self._found: list[Parts] = []  # arrived while something else was waited for
+        self._found: deque[Parts] = deque()  # arrived, not handled yet
         self._retry_at = 0.0
         self._timeout_s = -1.0  # the socket's
-        if len(self._path.encode()) > 107 or not self._path:
-            text = f"cannot connect to {endpoint!r} (a socket's path has 1 to 107 bytes)"
+        if len(self._path.encode()) > MAX_PATH_BYTES or not self._path:
+            text = f"cannot connect to {endpoint!r} (a socket's path has 1 to {MAX_PATH_BYTES} bytes)"
             raise NodeGone(text, "an endpoint reads ipc://PATH or tcp://HOST:PORT")
         self._connect()
 
     def send(self, frames: Parts) -> None:
-        pieces = zmtp.pieces(frames)
-        sock = self._socket
-        sent = 0
-        if sock is not None and not self._unsent and self._incoming.identity is not None:
-            try:
-                sent = sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._lose()
-        for piece in pieces:
-            size = len(piece)
-            if sent < size:
-                self._unsent.append(memoryview(piece).cast("B")[sent:])
-                self._unsent_bytes += size - sent
-            sent = max(0, sent - size)
-        self._make_way()
+        with self._whole():
+            pieces = zmtp.pieces(frames)
+            sent = 0
+            if self._socket is not None and not self._unsent and self._incoming.identity is not None:
+                try:
+                    sent = self._socket.sendmsg(pieces, (), socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._lose()
+            for piece in pieces:
+                size = len(piece)
+                if sent < size:
+                    self._unsent.append(memoryview(piece).cast("B")[sent:])
+                    self._unsent_bytes += size - sent
+                sent = max(0, sent - size)
+            self._make_way()
         if self._unsent_bytes > MAX_UNSENT_BYTES:
             raise NodeGone(f"{self._endpoint} takes nothing any more", "is the node running?")
 
     def receive(self) -> Iterator[Parts]:
-        found, self._found = self._found, []
-        yield from found
-        if not found:
-            yield from self._read(socket.MSG_DONTWAIT)
+        if not self._found:
+            self._read(socket.MSG_DONTWAIT)
+        while self._found:
+            yield self._found[0]
+            self._found.popleft()  # only now: who is interrupted while handling it gets it again
 
     def wait(self, timeout_s: float) -> None:
         if self._found:
@@ -117,13 +124,13 @@ class LocalWire:
                 whole = int(timeout_s)
                 packed = struct.pack("ll", whole, max(1, int((timeout_s - whole) * 1e6)))
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
-            self._found = self._read(0)
+            self._read(0)
 
     def close(self) -> None:
         end = time.monotonic() + LINGER_MS / 1000
         while self._socket is not None and self._unsent and (left := end - time.monotonic()) > 0:
             self.wait(left)
-            self._found = []
+            self._found.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -133,17 +140,26 @@ class LocalWire:
     def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
+        self._retry_at = time.monotonic() + RETRY_S
         try:
+            sock.setblocking(False)  # a node that is busy with others would keep us waiting
             sock.connect(self._path)
+            sock.setblocking(True)
             sock.send(self._opening)
-        except OSError:
+        except OSError as error:
             sock.close()
-            self._retry_at = time.monotonic() + RETRY_S
+            if isinstance(error, FileNotFoundError) and not os.path.isdir(os.path.dirname(self._path) or "."):
+                raise NodeGone(
+                    f"there is no node at {self._endpoint}", "is it running? see: run_node.py stats"
+                ) from None
             return
+        except BaseException:
+            sock.close()
+            raise
         self._socket, self._timeout_s = sock, -1.0  # what is sent waits until the node's READY has come
 
     def _lose(self) -> None:
-        """The other end is gone; whoever takes its place is spoken to anew."""
+        """The connection is of no use; whoever is there next is spoken to anew."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -152,39 +168,49 @@ class LocalWire:
         self._incoming = zmtp.Incoming(MAX_MESSAGE_BYTES)
         self._retry_at = time.monotonic() + RETRY_S
 
-    def _read(self, flags: int) -> list[Parts]:
-        """Receive once, and what belongs to it; with ``flags`` 0 this waits."""
-        sock, incoming = self._socket, self._incoming
-        found: list[Parts] = []
-        if sock is None:
-            return found
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is in here happens as a whole, or the connection ends."""
         try:
-            while True:
-                room = incoming.room()
-                if room is None:
-                    if not (data := sock.recv(READ_BYTES, flags)):
-                        break
-                    known = incoming.identity is not None
-                    found += incoming.feed(data)
-                    if not known and incoming.identity is not None:
-                        self._write()
-                else:
-                    if not (count := sock.recv_into(room, 0, flags)):
-                        break
-                    found += incoming.filled(count)
-                if incoming.room() is None:
-                    if incoming.answers:
-                        self._answer()
-                    return found
-        except (BlockingIOError, InterruptedError):
-            return found
-        except BadFrame:
+            yield
+        except BaseException:
             self._lose()
-            raise NodeGone(f"{self._endpoint} does not speak this protocol", "give the endpoint of a node") from None
-        except OSError:
-            pass  # its end, said otherwise
-        self._lose()
-        return found
+            raise
+
+    def _read(self, flags: int) -> None:
+        """Receive once, and what belongs to it; with ``flags`` 0 this waits."""
+        with self._whole():
+            try:
+                if self._socket is not None and not self._receive(self._socket, flags):
+                    self._lose()
+            except BlockingIOError:
+                return
+            except BadFrame:
+                text = f"{self._endpoint} does not speak this protocol"
+                raise NodeGone(text, "give the endpoint that the node printed") from None
+            except OSError:
+                self._lose()
+
+    def _receive(self, sock: socket.socket, flags: int) -> bool:
+        """Whether the other end is still there."""
+        incoming = self._incoming
+        while True:
+            room = incoming.room()
+            if room is None:
+                if not (data := sock.recv(READ_BYTES, flags)):
+                    return False
+                known = incoming.identity is not None
+                self._found += incoming.feed(data)
+                if not known and incoming.identity is not None:
+                    self._write()
+            else:
+                if not (count := sock.recv_into(room, 0, flags)):
+                    return False
+                self._found += incoming.filled(count)
+            if incoming.room() is None:
+                if incoming.answers:
+                    self._answer()
+                return True
 
     def _make_way(self) -> None:
         """Wait as long as the node takes what it has no room for yet: between calls nothing is sent."""
@@ -195,10 +221,10 @@ class LocalWire:
 
     def _answer(self) -> None:
         answers, self._incoming.answers = self._incoming.answers, []
-        for answer in answers:
-            self._unsent.append(memoryview(answer))
-            self._unsent_bytes += len(answer)
-        self._write()
+        if not self._unsent:
+            self._unsent.append(memoryview(answers[-1]))
+            self._unsent_bytes += len(answers[-1])
+            self._write()
 
     def _write(self) -> None:
         """Send as much as there is room for of what was kept."""
@@ -217,12 +243,16 @@ class LocalWire:
             self._lose()
 
     def _write_and_read(self, timeout_s: float) -> None:
-        assert self._socket is not None
-        readable, writable, _ = select.select([self._socket], [self._socket], [], max(0.0, timeout_s))
-        if writable:
-            self._write()
-        if readable:
-            self._found += self._read(socket.MSG_DONTWAIT)
+        if self._socket is None:
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        ready = sum(events for _, events in poll.poll(max(0.0, 1000 * timeout_s)))
+        if ready & select.POLLOUT:
+            with self._whole():
+                self._write()
+        if ready & ~select.POLLOUT:
+            self._read(socket.MSG_DONTWAIT)
 
 
 class RemoteWire:

@@ -26,6 +26,7 @@ LEAST_DEADLINE_S = 0.01
 DAY_S = 86_400
 MANY_BYTES = 2**50
 HIGHEST_PORT = 65_535
+MAX_PATH_BYTES = 107  # of a Unix socket
 
 
 class Problem(Exception):
@@ -80,8 +81,11 @@ class Endpoint:
     examples: str = "ipc://PATH or tcp://127.0.0.1:PORT"
 
     def complaint(self, value: Any) -> str | None:
-        if re.fullmatch(r"ipc://.+", value):
-            return None
+        if local := re.fullmatch(r"ipc://(.+)", value):
+            size = len(local[1].encode())
+            return (
+                None if size <= MAX_PATH_BYTES else f"has a path of {size} bytes; a socket's may have {MAX_PATH_BYTES}"
+            )
         parts = re.fullmatch(r"tcp://(.*):(.*)", value)
         if parts is None:
             return f"has {value!r}; write {self.examples}"

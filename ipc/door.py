@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from ipc.streams import SCHEME, Listener, Stream, path_of
 HIGH_WATER = 10_000  # frames; far above any window
 LOCAL_BUFFER_BYTES = 2**20  # an utterance of some seconds goes out at once
 MOST_CONNECTIONS = 1024
+MOST_UNGREETED = 256  # of them; then the oldest goes
+INCOMPLETE_BYTES = 128 * 2**20  # of large messages on their way in, of all local clients together
 BATCH = 256  # arrivals taken from libzmq at once
 MAX_UNSENT_BYTES = 256 * 2**20
 LOCAL = b"@"  # local ids begin so, libzmq's with a zero byte
@@ -64,6 +67,9 @@ class Door:
         self._ids = itertools.count(1)
         self._streams: dict[bytes, Stream] = {}
         self._clients: dict[Stream, bytes] = {}
+        self._ungreeted: dict[Stream, float] = {}  # local streams, oldest first -> when they must have said READY
+        self._timeout_s = timeout_ms / 1000
+        self._budget = zmtp.Budget(max(INCOMPLETE_BYTES, 4 * max_bytes))
         self._opening = zmtp.opening("ROUTER")
         self._poll: Poll | None = None
         self._listeners: list[Listener] = []
@@ -115,25 +121,28 @@ class Door:
 
     def look(self) -> bool:
         """Whether there is something to drain that the poll may not see."""
+        if self._ungreeted:
+            self._show_out()
         if self._remote is not None and self._remote.touched and self._remote.look():
             self.stirred.append(self._remote)
         return bool(self.stirred or self._arrived)
 
     def lost(self) -> list[bytes]:
-        """Local clients that have gone since the last call, when everything they said has been drained."""
-        if not self._lost or self._arrived:
-            return []
+        """Local clients that have gone since the last call; everything they said has been drained."""
         lost, self._lost = self._lost, []
         return lost
 
     # ---------------------------------------------------------------- local connections
 
     def _welcome(self, sock: socket.socket) -> None:
+        if len(self._ungreeted) >= MOST_UNGREETED:
+            next(iter(self._ungreeted)).close()
         if len(self._streams) >= MOST_CONNECTIONS:
             sock.close()
             return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
-        stream = Stream(self, sock, self._opening, self._max_bytes, self._max_unsent)
+        stream = Stream(self, sock, self._opening, self._max_bytes, self._max_unsent, self._budget)
+        self._ungreeted[stream] = time.monotonic() + self._timeout_s
         client = LOCAL + next(self._ids).to_bytes(8, "big")
         self._streams[client], self._clients[stream] = stream, client
         if self._poll is not None:
@@ -141,9 +150,17 @@ class Door:
 
     def met(self, stream: Stream, identity: bytes) -> None:
         """Clients choose no name; what they say is not used."""
+        self._ungreeted.pop(stream, None)
+
+    def _show_out(self) -> None:
+        """Who connects and says nothing takes nobody else's place."""
+        now = time.monotonic()
+        for stream in [stream for stream, until in self._ungreeted.items() if until <= now]:
+            stream.close()
 
     def parted(self, stream: Stream) -> None:
         """A local client has gone."""
+        self._ungreeted.pop(stream, None)
         client = self._clients.pop(stream)
         del self._streams[client]
         self._lost.append(client)
@@ -172,8 +189,9 @@ class Door:
         """Let everybody go; last words are given ``linger_ms`` to leave."""
         if self._poll is not None:
             self.part(self._poll)
+        until = time.monotonic() + linger_ms / 1000
         for stream in list(self._clients):
-            stream.linger(linger_ms)
+            stream.linger(until)
             stream.close()
         for listener in self._listeners:
             listener.close()

@@ -31,6 +31,7 @@ from ipc.streams import Listener, Stream, path_of
 __all__ = ["Dealer", "Poll", "Router"]
 
 MAX_FRAME_BYTES = MAX_UNSENT_BYTES = 16 * 2**20
+MOST_NAMELESS = 64  # connections that have not said yet who they are; then the oldest goes
 _NOBODY = ("", 0)  # has not said yet who it is
 
 
@@ -116,6 +117,9 @@ class Router(_Link):
     # ---------------------------------------------------------------- connections
 
     def _welcome(self, sock: socket.socket) -> None:
+        nameless = [stream for stream, known in self._names.items() if known is _NOBODY]
+        if len(nameless) >= MOST_NAMELESS:
+            nameless[0].close()
         stream = self._stream(sock, self._opening)
         self._names[stream] = _NOBODY
         if self._poll is not None:

@@ -7,6 +7,7 @@ BadFrame), ``parted(stream)`` (it has ended) and ``bad_frames``.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -22,6 +23,7 @@ from ipc.poll import Poll
 
 READ_BYTES = 65_536
 BACKLOG = 512  # connections that may wait to be accepted
+ACCEPTED_AT_ONCE = 32  # and then it is somebody else's turn
 SCHEME = "ipc://"
 
 
@@ -33,16 +35,21 @@ def path_of(endpoint: str) -> str:
 class Stream:
     """See the module's docstring. More than ``max_unsent`` bytes that the other end does not take: it is gone.
 
-    Messages wait until the other end has said ``READY``: libzmq drops a connection on which they come earlier.
+    Messages wait until the other end has said ``READY``: libzmq drops a connection on which they come earlier. Whoever
+    has closed his end hears nothing any more, but what he had said before counts: what is sent to him is dropped, and
+    only the end of the stream, behind his last words, says that he has gone.
     """
 
-    def __init__(self, link: Any, sock: socket.socket, opening: bytes, max_bytes: int, max_unsent: int) -> None:
+    def __init__(
+        self, link: Any, sock: socket.socket, opening: bytes, max_bytes: int, max_unsent: int,
+        budget: zmtp.Budget | None = None,
+    ) -> None:  # fmt: skip
         sock.setblocking(False)
         self.link = link
         self.open = True
         self.unsent_bytes = 0
         self._sock = sock
-        self._incoming = zmtp.Incoming(max_bytes)
+        self._incoming = zmtp.Incoming(max_bytes, budget)
         self._max_unsent = max_unsent
         self._unsent: deque[memoryview] = deque()
         self._clear = True  # what is sent may go out at once
@@ -69,8 +76,8 @@ class Stream:
                     return
             except BlockingIOError:
                 sent = 0
-            except OSError as error:
-                raise PeerGone(repr(self)) from error
+            except OSError:
+                return
         self._keep([data], sent)
 
     def _write(self, pieces: list[Any]) -> None:
@@ -80,8 +87,8 @@ class Stream:
                 sent = self._sock.sendmsg(pieces)
             except BlockingIOError:
                 pass
-            except OSError as error:
-                raise PeerGone(repr(self)) from error
+            except OSError:
+                return
         self._keep(pieces, sent)
 
     def _keep(self, pieces: list[Any], sent: int) -> None:
@@ -152,12 +159,15 @@ class Stream:
             self.send_rest()
         if incoming.answers:
             answers, incoming.answers = incoming.answers, []
-            self._write(answers)
+            if self._clear:  # who does not read needs no sign of life, and the newest is as good as all of them
+                self._write(answers[-1:])
         return found
 
     def read_large(self) -> list[zmtp.Message]:
         """Like ``read``, where large messages are expected: those are received in place, and until nothing is left."""
         incoming = self._incoming
+        if not self._clear:
+            self.send_rest()
         found = self.read() if incoming.room() is None else []
         try:
             while (room := incoming.room()) is not None:
@@ -168,15 +178,19 @@ class Stream:
                 found += incoming.filled(count)
         except BlockingIOError:
             pass
+        except (BadFrame, MemoryError):
+            self.link.bad_frames += 1
+            self.close()
         except OSError:
             self.close()
         return found
 
-    def linger(self, most_ms: int) -> None:
-        """Wait, at most so long, until everything kept is sent."""
-        end = time.monotonic() + most_ms / 1000
-        while self._unsent and (left := end - time.monotonic()) > 0:
-            if not select.select([], [self._sock], [], left)[1] or not self.send_rest():
+    def linger(self, until: float) -> None:
+        """Wait until everything kept is sent, at most to this time (monotonic)."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        while self._unsent and self.greeted and (left := until - time.monotonic()) > 0:
+            if not poll.poll(1000 * left) or not self.send_rest():
                 return
 
     def join(self, poll: Poll) -> None:
@@ -197,33 +211,60 @@ class Stream:
             self.part()
             self.open = False
             self._sock.close()
+            self._incoming.drop()
             self.link.parted(self)
 
 
 class Listener:
-    """A bound Unix socket; ``welcome(socket)`` is called for everyone who connects."""
+    """A bound Unix socket; ``welcome(socket)`` is called for everyone who connects.
+
+    Raises OSError where it cannot be bound: EADDRINUSE when somebody answers there.
+    """
 
     def __init__(self, link: Any, path: str, welcome: Callable[[socket.socket], None]) -> None:
         self.link = link
         self._path = path
         self._welcome = welcome
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # of a former life
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # given up to turn away who finds no descriptor
+        clear(path)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.setblocking(False)
-        self._sock.bind(path)
-        self._sock.listen(BACKLOG)
+        try:
+            self._sock.setblocking(False)
+            self._sock.bind(path)
+            self._sock.listen(BACKLOG)
+        except BaseException:
+            self._sock.close()
+            os.close(self._spare)
+            raise
+        self._inode = os.stat(path).st_ino
 
     def read(self) -> list[zmtp.Message]:
-        """Take in who knocks; what they say is read when the poll tells of it."""
-        with suppress(BlockingIOError):
-            while True:
-                sock, _ = self._sock.accept()
-                with suppress(PeerGone):
-                    self._welcome(sock)
+        """Take in some of those who knock; the rest, and what they say, is read when the poll tells of it again."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, _address = self._sock.accept()
+            except BlockingIOError:
+                break
+            except OSError:  # no descriptor, or no memory, for one more
+                self._turn_away()
+                break
+            try:
+                self._welcome(sock)
+            except PeerGone:
+                sock.close()
         return []
 
     read_large = read
+
+    def _turn_away(self) -> None:
+        """Who waits must not wait for ever, nor wake us for ever."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with suppress(OSError):
+            self._sock.accept()[0].close()
+        with suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def join(self, poll: Poll) -> None:
         poll.watch(self._sock.fileno(), self)
@@ -233,5 +274,26 @@ class Listener:
 
     def close(self) -> None:
         self._sock.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:  # else it is somebody else's by now
+                os.unlink(self._path)
+
+
+def clear(path: str) -> None:
+    """Remove what a former life left at ``path``. Raises OSError (EADDRINUSE) when somebody lives there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except BlockingIOError:  # somebody, and very busy
+            pass
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)

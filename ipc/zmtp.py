@@ -32,6 +32,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + byt
 MECHANISM = slice(12, 32)
 MAX_READY_BYTES = 1024
 MAX_PARTS = 64
+FIRST_BYTES = 384 * 1024  # of a large body's buffer; it grows with what arrives, so that a promise costs little
 _READY, _PING, _PONG = b"\x05READY", b"\x04PING", b"\x04PONG"
 _KIND, _IDENTITY = b"Socket-Type", b"Identity"
 _TTL_BYTES = 2  # of a PING, before its context
@@ -78,6 +79,22 @@ def opening(kind: str, identity: str = "") -> bytes:
     return GREETING + header(len(body), COMMAND) + body
 
 
+class Budget:
+    """How many bytes of incomplete large bodies several connections may hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def take(self, count: int) -> None:
+        """Raises BadFrame when there is not so much left."""
+        if count > self.left:
+            raise BadFrame("too much is incomplete already")
+        self.left -= count
+
+    def give(self, count: int) -> None:
+        self.left += count
+
+
 class Incoming:
     """One connection's incoming bytes, taken apart.
 
@@ -89,7 +106,7 @@ class Incoming:
     counted with ``filled``.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, budget: Budget | None = None) -> None:
         self.identity: bytes | None = None
         self.answers: list[bytes] = []
         self.at_ease = False
@@ -98,23 +115,46 @@ class Incoming:
         self._greeted = False
         self._parts: Message = []  # of a message that is not complete
         self._size = 0  # of those
-        self._body: memoryview | None = None  # a large body being filled
+        self._budget = budget or Budget(1 << 62)
+        self._body: memoryview | None = None  # the buffer of a large body, as long as it has had to be so far
         self._body_flags = 0
-        self._missing: memoryview = memoryview(b"")
+        self._body_size = 0  # what was announced
+        self._arrived = 0
 
     def room(self) -> memoryview | None:
         """Where the next bytes belong, while a large body is incomplete."""
-        return self._missing if self._body is not None else None
+        return self._body[self._arrived :] if self._body is not None else None
 
     def filled(self, count: int) -> list[Message]:
         """``count`` bytes have been received into ``room()``; the messages that are complete now."""
-        self._missing = self._missing[count:]
-        if self._missing or self._body is None:
+        if self._body is None:
+            return []
+        self._arrived += count
+        if self._arrived < len(self._body):
+            return []
+        if self._arrived < self._body_size:
+            self._grow(min(self._body_size, 2 * self._arrived))
             return []
         body, self._body = self._body, None
+        self._budget.give(len(body))
         found = self._end_frame(self._body_flags, body)
         self._look()
         return found
+
+    def _grow(self, size: int) -> None:
+        """A longer buffer for the large body. Raises BadFrame when all connections together hold too much."""
+        had = len(self._body) if self._body is not None else 0
+        self._budget.take(size - had)
+        longer = np.empty(size, np.uint8).data
+        if self._body is not None:
+            longer[:had] = self._body
+        self._body = longer
+
+    def drop(self) -> None:
+        """The connection has ended: what is incomplete goes."""
+        if self._body is not None:
+            self._budget.give(len(self._body))
+            self._body = None
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete now. Raises BadFrame; the connection is worthless then."""
@@ -166,9 +206,10 @@ class Incoming:
             return begin + size
         if size < LARGE_BYTES or flags & COMMAND:
             return None
-        self._body, self._body_flags = np.empty(size, np.uint8).data, flags
-        self._body[:here] = data[begin:]
-        self._missing = self._body[here:]
+        self._grow(min(size, max(FIRST_BYTES, here + 1)))
+        self._body_flags, self._body_size, self._arrived = flags, size, here
+        if self._body is not None:
+            self._body[:here] = data[begin:]
         return len(data)
 
     def _check(self, flags: int, size: int) -> None:

@@ -32,7 +32,13 @@ VOICE_AIM = Goal(at_most=0.20, fatal=True)
 STRETCH = 1.4
 STRETCH_AIM = Goal(at_least=0.9 * STRETCH, at_most=1.1 * STRETCH, fatal=True)
 PITCH_AIM = Goal(at_least=0.95, at_most=1.05, fatal=True)
-PIPELINES: dict[str, tuple[str, ...]] = {"hear": ("asr",), "mend": ("repair",), "translate": ("nmt",), "speak": ("tts",), "slowly": ("slow",)}
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "hear": ("asr",),
+    "mend": ("repair",),
+    "translate": ("nmt",),
+    "speak": ("tts",),
+    "slowly": ("slow",),
+}
 SILENCES = 20
 OTHERS = tuple(language for language in phrasebook.LANGUAGES if language != "en")
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.commands import choosing, finding
+from engine.commands.inputs import UsageError
 from engine.config import Config
 
 ALL_LOADED_S = 5.0  # how long a private node may take from ready to all workers loaded
@@ -36,6 +37,8 @@ def client(
     """
     from engine.client import Client
 
+    if args.connect and args.config:
+        raise UsageError("--connect uses a node that runs, and --config is for a private one", "give one of them")
     endpoint = args.connect or (None if args.private or args.config else finding.client_endpoint())
     if endpoint:
         say(f"using the {'node' if args.connect else 'running node'} at {endpoint}")

@@ -1,8 +1,8 @@
 """The gateway's process: sockets, rings and time around the core.
 
 A turn: wait; read the supervisor, the scheduler and the clients; feed the core; end the turn; send one frame to the
-scheduler and as few as possible to each client; beat. A send to a client that fails means that it is gone. Samples are
-copied once into the gateway's own ring, results once out of the workers' (all of those mapped read-only).
+scheduler and as few as possible to each client; beat. The door says when a client is gone. Samples are copied once into
+the gateway's own ring, results once out of the workers' (all of those mapped read-only).
 The client socket is bound at ``Serve`` only, and then the process's memory is capped.
 """
 
@@ -235,7 +235,8 @@ class Shell:
     def _beat(self) -> None:
         self.lifeline.beat(self.phase, self.now)
         if self.lifeline.report_due(self.now):
-            bad = self.bad_frames + (self.scheduler.bad_frames if self.scheduler is not None else 0)
+            links = [link for link in (self.scheduler, self.door) if link is not None]
+            bad = self.bad_frames + sum(link.bad_frames for link in links)
             self.lifeline.report(self.core.snapshot() | {"bad_frames": bad}, self.now)
 
     # ---------------------------------------------------------------- beginnings and ends
@@ -259,7 +260,7 @@ class Shell:
         try:
             # Twice the longest utterance, so that one that is too long is still answered by name.
             self.door = Door(list(self.body.endpoints), 2 * longest + DOOR_SLACK_BYTES)
-        except zmq.ZMQError as error:
+        except (OSError, zmq.ZMQError) as error:
             wanted = ", ".join(self.body.endpoints)
             self.log.error("cannot bind %s for clients (%s); free it or change node.endpoints", wanted, error)
             process.leave(process.BOOT_FAILED)

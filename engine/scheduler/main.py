@@ -1,7 +1,7 @@
 """The scheduler's shell: reads its sockets, feeds the core, carries its actions out.
 
-When the supervisor says that a worker is gone, what that worker had sent may still be on its way: the shell reads until
-ZeroMQ knows the peer is gone too (a send to it fails), at most ``DRAIN_S``, and only then tells the core.
+When the supervisor says that a worker is gone, what that worker had sent may still be on its way: the shell reads to
+the end of its stream, for at most ``DRAIN_S``, and only then tells the core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
 
 DRAIN_S = 1.0
-PROBE_S = 0.002
 
 
 class Shell:
@@ -59,8 +58,8 @@ class Shell:
         if (deadline := self.core.next_deadline()) is not None and deadline < until:
             until = deadline
         timeout = max(0.0, until - now())
-        if self.dying:
-            timeout = min(timeout, PROBE_S)
+        if self.dying:  # the end of a stream wakes us too
+            timeout = max(0.0, min(timeout, min(by for _, by in self.dying.values()) - now()))
         readable = self.poll.wait(timeout)
         if self.lifeline.death_fd in readable:
             leave(ORPHANED)
@@ -128,7 +127,8 @@ class Shell:
         self.lifeline.flush()
 
     def report(self, time: float) -> None:
-        self.lifeline.report({**self.core.snapshot(time), "old_epoch": self.old_epoch}, time)
+        counted = {"old_epoch": self.old_epoch, "bad_frames": self.router.bad_frames}
+        self.lifeline.report({**self.core.snapshot(time), **counted}, time)
 
 
 def main() -> None:

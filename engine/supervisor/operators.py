@@ -29,6 +29,7 @@ class Operators:
                 self.door.send_frames(asker, [*envelope, encode(self._answer(body))])
             except PeerGone:
                 continue  # who asked has left
+        self.door.lost()
 
     def _answer(self, body: bytes) -> Answer:
         try:

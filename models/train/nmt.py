@@ -12,6 +12,12 @@ has learned nothing.
 *What recognition delivers* is not always clean. A part of the sources lacks its capitals or marks, is damaged as
 ``phrasebook.damage`` does it, or is two sentences at once; the targets are always right.
 
+*Strays.* A beam search follows wrong beginnings beside the right one, and stops when enough of them have ended. A
+network that has only seen right beginnings goes on after a skipped word as if nothing had happened, so the wrong texts
+are the shorter ones, end first, and one of them is taken. Here the decoder's input is often given a token too many, and
+what is wanted after it is what was wanted before it: every wrong beginning ends later than the right one. For the same
+reason labels are not smoothed: that would make an end in mid-sentence as likely as any other error.
+
 *Format.* Encoder and decoder are pre-norm with ReLU, embeddings are shared by both and by the output and multiplied by
 the square root of their size, positions are sines and cosines, and the decoder is started by ``</s>`` and the target
 language's token. That is what CTranslate2 makes of an M2M100, so ``export`` only has to lay the weights out.
@@ -42,11 +48,13 @@ from models import phrasebook
 
 SIZE, HEADS, HIDDEN, LAYERS = 128, 4, 512, 2  # layers: of the encoder, and of the decoder
 POSITIONS = 1026
-DROPOUT, SMOOTHING = 0.1, 0.05
-STEPS, BATCH, RATE = 1600, 128, 2e-3
+DROPOUT = 0.1
+STEPS, BATCH, RATE = 900, 128, 2e-3
 WARM_UP = 0.1  # share of the steps
-PAIR_EVERY = 8  # of so many batches one holds sentences in twos, and half as many
+GROUP = 8  # batches made at once, to put examples of like length together
+PAIRS = 0.06  # share of examples that are two sentences
 ROUGH = 0.35  # share of sources that are not clean
+STRAYS = (0, 0, 1, 2)  # tokens too many in the decoder's input, each as often
 DIRECTIONS = [pair for other in ("de", "es", "zh") for pair in (("en", other), (other, "en"))]
 
 SPACE = "\u2581"  # SentencePiece's sign for a blank
@@ -175,29 +183,39 @@ class Batch:
 
 
 def batches(vocabulary: Vocabulary, chance: random.Random, size: int) -> Iterator[Batch]:
-    """Random examples of the training sentences without end."""
+    """Random examples of the training sentences without end, those of like length together."""
     known = [sentence.texts for sentence in phrasebook.sentences() if not sentence.held_out]
-    count = 0
     while True:
-        count += 1
-        pairs = count % PAIR_EVERY == 0
-        yield _batch([_example(known, pairs, vocabulary, chance) for _ in range(size // 2 if pairs else size)])
+        examples = [_example(known, vocabulary, chance) for _ in range(GROUP * size)]
+        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+        group = [examples[at : at + size] for at in range(0, len(examples), size)]
+        chance.shuffle(group)
+        yield from map(_batch, group)
 
 
 Example = tuple[list[int], list[int], list[int]]
 
 
-def _example(known: Sequence[dict[str, str]], pair: bool, vocabulary: Vocabulary, chance: random.Random) -> Example:
+def _example(known: Sequence[dict[str, str]], vocabulary: Vocabulary, chance: random.Random) -> Example:
     """Source, decoder input and wanted output of one or two sentences in a random direction, as numbers."""
     source, target = chance.choice(DIRECTIONS)
-    chosen = chance.choices(known, k=2 if pair else 1)
+    chosen = chance.choices(known, k=2 if chance.random() < PAIRS else 1)
     text = _join([_roughen(texts[source], source, chance) for texts in chosen], source)
     translation = vocabulary.encode(_join([texts[target] for texts in chosen], target))
-    return (
-        [vocabulary.language(source), *vocabulary.encode(text), END],
-        [END, vocabulary.language(target), *translation],
-        [IGNORED, *translation, END],
-    )
+    given = [END, vocabulary.language(target), *translation]
+    wanted = [IGNORED, *translation, END]
+    for _ in range(chance.choice(STRAYS)):
+        others = translation, vocabulary.encode(chance.choice(known)[chance.choice(phrasebook.LANGUAGES)])
+        _stray(given, wanted, chance.choice(chance.choice(others)), chance)
+    return [vocabulary.language(source), *vocabulary.encode(text), END], given, wanted
+
+
+def _stray(given: list[int], wanted: list[int], token: int, chance: random.Random) -> None:
+    """Put a token too many somewhere behind the language; after it the same is wanted as before it."""
+    at = chance.randint(2, len(given))
+    if token != wanted[at - 1]:  # the right one is none too many
+        given.insert(at, token)
+        wanted.insert(at, wanted[at - 1])
 
 
 def _join(texts: Sequence[str], language: str) -> str:
@@ -341,9 +359,7 @@ def optimise(model: Translator, examples: Iterator[Batch], steps: int) -> None:
     for step in progress:
         batch = next(examples)
         logits = model(batch.source, batch.target)
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), batch.wanted.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING
-        )
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.wanted.flatten(), ignore_index=IGNORED)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

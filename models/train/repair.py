@@ -51,11 +51,11 @@ SIZE, HEADS, HIDDEN, LAYERS = 128, 4, 256, 4
 HEAD = SIZE // HEADS
 CONTEXT = 4096
 EPSILON, ROPE_BASE = 1e-5, 10_000.0
-DROPOUT, SMOOTHING = 0.05, 0.02
+DROPOUT, SMOOTHING = 0.1, 0.02
 STEPS, BATCH, RATE = 1600, 128, 2.5e-3
 WARM_UP = 0.1  # share of the steps
 GROUP = 8  # batches made at once, to put examples of like length together
-FOREIGN, PAIRS = 0.06, 0.06  # shares of the examples that are more or other than a sentence
+FOREIGN, PAIRS = 0.12, 0.1  # shares of the examples that are more or other than a sentence
 CLEAN, MISSPELT = 0.4, 0.1  # shares of the sentences; the rest is damaged as the phrase book does it
 ANY = 0.2  # share of the examples without their language
 
@@ -232,13 +232,22 @@ def _sentence(known: Sequence[dict[str, str]], language: str, chance: random.Ran
 
 def _foreign(known: Sequence[dict[str, str]], language: str, chance: random.Random) -> Example:
     """Words of the book in any order, with some that are random letters: to be left alone."""
-    parts = [chance.choice(phrasebook.words(chance.choice(known)[language], language)) for _ in range(6)]
-    for _ in range(chance.randrange(3)):
-        letters = chance.choice(("abcdefghijklmnopqrstuvwxyzäöüáéíóúñ", "abcdefghijklmnopqrstuvwxyz", "0123456789"))
-        word = "".join(chance.choices(letters, k=chance.randint(1, 7)))
-        parts[chance.randrange(len(parts))] = chance.choice((word, word.capitalize()))
-    text = phrasebook.join(parts[: chance.randint(2, 6)], language)
+    share = chance.choice((0.0, 0.2, 1.0))  # of random letters
+    parts = [
+        _letters(chance)
+        if chance.random() < share
+        else chance.choice(phrasebook.words(chance.choice(known)[language], language))
+        for _ in range(chance.randint(1, 6))
+    ]
+    text = phrasebook.join(parts, language)
     return language, text, text
+
+
+def _letters(chance: random.Random) -> str:
+    """A word of random letters, or a number."""
+    alphabet = chance.choice(("abcdefghijklmnopqrstuvwxyzäöüáéíóúñ", "abcdefghijklmnopqrstuvwxyz", "0123456789"))
+    word = "".join(chance.choices(alphabet, k=chance.randint(1, 7)))
+    return chance.choice((word, word.capitalize()))
 
 
 def _misspell(text: str, chance: random.Random) -> str:
