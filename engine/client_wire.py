@@ -30,7 +30,7 @@ HIGH_WATER = 20_000  # frames; far above every window, so that a refused send me
 MAX_UNSENT_BYTES = 2**30  # likewise
 MAX_MESSAGE_BYTES = 2**30  # of an answer
 READ_BYTES = 65_536
-STALL_S = 0.1  # a node that takes nothing for so long is not waited for
+STALL_S = 0.5  # a node that takes nothing for so long is not waited for
 RETRY_S = 0.01  # between attempts to connect
 LINGER_MS = 500  # last acknowledgements at close
 

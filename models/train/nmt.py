@@ -175,7 +175,7 @@ def sentencepiece_file(words: Sequence[str], letters: Sequence[str]) -> bytes:
 
 @dataclass(frozen=True)
 class Batch:
-    """int64 tensors: ``source`` [batch, pieces]; ``target`` and ``wanted`` [batch, pieces + 2], one step apart."""
+    """int64 [batch, tokens]: ``source``; ``target``, what the decoder is given; ``wanted``, its answers, -100: any."""
 
     source: Tensor
     target: Tensor

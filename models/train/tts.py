@@ -56,7 +56,7 @@ from stages.tts import speakable
 LANGUAGES = phrasebook.LANGUAGES
 TEACHERS = {  # pitch and range are espeak-ng's numbers, speed is words a minute
     "en": speech.Voice("en-us", "", 150, 50, 50),
-    "de": speech.Voice("de", "f3", 150, 50, 50),
+    "de": speech.Voice("de", "f2", 150, 50, 50),
     "es": speech.Voice("es", "m3", 150, 50, 50),
     "zh": speech.Voice("cmn", "f2", 150, 50, 50),
 }

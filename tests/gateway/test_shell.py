@@ -20,6 +20,7 @@ import zmq
 from stand import boot, samples
 
 from engine.boot import Boot, RingGrant
+from engine.client import Client
 from engine.config import DeadlinesSection
 from engine.gateway.main import Shell
 from ipc import memory, messages
@@ -272,6 +273,27 @@ def test_a_client_that_goes_away_gets_everything_when_it_resumes(node: Surroundi
     assert again.wait_for("Opened")[0]["next_index"] == 1
     assert again.wait_for("Outcome")[0]["texts"] == {"asr": "kept"}
     again.close()
+
+
+def test_a_client_s_death_is_seen_without_a_word_to_it(node: Surroundings, client: Plain) -> None:
+    client.open()
+    until = time.monotonic() + PATIENCE_S
+    while node.wait_for(Report).snapshot["clients"] != 1:
+        assert time.monotonic() < until
+    client.close()
+    while node.wait_for(Report).snapshot["clients"] != 0:
+        assert time.monotonic() < until, "the gateway does not notice"
+
+
+def test_sessions_closed_in_one_breath_with_the_connection_are_closed(node: Surroundings) -> None:
+    """The answer to the first Close finds nobody; the others count all the same."""
+    for _ in range(10):
+        with Client(node.address["client"]) as client:
+            for session in [client.session(pipeline="full", source="en", target="de") for _ in range(3)]:
+                session.close("abort")
+    until = time.monotonic() + PATIENCE_S
+    while (seen := node.wait_for(Report).snapshot)["clients"] or seen["sessions"]:
+        assert time.monotonic() < until, f"{seen['sessions']} sessions are left behind"
 
 
 def test_a_slot_comes_back_when_the_scheduler_says_so(node: Surroundings, client: Plain) -> None:

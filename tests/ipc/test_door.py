@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import threading
 import time
 
 import msgpack
@@ -11,7 +14,7 @@ import zmq
 from linked import WAIT_S, arrivals, first
 
 from ipc import door as doors
-from ipc import messages, zmtp
+from ipc import messages, streams, zmtp
 from ipc.door import Door
 from ipc.errors import PeerGone
 from ipc.poll import Poll
@@ -255,3 +258,229 @@ def test_more_connections_than_there_is_room_for_are_turned_away(local, opened, 
     arrivals(door, 0.05)
     connect(local).send(b"now")
     assert bytes(first(door)[1][0]) == b"now"
+
+
+# ---------------------------------------------------------------- strangers
+
+
+def pump(door, poll, seconds=0.05):
+    """Turn the door's loop for a while; everything that came."""
+    end, found = time.monotonic() + seconds, []
+    while time.monotonic() < end:
+        poll.wait(0.01)
+        found += door.drain()
+    return found
+
+
+@pytest.fixture
+def watched(local, opened):
+    """Makes a door and the poll that watches it."""
+
+    def made(**options):
+        door, poll = opened(Door([local], **{"max_bytes": 1 << 20, **options})), Poll()
+        poll.add(door)
+        return door, poll
+
+    return made
+
+
+def test_a_flood_of_connections_is_let_in_a_few_at_a_time(watched, local, opened):
+    door, poll = watched()
+    for _ in range(100):
+        opened(raw(local))
+    poll.wait(WAIT_S)
+    list(door.drain(limit=1))
+    assert 0 < len(door._streams) <= streams.ACCEPTED_AT_ONCE
+    pump(door, poll, 0.3)
+    assert len(door._streams) == 100
+
+
+def test_without_a_descriptor_for_one_more_it_is_turned_away_and_the_door_goes_on(watched, local, opened, connect):
+    door, poll = watched()
+    (listener,) = door._listeners
+    real, refused = listener._sock, []
+
+    class Full:
+        def accept(self):
+            if not refused:
+                refused.append(True)
+                raise OSError(errno.EMFILE, "too many open files")
+            return real.accept()
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    listener._sock = Full()
+    late = opened(raw(local))
+    pump(door, poll)
+    late.settimeout(WAIT_S)
+    with pytest.raises(ConnectionResetError):  # it had spoken already
+        late.recv(10)
+    assert refused and door._streams == {}
+    connect(local).send(b"after")
+    assert bytes(pump(door, poll, 0.3)[0][1][0]) == b"after"
+
+
+def test_who_connects_and_says_nothing_is_shown_out(watched, local, opened):
+    door, poll = watched(timeout_ms=50)
+    silent = opened(socket.socket(socket.AF_UNIX))
+    silent.connect(local.removeprefix("ipc://"))
+    talker = opened(raw(local))
+    talker.sendall(zmtp.header(2) + b"hi")
+    assert len(pump(door, poll, 0.2)) == 1
+    assert len(door._streams) == 1, "the silent one is still there, or the other one is not"
+
+
+def test_silent_ones_take_nobody_s_place(watched, local, opened, connect, monkeypatch):
+    monkeypatch.setattr(doors, "MOST_UNGREETED", 3)
+    door, poll = watched()
+    for _ in range(10):
+        silent = opened(socket.socket(socket.AF_UNIX))
+        silent.connect(local.removeprefix("ipc://"))
+        pump(door, poll, 0.02)
+    assert len(door._streams) == 3
+    connect(local).send(b"hello")
+    assert bytes(pump(door, poll, 0.3)[0][1][0]) == b"hello"
+
+
+def test_a_promise_of_a_large_message_costs_little_and_is_given_back(watched, local, opened):
+    door, poll = watched(max_bytes=15 << 20)
+    left = door._budget.left
+    clients = [opened(raw(local)) for _ in range(10)]
+    for client in clients:
+        client.sendall(zmtp.header(15 << 20) + b"x")
+    pump(door, poll, 0.1)
+    assert 0 < left - door._budget.left <= 10 * zmtp.FIRST_BYTES
+    for client in clients:
+        client.close()
+    pump(door, poll, 0.1)
+    assert door._budget.left == left
+
+
+def test_all_incomplete_messages_together_are_bounded(watched, local, opened, connect, monkeypatch):
+    monkeypatch.setattr(doors, "INCOMPLETE_BYTES", 2 * zmtp.FIRST_BYTES)
+    door, poll = watched(max_bytes=zmtp.FIRST_BYTES // 2)
+    for _ in range(6):
+        opened(raw(local)).sendall(zmtp.header(zmtp.FIRST_BYTES // 2) + b"x")
+    pump(door, poll, 0.1)
+    assert door.bad_frames == 2 and len(door._streams) == 4
+    connect(local).send(b"small")
+    assert bytes(pump(door, poll, 0.3)[0][1][0]) == b"small"
+
+
+def test_pings_that_nobody_reads_the_answers_of_cost_nothing(watched, local, opened):
+    door, poll = watched()
+    client = opened(raw(local))
+    ping = zmtp.header(7, zmtp.COMMAND) + b"\x04PING\0\0"
+    client.sendall(zmtp.header(2) + b"hi")
+    pump(door, poll)
+    ((_, stream),) = door._streams.items()
+    door.send_frames(next(iter(door._streams)), [bytes(8 << 20)])  # more than the kernel takes
+    before = stream.unsent_bytes
+    for _ in range(20):
+        client.sendall(ping * 2000)
+        pump(door, poll, 0.02)
+    client.sendall(zmtp.header(5) + b"still")
+    assert [bytes(frames[0]) for _, frames in pump(door, poll, 0.1)] == [b"still"]
+    assert stream.unsent_bytes <= before
+
+
+def test_many_pings_at_once_are_answered_and_what_came_with_them_counts(watched, local, opened):
+    door, poll = watched()
+    client = opened(raw(local))
+    client.sendall((zmtp.header(7, zmtp.COMMAND) + b"\x04PING\0\0") * 3000 + zmtp.header(2) + b"hi")
+    assert [bytes(frames[0]) for _, frames in pump(door, poll, 0.2)] == [b"hi"]
+    client.settimeout(WAIT_S)
+    assert b"\x04PONG" in client.recv(100_000)
+
+
+def test_half_a_message_in_one_direction_does_not_stop_the_other(watched, local, opened):
+    door, poll = watched()
+    client = opened(raw(local))
+    client.sendall(zmtp.header(2) + b"hi")
+    ((who, _),) = pump(door, poll)
+    payload = bytes(9 << 20)
+    door.send_frames(who, [payload])
+    client.sendall(zmtp.header(200_000) + b"x" * 100_000)  # and no more
+    client.settimeout(0.01)
+    got, end = 0, time.monotonic() + WAIT_S
+    while got < len(payload):
+        assert time.monotonic() < end, f"{got} bytes came"
+        pump(door, poll, 0.001)
+        try:
+            got += len(client.recv(1 << 20))
+        except TimeoutError:
+            continue
+    turns, end = 0, time.monotonic() + 0.1
+    while time.monotonic() < end:
+        poll.wait(0.02)
+        list(door.drain())
+        turns += 1
+    assert turns < 20, "the door spins"
+
+
+def test_last_words_count_even_when_there_is_nobody_left_to_answer(watched, local, opened):
+    door, poll = watched()
+    client = opened(raw(local))
+    for word in (b"one", b"two", b"three"):
+        client.sendall(zmtp.header(len(word)) + word)
+    client.close()  # with answers unread
+    heard, end = [], time.monotonic() + WAIT_S
+    while not (lost := door.lost()):
+        assert time.monotonic() < end
+        poll.wait(0.05)
+        for who, frames in door.drain(limit=1):
+            heard.append(bytes(frames[0]))
+            door.send(who, [messages.Pong(1)])  # nobody hears it, and that is no error
+    assert heard == [b"one", b"two", b"three"] and len(lost) == 1
+
+
+def test_a_closing_door_waits_for_all_together_not_for_each(local, opened):
+    door, poll = Door([local], 1 << 20), Poll()
+    poll.add(door)
+    for _ in range(8):
+        opened(raw(local)).sendall(zmtp.header(2) + b"hi")
+    for who, _ in pump(door, poll, 0.2):
+        door.send_frames(who, [bytes(9 << 20)])
+    began = time.monotonic()
+    door.close(linger_ms=100)
+    assert time.monotonic() - began < 0.6
+
+
+def test_a_closing_door_lets_last_words_out(watched, local, opened):
+    door, poll = watched()
+    client = opened(raw(local))
+    client.sendall(zmtp.header(2) + b"hi")
+    ((who, _),) = pump(door, poll)
+    door.send_frames(who, [bytes(9 << 20)])
+    reader = threading.Thread(target=lambda: got.append(read_all(client)))
+    got: list[int] = []
+    reader.start()
+    door.close(linger_ms=5000)
+    reader.join(10)
+    assert got[0] > 9 << 20
+
+
+def read_all(client: socket.socket) -> int:
+    client.settimeout(WAIT_S)
+    count = 0
+    while data := client.recv(1 << 20):
+        count += len(data)
+    return count
+
+
+def test_two_doors_at_one_place_are_an_error_and_the_first_stays(watched, local, connect):
+    door, poll = watched()
+    with pytest.raises(OSError, match="in use"):
+        Door([local], 1000)
+    connect(local).send(b"hello")
+    assert bytes(pump(door, poll, 0.3)[0][1][0]) == b"hello"
+
+
+def test_a_door_that_closes_leaves_its_successor_s_place_alone(local, opened):
+    first = Door([local], 1000)
+    path = local.removeprefix("ipc://")
+    os.unlink(path)
+    opened(Door([local], 1000))
+    first.close()
+    assert os.path.exists(path)

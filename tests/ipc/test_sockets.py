@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,37 @@ def test_who_gives_no_name_or_somebody_elses_is_shown_the_door(link, endpoint, n
     dealer.send([messages.Alive("still here")])
     assert first(router)[2] == [messages.Alive("still here")]
     raw.close(linger=0)
+
+
+def test_what_comes_with_the_greeting_is_kept_for_the_next_drain(endpoint, opened):
+    raw = zmq.Context.instance().socket(zmq.ROUTER)
+    raw.bind(endpoint)
+    dealer = opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends))
+    assert dealer.greet(WAIT_S) and dealer.greeted
+    dealer._early = [(dealer._peer, (1, 0, [messages.Serve()]))]  # in one piece with its READY
+    assert dealer.drain() == [(1, 0, [messages.Serve()])] and dealer.drain() == []
+    raw.close(linger=0)
+
+
+def test_greeting_who_is_not_there_does_not_wait(endpoint, opened):
+    dealer = opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends))
+    began = time.monotonic()
+    assert not dealer.greet(WAIT_S)
+    assert time.monotonic() - began < 1.0
+
+
+def test_nameless_connections_take_no_peer_s_place(link, endpoint, opened):
+    router, _ = link
+    poll = Poll()
+    poll.add(router)
+    silent = []
+    for _ in range(sockets.MOST_NAMELESS + 20):
+        one = opened(socket.socket(socket.AF_UNIX))
+        one.connect(endpoint.removeprefix("ipc://"))
+        silent.append(one)
+        poll.wait(0.01)
+        router.drain()
+    assert len(router._names) <= sockets.MOST_NAMELESS + 1 and "arbiter#7" in router
 
 
 def test_a_peer_that_never_was_is_gone(link):

@@ -58,6 +58,7 @@ def test_an_acceptance_waits_for_a_message_to_ride_with_but_not_for_long():
     world = started(text_stage("a"))
     world.admit(0)
     assert world.messages(JobAccepted) == []
+    assert world.core.next_deadline() == world.now + world.core.book.deadlines.ride_s, "nothing would wake it"
     world.admit(1)  # a second one does not put the first off
     world.advance(world.core.book.deadlines.ride_s)
     assert world.messages(JobAccepted) == [JobAccepted("s", 0), JobAccepted("s", 1)]

@@ -106,3 +106,16 @@ def test_the_last_words_of_a_dying_worker_count(shell: Shell) -> None:
         assert time.monotonic() < end, "the dead are never buried"
         turn(shell)
     assert shell.core.snapshot(time.monotonic())["deaths"] == 1
+
+
+def test_what_another_epoch_sends_is_dropped_and_counted(shell: Shell) -> None:
+    gateway = Peer(shell, "gateway", ToGateway)
+    gateway.link.epoch = 7
+    gateway.say(Here(), Session("s", "local", ("a",)))
+    gateway.link.epoch = 1
+    gateway.say(Here(), Session("t", "local", ("a",)))
+    end = time.monotonic() + 5.0
+    while "t" not in shell.core.book.lines:
+        assert time.monotonic() < end
+        turn(shell)
+    assert "s" not in shell.core.book.lines and shell.old_epoch == 1
