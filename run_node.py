@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_everything()
     args = parser().parse_args(argv)
     try:
-        return int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
+        code = int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _say(error, USAGE)
     except ConfigError as error:
@@ -47,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output has nowhere to go
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
         return FAILED
 
 

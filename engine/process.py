@@ -40,6 +40,7 @@ __all__ = ["BOOT_FAILED", "Lifeline", "enter", "leave", "now", "now_ns"]
 
 REPORT_INTERVAL_S = 1.0
 GREET_S = 1.0  # for the supervisor to answer a new connection
+DESCRIPTORS = 8192  # the usual soft limit of 1024 is less than the door takes in
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
 WORKER_OOM_SCORE = 300  # the kernel ends a worker before any other process of the node
@@ -131,6 +132,7 @@ def enter(argv: list[str] | None = None) -> Boot:
     tie_to_parent(boot.parent_pid)
     set_title(f"drg:{boot.role}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    allow_descriptors()
     faulthandler.enable()
     logger = logs.configure(boot.role, boot.node, boot.log_level)
     if "@" in boot.role:
@@ -138,6 +140,14 @@ def enter(argv: list[str] | None = None) -> Boot:
     if boot.hooks:
         logger.warning("test hooks are in force: %s", ", ".join(f"{k}={v}" for k, v in sorted(boot.hooks.items())))
     return boot
+
+
+def allow_descriptors() -> None:
+    """As many descriptors as this user may have, within reason: each client is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def leave(code: int) -> NoReturn:

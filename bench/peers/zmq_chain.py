@@ -88,7 +88,8 @@ class Chain:
 def _spawn(source: str, target: str, sleep_ms: float) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench.peers.zmq_chain", source, target, str(sleep_ms), str(os.getpid())]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0)  # Ctrl-C is ours alone
 
 
 def die_with(parent: int) -> None:

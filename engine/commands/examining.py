@@ -7,6 +7,7 @@ Nothing is loaded, made or started. The embedded models are not asked for: they 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ def _stages(config: Config) -> Iterator[Finding]:
             yield Finding("bad", f"stage {name}", error.text, error.mend or f"set stages.{name}.model")
             continue
         if surveys[name].absent:
-            mend = surveys[name].declaration.install_hint or f"set stages.{name}.model"
+            declared = surveys[name].declaration
+            installed = all(importlib.util.find_spec(module) for module in declared.requires)
+            mend = f"set stages.{name}.model" if installed else declared.install_hint or f"set stages.{name}.model"
             yield Finding("note", f"stage {name}", f"its utterances will skip it: {surveys[name].absent}", mend)
         else:
             yield Finding("ok", f"stage {name}", section.model or "needs no model")

@@ -325,6 +325,7 @@ def run(config: Config, *, foreground: bool = True, announce: Callable[[str], No
     """
     process.require_linux()
     process.set_title("drg:supervisor")
+    process.allow_descriptors()
     return Supervisor(config, announce, **{"publish": foreground, **options}).run()
 
 

@@ -60,6 +60,7 @@ def test_the_top_level_help_names_every_verb(capsys: pytest.CaptureFixture[str])
         ("translate", "a.wav", "--out", "o", "--sessions", "0"),
         ("translate", "a.wav", "--out", "o", "--budget", "soon"),
         ("translate", "a.wav", "--out", "o", "--connect", "ipc://x", "--private"),
+        ("translate", "run_node.py", "--out", "o", "--connect", "ipc://x", "--config", "gone.toml"),
         ("models", "synthesize", "asr"),
         ("stats", "--jsno"),
     ],
