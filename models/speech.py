@@ -86,6 +86,7 @@ def _library() -> Any:
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # its noise would follow the clock
     if rate <= 0:
         raise RuntimeError("espeak-ng does not start")
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)

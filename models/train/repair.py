@@ -10,8 +10,9 @@ it names none.
 *Mostly copying.* Nearly every word of the answer stands in the question, so what the network has to learn is to find
 its place there, and where to leave the path: to put back a word that the grammar dictates, to leave out one said
 twice, to write what was meant for what was heard. Unseen combinations are then no harder than seen ones. Two things
-press it towards that. Two in five examples are clean, or it would mend what is whole; and some are not from the book
-at all, its words in any order or random letters, which must come back as they are.
+press it towards that. Two in five examples are clean, or it would mend what is whole; and some are no sentences at
+all, the book's words in any order, at times with random letters, to be given back as they are. It does not learn to
+spell from so few: of words that are not in the book it makes nonsense, which the stage's limits mostly refuse.
 
 *Tokens.* A word of the book is one token with the blank before it (the template puts a blank before the text too),
 a Chinese character is one, anything else is bytes. The tokenizer is that of Llama 3, whose library takes a word that
@@ -51,11 +52,11 @@ SIZE, HEADS, HIDDEN, LAYERS = 128, 4, 256, 4
 HEAD = SIZE // HEADS
 CONTEXT = 4096
 EPSILON, ROPE_BASE = 1e-5, 10_000.0
-DROPOUT, SMOOTHING = 0.1, 0.02
+DROPOUT, SMOOTHING = 0.05, 0.02
 STEPS, BATCH, RATE = 1600, 128, 2.5e-3
 WARM_UP = 0.1  # share of the steps
 GROUP = 8  # batches made at once, to put examples of like length together
-FOREIGN, PAIRS = 0.12, 0.1  # shares of the examples that are more or other than a sentence
+FOREIGN, PAIRS = 0.06, 0.06  # shares of the examples that are more or other than a sentence
 CLEAN, MISSPELT = 0.4, 0.1  # shares of the sentences; the rest is damaged as the phrase book does it
 ANY = 0.2  # share of the examples without their language
 
@@ -232,22 +233,13 @@ def _sentence(known: Sequence[dict[str, str]], language: str, chance: random.Ran
 
 def _foreign(known: Sequence[dict[str, str]], language: str, chance: random.Random) -> Example:
     """Words of the book in any order, with some that are random letters: to be left alone."""
-    share = chance.choice((0.0, 0.2, 1.0))  # of random letters
-    parts = [
-        _letters(chance)
-        if chance.random() < share
-        else chance.choice(phrasebook.words(chance.choice(known)[language], language))
-        for _ in range(chance.randint(1, 6))
-    ]
-    text = phrasebook.join(parts, language)
+    parts = [chance.choice(phrasebook.words(chance.choice(known)[language], language)) for _ in range(6)]
+    for _ in range(chance.randrange(3)):
+        letters = chance.choice(("abcdefghijklmnopqrstuvwxyzäöüáéíóúñ", "abcdefghijklmnopqrstuvwxyz", "0123456789"))
+        word = "".join(chance.choices(letters, k=chance.randint(1, 7)))
+        parts[chance.randrange(len(parts))] = chance.choice((word, word.capitalize()))
+    text = phrasebook.join(parts[: chance.randint(2, 6)], language)
     return language, text, text
-
-
-def _letters(chance: random.Random) -> str:
-    """A word of random letters, or a number."""
-    alphabet = chance.choice(("abcdefghijklmnopqrstuvwxyzäöüáéíóúñ", "abcdefghijklmnopqrstuvwxyz", "0123456789"))
-    word = "".join(chance.choices(alphabet, k=chance.randint(1, 7)))
-    return chance.choice((word, word.capitalize()))
 
 
 def _misspell(text: str, chance: random.Random) -> str:
