@@ -1,0 +1,80 @@
+"""The demo models through a whole node: clips word for word, voices the recogniser understands, no repair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine import embedded, media
+from engine.commands import demo
+from engine.node import Node
+from models import phrasebook, scores
+
+for library in ("faster_whisper", "ctranslate2", "sentencepiece", "piper", "soxr"):
+    pytest.importorskip(library)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with Node(embedded.config()) as node, node.client() as client:
+        yield client
+
+
+def outcomes(client: Any, inputs: list[Any], **fields: Any) -> list[Any]:
+    with client.session(**fields) as session:
+        for one in inputs:
+            session.submit(one)
+        return list(session.outcomes(timeout_s=60.0))
+
+
+@pytest.mark.parametrize("speaker", ["anna", "bruno", "chen"])
+def test_each_speaker_s_clips_are_understood_and_translated_word_for_word(client: Any, speaker: str) -> None:
+    pytest.importorskip("llama_cpp")
+    clips = [clip for clip in demo.clips() if clip.speaker == speaker]
+    sounds = [media.read(clip.path, 10.0).samples for clip in clips]
+    done = outcomes(client, sounds, source=clips[0].source, target=clips[0].target)
+    assert [(o.repaired, o.translation) for o in done] == [(clip.text, clip.translation) for clip in clips]
+    assert all(o.ok and o.audio is not None and len(o.audio) > 4000 for o in done)
+
+
+def test_the_language_is_found_out(client: Any) -> None:
+    clips = demo.clips()
+    sounds = [media.read(clip.path, 10.0).samples for clip in clips]
+    heard = outcomes(client, sounds, pipeline="transcribe", source="auto")
+    assert [o.language for o in heard] == [clip.source for clip in clips]
+
+
+def test_nothing_is_heard_in_silence_and_noise(client: Any) -> None:
+    noise = (np.random.default_rng(1).normal(0, 0.02, 32_000) * 32767).astype(np.int16)
+    heard = outcomes(client, [np.zeros(16_000, np.int16), noise], pipeline="transcribe", source="en")
+    assert [o.transcript for o in heard] == ["", ""]
+
+
+@pytest.mark.parametrize("language", phrasebook.LANGUAGES)
+def test_what_a_voice_says_is_understood_by_the_recogniser(client: Any, language: str) -> None:
+    held_out = [sentence for sentence in phrasebook.sentences() if sentence.held_out]
+    texts = [sentence.texts[language] for sentence in held_out[::12]]
+    spoken = outcomes(client, texts, pipeline="speak", source=language)
+    with client.session(pipeline="transcribe", source=language) as session:
+        for one in spoken:
+            session.submit(one.audio, sample_rate=one.sample_rate)
+        heard = list(session.outcomes(timeout_s=60.0))
+    pairs = list(zip(texts, [o.transcript or "" for o in heard], strict=True))
+    assert scores.error_rate(pairs, language) <= 0.20, pairs
+
+
+def test_without_repair_the_clips_go_through_all_the_same(tmp_path: Path) -> None:
+    config = embedded.config()
+    missing = msgspec.structs.replace(config.stages["repair"], model=str(tmp_path / "none.gguf"))
+    config = msgspec.structs.replace(config, stages={**config.stages, "repair": missing})
+    clips = [clip for clip in demo.clips() if clip.speaker == "anna"]
+    with Node(config) as node, node.client() as client:
+        sounds = [media.read(clip.path, 10.0).samples for clip in clips]
+        done = outcomes(client, sounds, source="en", target="es")
+    assert [o.translation for o in done] == [clip.translation for clip in clips]
+    assert {s["state"] for o in done for s in o.stages if s["stage"] == "repair"} == {"skipped"}
