@@ -38,8 +38,8 @@ FLOORS: dict[str, tuple[str, str]] = {  # package -> least version ("" any), wha
     "piper-tts": ("", "tts"),
     "soxr": ("", "resampling in the client"),
     "tqdm": ("", "progress bars"),
-    "gguf": ("", "making the embedded repair model"),
-    "onnx": ("", "making the embedded tts model"),
+    "gguf": ("", "making a clockwork repair model"),
+    "onnx": ("", "making clockwork voices"),
 }
 OPTIONAL = {
     "gguf": "pip install gguf",

@@ -1,7 +1,7 @@
 """The doctor's look at a configuration: could a node with it start here, as far as files and devices tell?
 
 The supervisor's own survey and plan judge, stage by stage, so the doctor cannot come to another verdict than the start.
-Nothing is loaded, made or started. The embedded models are not asked for: they are made when they are needed.
+Nothing is loaded, made or started.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from engine.config import Config
 from ipc.errors import DragomanError
 
-EMBEDDED = "no configuration file: the embedded models, made when they are first used"
+EMBEDDED = "no configuration file: the embedded demo models"
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,15 @@ class Finding:
 
 def configuration(args: argparse.Namespace) -> list[Finding]:
     """What there is to say about the configuration that ``args`` chooses."""
-    from engine import config_file
+    from engine import config_file, embedded
 
     path = Path(args.config) if args.config else config_file.find()
-    if path is None:
-        return [Finding("ok", "configuration", EMBEDDED)]
+    base = embedded.config() if path is None else None
     try:
-        config = config_file.load(path, os.environ, Path(args.env_file) if args.env_file else None)
+        config = config_file.load(path, os.environ, Path(args.env_file) if args.env_file else None, base=base)
     except DragomanError as error:
         return [Finding("bad", "configuration", error.text, error.mend or "mend the line it names")]
-    return [Finding("ok", "configuration", str(path)), *_stages(config)]
+    return [Finding("ok", "configuration", str(path or EMBEDDED)), *_stages(config)]
 
 
 def _stages(config: Config) -> Iterator[Finding]:

@@ -48,10 +48,9 @@ def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
     assert finding["stage nmt"].state == "note"
 
 
-def test_without_a_file_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_the_demo_models_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(embedded, "config", lambda: pytest.fail("made models"))
-    (finding,) = examining.configuration(Namespace(config=None, env_file=None))
-    assert finding.state == "ok"
-    assert "embedded" in finding.text
+    findings = {one.topic: one for one in examining.configuration(Namespace(config=None, env_file=None))}
+    assert "embedded demo models" in findings["configuration"].text
+    assert findings["stage tts"].text == str(embedded.DEMO / "tts")
