@@ -118,8 +118,8 @@ class Evaluation:
         for language in phrasebook.LANGUAGES:
             texts = [sentence.texts[language] for sentence in self._some(self._new)]
             said = [Said(text, text) for text in texts]
-            normal = self._through("speak", said, f"tts {language}", target=language)
-            slow = self._through("slowly", said, f"tts {language}, slowly", target=language)
+            normal = self._through("speak", said, f"tts {language}", source=language)
+            slow = self._through("slowly", said, f"tts {language}, slowly", source=language)
             again = [
                 Said(speech.resample(_float(o.audio), o.sample_rate), t) for o, t in zip(normal, texts, strict=True)
             ]
