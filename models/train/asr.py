@@ -37,14 +37,16 @@ SILENT_SHARE = 0.06
 
 @dataclass(frozen=True)
 class Plan:
-    """How much: voices a sentence, steps, the highest learning rate."""
+    """How much: voices a sentence; steps and the highest learning rate; the same of the polish that follows."""
 
     voices: int = 6
-    steps: int = 3500
+    steps: int = 3200
     rate: float = 2e-3
+    polish_steps: int = 2600
+    polish_rate: float = 1e-3
 
 
-QUICK = Plan(voices=1, steps=6)
+QUICK = Plan(voices=1, steps=6, polish_steps=4)
 
 
 def train(out: Path, seed: int = 1, quick: bool = False, threads: int | None = None) -> Path:
@@ -58,39 +60,39 @@ def train(out: Path, seed: int = 1, quick: bool = False, threads: int | None = N
     clips = studio.record(book[:: 40 if quick else 1], plan.voices, speech.VARIANTS)
     silences = [studio.silence() for _ in range(20 if quick else 600)]
     net = Recogniser(Shape(), len(words), len(studio.phonemes.ids) + 1)
-    fit(net, words, clips, silences, plan, seed)
+    chance = np.random.default_rng(seed)
+    fit(net, draw(words, clips, silences, chance), plan.steps, plan.rate, CTC_SHARE)
+    clips += studio.record(book[:: 40 if quick else 1], plan.voices, speech.VARIANTS)  # as many voices again
+    fit(net, draw(words, clips, silences, chance), plan.polish_steps, plan.polish_rate, 0.0)
     return export(net, words, Path(out))
 
 
-def fit(net: Recogniser, words: Pieces, clips: list[Clip], silences: list[Clip], plan: Plan, seed: int) -> None:
-    """The training loop."""
+def fit(net: Recogniser, batches: Iterator[Batch], steps: int, rate: float, ctc_share: float) -> None:
+    """The training loop. ``ctc_share``: of the steps, in which phonemes are asked for too (0: padding felt at once)."""
     groups = [
         {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": 0.02},
         {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, plan.rate, plan.steps, pct_start=0.1, final_div_factor=100
-    )
-    batches = draw(words, clips, silences, np.random.default_rng(seed))
-    shown = tqdm(range(plan.steps), desc="training", unit="step")
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1, final_div_factor=100)
+    shown = tqdm(range(steps), desc="training", unit="step")
     mean = 0.0
     for step in shown:
-        done = step / plan.steps
+        done = step / steps
         batch = next(batches)
-        pull = float(np.clip((done - PULL[0]) / (PULL[1] - PULL[0]), 0, 1))
+        pull = float(np.clip((done - PULL[0]) / (PULL[1] - PULL[0]), 0, 1)) if ctc_share else 1.0
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows it
             logits, phonemes = net(batch.features, batch.lengths, batch.tokens, pull)
         loss = F.cross_entropy(
             logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING
         )
         total = loss
-        if done < CTC_SHARE:
+        if done < ctc_share:
             heard = F.ctc_loss(
                 phonemes.float().log_softmax(-1).transpose(0, 1), batch.phonemes, batch.lengths, batch.phoneme_lengths,
                 zero_infinity=True,
             )  # fmt: skip
-            total = loss + (1.0 - done / CTC_SHARE) * heard
+            total = loss + (1.0 - done / ctc_share) * heard
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
