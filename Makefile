@@ -2,7 +2,7 @@
 #
 #   make env [GPU=1]   .venv with everything (once; again when setup.cfg changes)
 #   make repair        try again to build what the repair stage needs, where `make env` could not
-#   make demo          one real translation run with models made on the spot
+#   make demo          one real translation run with the demo models
 #   make test          the whole test suite          (TESTS="tests/ipc -x" for a part of it)
 #   make check         format, lint, types, import contracts, generated pages, tests: what CI runs
 #   make bench         the benchmarks, with their peers in the same run
