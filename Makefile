@@ -58,7 +58,7 @@ BY_LIBRARY := ctranslate2 llama onnx node
 TESTS_ctranslate2 := $(call with,asr tones nmt)
 TESTS_llama := $(call with,repair)
 TESTS_onnx := $(call with,tts)
-TESTS_node := tests/node/test_real_stages.py tests/node/test_translate.py
+TESTS_node := tests/node/test_real_stages.py tests/node/test_translate.py tests/node/test_demo_models.py
 APART := $(foreach library,$(BY_LIBRARY),$(TESTS_$(library)))
 
 # pytest's 5 is "nothing to run": the tests of a library that is not installed.

@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Stream:
         self._max_unsent = max_unsent
         self._unsent: deque[memoryview] = deque()
         self._clear = True  # what is sent may go out at once
+        self._deaf = False  # the other end takes nothing any more
         self._poll: Poll | None = None
         self._write([opening])
         self._clear = False
@@ -77,7 +79,7 @@ class Stream:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                return
+                self._give_up()
         self._keep([data], sent)
 
     def _write(self, pieces: list[Any]) -> None:
@@ -88,11 +90,13 @@ class Stream:
             except BlockingIOError:
                 pass
             except OSError:
-                return
+                self._give_up()
         self._keep(pieces, sent)
 
     def _keep(self, pieces: list[Any], sent: int) -> None:
         """Keep what follows the first ``sent`` bytes, to be sent when there is room."""
+        if self._deaf:
+            return
         for piece in pieces:
             size = len(piece)
             if sent < size:
@@ -107,8 +111,8 @@ class Stream:
 
     def send_rest(self) -> bool:
         """Send as much as there is room for of what was kept; False when nobody is there any more."""
-        if not self.greeted:
-            return True
+        if not self.greeted or self._deaf:
+            return not self._deaf
         try:
             while self._unsent:
                 first = self._unsent[0]
@@ -122,10 +126,18 @@ class Stream:
             self._watch_room(True)
             return True
         except OSError:
-            return False  # the next read says so too
+            self._give_up()
+            return False
         self._clear = True
         self._watch_room(False)
         return True
+
+    def _give_up(self) -> None:
+        """Nobody hears what is sent; what was said to us is still read, to the end of the stream."""
+        self._deaf, self._clear = True, False
+        self._unsent.clear()
+        self.unsent_bytes = 0
+        self._watch_room(False)
 
     def _watch_room(self, wanted: bool) -> None:
         if self._poll is not None:
@@ -225,8 +237,8 @@ class Listener:
         self.link = link
         self._path = path
         self._welcome = welcome
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # given up to turn away who finds no descriptor
         clear(path)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # given up to turn away who finds no descriptor
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._sock.setblocking(False)
@@ -283,7 +295,9 @@ class Listener:
 
 
 def clear(path: str) -> None:
-    """Remove what a former life left at ``path``. Raises OSError (EADDRINUSE) when somebody lives there."""
+    """Remove what a former life left at ``path``. Raises OSError when somebody lives there, or it is no socket."""
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.EEXIST, "something else than a socket is there", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -80,7 +80,7 @@ def opening(kind: str, identity: str = "") -> bytes:
 
 
 class Budget:
-    """How many bytes of incomplete large bodies several connections may hold together."""
+    """How many bytes of incomplete messages several connections may hold together."""
 
     def __init__(self, limit: int) -> None:
         self.left = limit
@@ -120,6 +120,7 @@ class Incoming:
         self._body_flags = 0
         self._body_size = 0  # what was announced
         self._arrived = 0
+        self._held = 0  # bytes of an incomplete message, counted in the budget
 
     def room(self) -> memoryview | None:
         """Where the next bytes belong, while a large body is incomplete."""
@@ -129,6 +130,7 @@ class Incoming:
         """``count`` bytes have been received into ``room()``; the messages that are complete now."""
         if self._body is None:
             return []
+        self._hold(count)
         self._arrived += count
         if self._arrived < len(self._body):
             return []
@@ -136,25 +138,27 @@ class Incoming:
             self._grow(min(self._body_size, 2 * self._arrived))
             return []
         body, self._body = self._body, None
-        self._budget.give(len(body))
         found = self._end_frame(self._body_flags, body)
         self._look()
         return found
 
     def _grow(self, size: int) -> None:
-        """A longer buffer for the large body. Raises BadFrame when all connections together hold too much."""
-        had = len(self._body) if self._body is not None else 0
-        self._budget.take(size - had)
+        """A longer buffer for the large body."""
         longer = np.empty(size, np.uint8).data
         if self._body is not None:
-            longer[:had] = self._body
+            longer[: len(self._body)] = self._body
         self._body = longer
 
+    def _hold(self, count: int) -> None:
+        """Raises BadFrame when all connections together hold too much."""
+        self._budget.take(count)
+        self._held += count
+
     def drop(self) -> None:
-        """The connection has ended: what is incomplete goes."""
-        if self._body is not None:
-            self._budget.give(len(self._body))
-            self._body = None
+        """What is incomplete is over: its message is complete, or the connection has ended."""
+        self._budget.give(self._held)
+        self._held = 0
+        self._body = None
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete now. Raises BadFrame; the connection is worthless then."""
@@ -206,6 +210,7 @@ class Incoming:
             return begin + size
         if size < LARGE_BYTES or flags & COMMAND:
             return None
+        self._hold(here)
         self._grow(min(size, max(FIRST_BYTES, here + 1)))
         self._body_flags, self._body_size, self._arrived = flags, size, here
         if self._body is not None:
@@ -227,7 +232,11 @@ class Incoming:
         self._parts.append(body)
         self._size += len(body)
         if flags & MORE:
+            if isinstance(body, bytes):  # a large one has been counted as it came
+                self._hold(len(body))
             return []
+        if self._held:
+            self.drop()
         parts, self._parts, self._size = self._parts, [], 0
         return [parts]
 

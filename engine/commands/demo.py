@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from engine.commands.reading import ReadAhead
 from engine.commands.results import Results, Row, summary
 from engine.commands.tables import cell, shorten, table
 from engine.config import Config
+from ipc.errors import DragomanError
 
 CLIPS = embedded.DEMO / "clips"
 TEXT_COLUMNS = 46
@@ -86,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
         return translate.exit_code(True, results)
     chart = results.chart()
     drawing = results.folder / "timeline.png"
-    picture.draw(chart, drawing, picture.makespan_text(chart))
+    try:
+        picture.draw(chart, drawing, picture.makespan_text(chart))
+    except OSError as error:
+        raise DragomanError(f"cannot write {drawing}: {error.strerror}", "give another --out") from error
     if args.json:
         translate.report(results, as_json=True, quiet=True)
     else:
@@ -132,7 +136,9 @@ def page(results: Results, config: Config, serial: Mapping[str, Any], drawing: P
         [
             table(["speaker", "heard → repaired → translated", "spoken", "state"], rows),
             translate.stage_table(figures),
-            translate.totals(figures) + ".\n" + gain(figures["makespan_s"], serial, workers(config)),
+            translate.totals(figures)
+            + f"; {expected(results.rows, known)}.\n"
+            + gain(figures["makespan_s"], serial, workers(config)),
             HONEST,
             f"results in {results.folder}: {len(spoken)} WAV files, results.jsonl, timeline.json\n"
             f"see when what ran: {drawing}, or open timeline.json in https://ui.perfetto.dev"
@@ -153,6 +159,12 @@ def _line(row: Row, clip: Clip) -> list[Any]:
         state += f" ({row['degraded'] or 'without ' + ', '.join(skipped)})"
     said = " → ".join(shorten(text, TEXT_COLUMNS) for text in chain)
     return [f"{clip.speaker} ({clip.source}→{clip.target})", said, row["audio"], state]
+
+
+def expected(rows: Sequence[Row], known: Mapping[str, Clip]) -> str:
+    """How many translations are the ones that the clips come with."""
+    right = sum(row["translation"] == known[row["input"]].translation for row in rows)
+    return f"{right} of {len(rows)} translated as expected"
 
 
 def workers(config: Config) -> dict[str, int]:

@@ -80,6 +80,7 @@ class Evaluation:
                 heard = self._through("hear", said, f"asr {language}, {name} sentences", source=language)
                 wer = scores.error_rate(_pairs(said, heard, "transcript"), language)
                 self.report.add(f"asr_wer_{language}_{name}_sentences", wer, "ratio", aim)
+            said = [self._spoken(sentence, language) for sentence in self._some(self._new)]
             told = self._through("hear", said, f"asr {language}, which language", source="auto")
             found = scores.share(outcome.language == language for outcome in told)
             self.report.add(f"asr_language_{language}", found, "ratio", LANGUAGE_AIM)
@@ -98,7 +99,7 @@ class Evaluation:
             said = [one for one in said if one.put != one.wanted]
             mended = self._through("mend", said, f"repair {language}, damaged", source=language)
             hits = [outcome.repaired == one.wanted for one, outcome in zip(said, mended, strict=True)]
-            self.report.add(f"repair_restored_{language}", scores.share(hits), "ratio")
+            self.report.add(f"repair_restored_{language}", scores.share(hits), "ratio", RESTORED_AIM)
             restored += hits
             said = [Said(text, text) for text in texts]
             mended = self._through("mend", said, f"repair {language}, clean", source=language)

@@ -64,6 +64,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
                           help="only this one (more than once: these)")  # fmt: skip
     training.add_argument("--seed", type=int, default=1, help="of the training (default 1)")
     training.add_argument("--threads", type=int, default=0, help="of torch (default: every core)")
+    training.add_argument("--force", action="store_true", help="write even over what is there")
     training.add_argument("--quick", action="store_true", help="a few steps only: files that load and can do nothing")
     making = what.add_parser(
         "synthesize",
@@ -124,6 +125,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.count < 1:
         raise UsageError(f"--count {args.count} scores nothing", "give at least 1")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed} is negative", "give a whole number from 0 on")
     report = evaluating.evaluate(
         Path(args.folder) if args.folder else embedded.DEMO, args.count, args.seed, translate.speaker(args.json)
     )
@@ -134,6 +137,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _make_demo(args: argparse.Namespace) -> int:
     from engine.commands import training
 
+    out = Path(args.out)
+    if not args.force and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UsageError(f"{out} holds something already", "give a new folder, or --force to write over it")
+    if args.seed < 0 or args.threads < 0:
+        raise UsageError("--seed and --threads cannot be negative", "give whole numbers from 0 on")
     print(training.make(Path(args.out), args.only, args.seed, args.threads, args.quick))
     return OK
 
