@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import numpy as np
 import zmq
 from zmq.backend import Socket as _Compiled
 
@@ -30,6 +31,7 @@ HIGH_WATER = 20_000  # frames; far above every window, so that a refused send me
 MAX_UNSENT_BYTES = 2**30  # likewise
 MAX_MESSAGE_BYTES = 2**30  # of an answer
 READ_BYTES = 65_536
+STEADY_BYTES = 16 * 2**20
 STALL_S = 0.5  # a node that takes nothing for so long is not waited for
 RETRY_S = 0.01  # between attempts to connect
 LINGER_MS = 500  # last acknowledgements at close
@@ -54,8 +56,18 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
+def steady_heap() -> None:
+    """Have the C library keep freed buffers of an utterance's size instead of faulting in new pages for the next one.
+
+    glibc raises its thresholds for giving memory back when a chunk as large as this one is freed (mallopt(3), dynamic
+    M_MMAP_THRESHOLD); the chunk is never touched. Elsewhere this does nothing.
+    """
+    np.empty(STEADY_BYTES, np.uint8)
+
+
 def connect(endpoint: str) -> Wire:
     """A wire to ``endpoint``, connected in silence: whether a node is there shows when it answers. Raises NodeGone."""
+    steady_heap()
     return LocalWire(endpoint) if endpoint.startswith(SCHEME) else RemoteWire(endpoint)
 
 
