@@ -35,15 +35,6 @@ def local(tmp_path):
 
 
 @pytest.fixture
-def opened():
-    """Registers what the test opens, and closes it."""
-    things = []
-    yield lambda thing: things.append(thing) or thing
-    for thing in things:
-        thing.close()
-
-
-@pytest.fixture
 def connect():
     """Clients of libzmq."""
     sockets = []

@@ -27,15 +27,6 @@ def endpoint(tmp_path):
 
 
 @pytest.fixture
-def opened():
-    """Registers what the test opens, and closes it."""
-    things = []
-    yield lambda thing: things.append(thing) or thing
-    for thing in things:
-        thing.close()
-
-
-@pytest.fixture
 def link(endpoint, opened):
     """A supervisor's Router and an arbiter's Dealer that has said hello."""
     router = opened(Router(endpoint, 1, messages.ToSupervisor))
