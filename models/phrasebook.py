@@ -4,8 +4,8 @@ A sentence is a template and what fills its slots; the same template and fillers
 language, so any two languages are a parallel corpus. Fillers carry the forms a language needs (German articles bend),
 so every sentence is correct as it stands. About 660 sentences, some 130 words a language.
 
-A fixed part of the combinations is **held out**: no model sees them in training, and scores on them say whether a model
-has learned the language of the book or only its sentences. Sentences without slots cannot be held out.
+A fixed part of each template's combinations is **held out**: no model sees them in training, and scores on them say
+whether a model has learned the language of the book or only its sentences. Sentences without slots cannot be held out.
 """
 
 from __future__ import annotations
@@ -186,20 +186,21 @@ def sentences() -> list[Sentence]:
 
 def _expand(template: dict[str, str]) -> Iterator[Sentence]:
     slots = [match[0] for match in _SLOT.findall(template["en"])]
-    for chosen in itertools.product(*(FILLERS[slot] for slot in slots)):
-        filled = dict(zip(slots, chosen, strict=True))
-        texts = {language: _fill(template[language], filled, language) for language in LANGUAGES}
-        yield Sentence(texts, bool(slots) and _is_held_out(texts["en"]))
+    combinations = itertools.product(*(FILLERS[slot] for slot in slots))
+    filled = [dict(zip(slots, chosen, strict=True)) for chosen in combinations]
+    made = [{language: _fill(template[language], one, language) for language in LANGUAGES} for one in filled]
+    kept = sorted(range(len(made)), key=lambda at: _lot(made[at]))[: round(HELD_OUT_SHARE * len(made)) if slots else 0]
+    yield from (Sentence(texts, at in kept) for at, texts in enumerate(made))
+
+
+def _lot(texts: dict[str, str]) -> int:
+    """By this the held-out sentences of a template are drawn: a hash that no version of Python changes."""
+    return zlib.crc32(texts["en"].encode())
 
 
 def _fill(template: str, filled: dict[str, Forms], language: str) -> str:
     text = _SLOT.sub(lambda match: filled[match[1]][language][match[2] or ""], template)
     return text[0].upper() + text[1:]
-
-
-def _is_held_out(text: str) -> bool:
-    """A fixed share of the combinations, by a hash that no version of Python changes."""
-    return zlib.crc32(text.encode()) % 1000 < 1000 * HELD_OUT_SHARE
 
 
 # ---------------------------------------------------------------- damage

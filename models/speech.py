@@ -1,48 +1,31 @@
-"""Speech for training and scoring: espeak-ng through its library, in many voices, and what rooms and lines do to it.
-
-espeak-ng 1.52 or later is needed: earlier ones read Mandarin as English. It comes as the package ``espeakng-loader``
-(library and data); it is used here only, never by the node.
-"""
+"""Speech for training and scoring: many voices, and what rooms, microphones and lines do to them."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
+
+from models.espeak import Voice, say
 
 RATE_HZ = 16_000  # of everything this module returns
 ESPEAK_NAMES = {"en": ("en-us", "en-gb-x-rp"), "de": ("de",), "es": ("es", "es-419"), "zh": ("cmn",)}
-# Variants change the formants, the breath and the pitch. Those in HELD_OUT are never trained on.
+# Variants change the formants, the breath and the pitch. Those in HELD_OUT are never trained on, nor is any variant
+# that differs from one of them in a few settings only (Nguyen and m8 are near m7, aunty near f4, the klatts and david
+# near caleb, Gene near Gene2, Andrea near antonio, the other ivens near iven3).
 VARIANTS = (
-    "", "m1", "m2", "m3", "m4", "m5", "m6", "m8", "f1", "f2", "f3", "f5", "Alex", "Andy", "Denis", "Gene", "Jacky",
-    "Lee",
-    "Mario", "Michael", "Mike", "Mr serious", "Reed", "RicishayMax", "Tweaky", "anikaRobot", "aunty",
-    "belinda", "benjamin", "boris", "david", "ed", "edward", "iven", "iven2", "john", "kaukovalta", "linda", "marcelo",
-    "max", "michel", "miguel", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby",
-    "steph2",
-    "steph3", "travis", "victor",
+    "", "m1", "m2", "m3", "m4", "m5", "m6", "f1", "f2", "f3", "f5", "Alex", "Alicia", "Andy", "AnxiousAndy", "Demonic",
+    "Denis", "Diogo", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Mr serious", "Reed",
+    "RicishayMax", "RicishayMax2", "RicishayMax3", "Storm", "Tweaky", "UniRobot", "adam", "anika", "anikaRobot",
+    "announcer", "belinda", "benjamin", "boris", "croak", "ed", "edward", "edward2", "grandma", "grandpa", "gustave",
+    "ian", "john", "kaukovalta", "linda", "marcelo", "max", "michel", "miguel", "mike2", "norbert", "pablo", "paul",
+    "pedro", "quincy", "rob", "robert", "robosoft", "robosoft2", "robosoft3", "robosoft4", "robosoft5", "robosoft7",
+    "robosoft8", "sandro", "shelby", "steph", "steph2", "steph3", "travis", "victor", "whisper", "whisperf",
 )  # fmt: skip
 HELD_OUT = ("m7", "f4", "Annie", "caleb", "Gene2", "antonio", "iven3", "zac")
-_SYNCHRONOUS, _CHARACTERS, _UTF8 = 2, 1, 1
-_RATE, _PITCH, _RANGE = 1, 3, 4
+SIZES = (0.85, 1.45)  # of voices that are made smaller or larger than espeak's
 
 
-@dataclass(frozen=True)
-class Voice:
-    """How a sentence is spoken: espeak's voice, variant, words a minute, pitch and its range (0 to 99)."""
-
-    name: str
-    variant: str = ""
-    speed: int = 165
-    pitch: int = 50
-    range: int = 50
-
-
-def random_voice(language: str, variants: tuple[str, ...], chance: np.random.Generator) -> Voice:
-    """A voice of one of these variants, at some speed and pitch."""
+def random_voice(language: str, variants: tuple[str, ...], chance: np.random.Generator, resized: float = 0.0) -> Voice:
+    """A voice of one of these variants, at some speed and pitch; with this probability of another size too."""
     names = ESPEAK_NAMES[language]
     return Voice(
         names[chance.integers(len(names))],
@@ -50,61 +33,21 @@ def random_voice(language: str, variants: tuple[str, ...], chance: np.random.Gen
         int(chance.integers(125, 205)),
         int(chance.integers(25, 75)),
         int(chance.integers(30, 70)),
+        float(np.exp(chance.uniform(*np.log(SIZES)))) if chance.random() < resized else 1.0,
     )
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:
     """The sentence as float32 of shape (samples,) at 16 kHz, in [-1, 1]. Raises ValueError for an unknown voice."""
-    library = _library()
-    name = f"{voice.name}+{voice.variant}" if voice.variant else voice.name
-    if library.espeak_SetVoiceByName(name.encode()):
-        raise ValueError(f"espeak-ng has no voice {name!r}")
-    for parameter, value in ((_RATE, voice.speed), (_PITCH, voice.pitch), (_RANGE, voice.range)):
-        library.espeak_SetParameter(parameter, value, 0)
-    _CHUNKS.clear()
-    raw = text.encode() + b"\0"
-    library.espeak_Synth(raw, len(raw), 0, _CHARACTERS, 0, _UTF8, None, None)
-    library.espeak_Synchronize()
-    spoken = np.concatenate(_CHUNKS) if _CHUNKS else np.zeros(0, np.int16)
-    return resample(spoken.astype(np.float32) / 32768, _rate())
+    spoken = say(text, voice)
+    return resample(spoken.samples, spoken.rate_hz)
 
 
-def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate_hz: float) -> np.ndarray:
     """At 16 kHz."""
     import soxr
 
     return np.asarray(soxr.resample(samples, rate_hz, RATE_HZ), np.float32).clip(-1.0, 1.0)
-
-
-_CHUNKS: list[np.ndarray] = []
-_KEEP: list[Any] = []  # the callback must outlive the library's use of it
-
-
-@functools.cache
-def _library() -> Any:
-    import espeakng_loader
-
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # its noise would follow the clock
-    if rate <= 0:
-        raise RuntimeError("espeak-ng does not start")
-    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-
-    def heard(samples: Any, count: int, _events: Any) -> int:
-        if samples and count:
-            _CHUNKS.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    _KEEP.append(kind(heard))
-    library.espeak_SetSynthCallback(_KEEP[0])
-    _KEEP.append(rate)
-    return library
-
-
-def _rate() -> int:
-    _library()
-    return int(_KEEP[1])
 
 
 # ---------------------------------------------------------------- rooms, microphones, lines

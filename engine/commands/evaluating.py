@@ -20,7 +20,7 @@ from bench.report import Goal, Report
 from engine.commands import nodes
 from engine.config import Config, StageSection
 from ipc.errors import DragomanError
-from models import phrasebook, scores, speech
+from models import espeak, phrasebook, scores, speech
 
 WER_AIM = Goal(at_most=0.05, fatal=True)
 LANGUAGE_AIM = Goal(at_least=0.95, fatal=True)
@@ -171,7 +171,7 @@ class Evaluation:
 def evaluate(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> Report:
     """Score the models in ``folder``. Raises DragomanError."""
     try:
-        speech.speak("ready", speech.Voice("en-us"))
+        speech.speak("ready", espeak.Voice("en-us"))
     except ImportError as error:
         raise DragomanError(f"cannot make test speech: {error}", "pip install espeakng-loader") from error
     with nodes.private(config(folder), say) as client:

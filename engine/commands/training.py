@@ -12,7 +12,13 @@ from pathlib import Path
 from engine.commands.tables import nbytes, table
 from ipc.errors import DragomanError
 
-STEPS = {"asr": "asr", "nmt": "nmt", "repair": "repair.gguf", "tts": "tts"}  # program in models.train -> what it writes
+STEPS = {
+    "asr": "asr",
+    "nmt": "nmt",
+    "repair": "repair.gguf",
+    "tts": "tts",
+    "clips": "clips",
+}  # program in models.train -> what it writes
 NEEDS = {"torch": "torch", "espeakng_loader": "espeakng-loader"}  # module -> package
 
 

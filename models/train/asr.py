@@ -10,22 +10,21 @@ timestamps, or that nothing is said.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from models import phrasebook, speech
 from models.clockwork import whisper_files
+from models.train import program
 from models.train.asr_data import FRAME_S, Clip, Pieces, Studio, vocabulary
 from models.train.asr_net import Recogniser, Shape
+from models.train.loop import Descent, descend, padded
 
 BATCH = 32
 IGNORED = -100
@@ -33,73 +32,41 @@ SMOOTHING = 0.03
 CTC_SHARE = 0.6  # of the training
 PULL = (0.3, 0.5)  # the padding's weight comes in between these shares
 SILENT_SHARE = 0.06
+VOICES = 12  # a sentence
+SILENCES = 600
+DESCENT = Descent(steps=7000, rate=2e-3, weight_decay=0.02)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much: voices a sentence; steps and the highest learning rate; the same of the polish that follows."""
-
-    voices: int = 6
-    steps: int = 3200
-    rate: float = 2e-3
-    polish_steps: int = 2600
-    polish_rate: float = 1e-3
-
-
-QUICK = Plan(voices=1, steps=6, polish_steps=4)
-
-
-def train(out: Path, seed: int = 1, quick: bool = False, threads: int | None = None) -> Path:
-    """Record, train, write the folder ``out``; returns it."""
+def train(out: Path, seed: int = 1, quick: bool = False) -> Path:
+    """Record, train, write the folder ``out``; returns it. ``quick``: a few steps, to see that it runs."""
     torch.manual_seed(seed)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    plan = QUICK if quick else Plan()
     words = vocabulary()
     studio = Studio(words, seed)
     book = [sentence for sentence in phrasebook.sentences() if not sentence.held_out]
-    clips = studio.record(book[:: 40 if quick else 1], plan.voices, speech.VARIANTS)
-    silences = [studio.silence() for _ in range(20 if quick else 600)]
+    clips = studio.record(book[:: 40 if quick else 1], 1 if quick else VOICES, speech.VARIANTS)
+    silences = [studio.silence() for _ in range(20 if quick else SILENCES)]
     net = Recogniser(Shape(), len(words), len(studio.phonemes.ids) + 1)
-    chance = np.random.default_rng(seed)
-    fit(net, draw(words, clips, silences, chance), plan.steps, plan.rate, CTC_SHARE)
-    clips += studio.record(book[:: 40 if quick else 1], plan.voices, speech.VARIANTS)  # as many voices again
-    fit(net, draw(words, clips, silences, chance), plan.polish_steps, plan.polish_rate, 0.0)
+    batches = draw(words, clips, silences, np.random.default_rng(seed))
+    descent = replace(DESCENT, steps=6) if quick else DESCENT
+    descend(net, descent, lambda done: loss_of(net, next(batches), done), "recognition")
     return export(net, words, Path(out))
 
 
-def fit(net: Recogniser, batches: Iterator[Batch], steps: int, rate: float, ctc_share: float) -> None:
-    """The training loop. ``ctc_share``: of the steps, in which phonemes are asked for too (0: padding felt at once)."""
-    groups = [
-        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": 0.02},
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1, final_div_factor=100)
-    shown = tqdm(range(steps), desc="training", unit="step")
-    mean = 0.0
-    for step in shown:
-        done = step / steps
-        batch = next(batches)
-        pull = float(np.clip((done - PULL[0]) / (PULL[1] - PULL[0]), 0, 1)) if ctc_share else 1.0
-        with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows it
-            logits, phonemes = net(batch.features, batch.lengths, batch.tokens, pull)
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING
-        )
-        total = loss
-        if done < ctc_share:
-            heard = F.ctc_loss(
-                phonemes.float().log_softmax(-1).transpose(0, 1), batch.phonemes, batch.lengths, batch.phoneme_lengths,
-                zero_infinity=True,
-            )  # fmt: skip
-            total = loss + (1.0 - done / ctc_share) * heard
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        mean = 0.98 * mean + 0.02 * loss.item() if step else loss.item()
-        shown.set_postfix(loss=f"{mean:.3f}", refresh=False)
+def loss_of(net: Recogniser, batch: Batch, done: float) -> torch.Tensor:
+    """How wrong the net is about a batch: the tokens, and at first the phonemes. ``done``: share of the training."""
+    pull = float(np.clip((done - PULL[0]) / (PULL[1] - PULL[0]), 0, 1))
+    with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows it
+        logits, phonemes = net(batch.features, batch.lengths, batch.tokens, pull)
+    loss = F.cross_entropy(
+        logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING
+    )
+    if done >= CTC_SHARE:
+        return loss
+    heard = F.ctc_loss(
+        phonemes.float().log_softmax(-1).transpose(0, 1), batch.phonemes, batch.lengths, batch.phoneme_lengths,
+        zero_infinity=True,
+    )  # fmt: skip
+    return loss + (1.0 - done / CTC_SHARE) * heard
 
 
 # ---------------------------------------------------------------- batches
@@ -143,13 +110,11 @@ def collate(words: Pieces, clips: Sequence[Clip], chance: np.random.Generator) -
         rows.append(lesson(words, clip, chance))
         phonemes.append(clip.phonemes)
     features = mask(features, chance)
-    longest = max(len(tokens) for tokens, _ in rows)
-    end = words.special("endoftext")
     return Batch(
         torch.from_numpy(features),
         torch.tensor([min((clip.features.shape[1] + 1) // 2, frames // 2) for clip in clips]),
-        torch.tensor([tokens + [end] * (longest - len(tokens)) for tokens, _ in rows]),
-        torch.tensor([targets + [IGNORED] * (longest - len(targets)) for _, targets in rows]),
+        padded([tokens for tokens, _ in rows], words.special("endoftext")),
+        padded([targets for _, targets in rows], IGNORED),
         torch.tensor([number for row in phonemes for number in row], dtype=torch.long),
         torch.tensor([len(row) for row in phonemes]),
     )
@@ -252,15 +217,5 @@ def _fused(given: Any, *linears: Any) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("models/demo/asr"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, help="of torch (default: every core)")
-    parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
-    args = parser.parse_args()
-    print(train(args.out, args.seed, args.quick, args.threads))
-
-
 if __name__ == "__main__":
-    main()
+    program.run(train, __doc__, "asr")

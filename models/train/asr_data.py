@@ -6,7 +6,6 @@ are pieces of text: a word with the space before it, a mark, a Chinese character
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from models import phrasebook, speech
+from models import espeak, phrasebook, speech
 from models.clockwork.whisper_files import MELS, Vocabulary
 
 FRAME_S = 0.01  # of a feature frame; the encoder has a position for two of them
 PAUSE_S = (0.05, 0.35)  # after each sentence
+RESIZED = 0.6  # share of voices of another size than espeak's: the variants alone are too few to tell all others from
 _PIECES = re.compile(r" ?[¿¡]| ?[\w']+|[^\w\s]")
 
 
@@ -62,15 +62,9 @@ class Phonemes:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
-    def of(self, text: str, voice: str) -> list[int]:
+    def of(self, text: str, voice: espeak.Voice) -> list[int]:
         """The phonemes of a text, stress marks and spaces left out."""
-        library = speech._library()
-        library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        library.espeak_SetVoiceByName(voice.encode())
-        rest = ctypes.c_char_p(text.encode())
-        heard = ""
-        while rest.value:
-            heard += (library.espeak_TextToPhonemes(ctypes.byref(rest), 1, 2) or b"").decode() + " "
+        heard = espeak.phonemes(text, voice)
         symbols = [symbol for symbol in heard if symbol.isalpha() or symbol in "ɚɑː˥˩˧˨˦0123456789"]
         return [self.ids.setdefault(symbol, len(self.ids) + 1) for symbol in symbols]
 
@@ -94,10 +88,10 @@ class Studio:
             texts = [sentence.texts[language]]
             if self.chance.random() < 0.1:
                 texts.append(sentences[int(self.chance.integers(len(sentences)))].texts[language])
-            clips.append(self.clip(texts, speech.random_voice(language, variants, self.chance), language))
+            clips.append(self.clip(texts, speech.random_voice(language, variants, self.chance, RESIZED), language))
         return clips
 
-    def clip(self, texts: Sequence[str], voice: speech.Voice, language: str) -> Clip:
+    def clip(self, texts: Sequence[str], voice: espeak.Voice, language: str) -> Clip:
         """The sentences spoken one after another."""
         parts: list[np.ndarray] = []
         for text in texts:
@@ -108,7 +102,7 @@ class Studio:
         lead = np.zeros(int(self.chance.uniform(0, 0.15) * speech.RATE_HZ), np.float32)
         sound = speech.disturb(np.concatenate([lead, *parts]), self.chance)
         tokens = [self.words.word(piece) for text in texts for piece in split(text, language)]
-        phonemes = [number for text in texts for number in self.phonemes.of(text, voice.name)]
+        phonemes = [number for text in texts for number in self.phonemes.of(text, voice)]
         return Clip(self.features(sound), tokens, phonemes, language)
 
     def silence(self) -> Clip:

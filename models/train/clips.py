@@ -6,25 +6,26 @@ speaker, languages, and what the node should make of it: ``text`` (heard and rep
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
 from models import phrasebook, speech
+from models.espeak import Voice
+from models.train import program
 
 SPEAKERS = (
-    ("anna", "en", "es", speech.Voice("en-us", "f4", 160, 55, 55)),
-    ("bruno", "de", "en", speech.Voice("de", "m7", 155, 40, 50)),
-    ("chen", "zh", "en", speech.Voice("cmn", "Annie", 150, 50, 50)),
+    ("anna", "en", "es", Voice("en-us", "f4", 160, 55, 55)),
+    ("bruno", "de", "en", Voice("de", "m7", 155, 40, 50)),
+    ("chen", "zh", "en", Voice("cmn", "Annie", 150, 50, 50)),
 )
 CLIPS_EACH = 4
 NOISE_DB = 25.0
 
 
-def record(out: Path, seed: int = 1) -> Path:
-    """Write the clips and their list into the folder ``out``; returns it."""
+def record(out: Path, seed: int = 1, quick: bool = False) -> Path:
+    """Write the clips and their list into the folder ``out``; returns it. It is always quick."""
     chance = np.random.default_rng(seed)
     held_out = [sentence for sentence in phrasebook.sentences() if sentence.held_out]
     greetings = [sentence for sentence in phrasebook.sentences() if sentence.texts["en"] == "Good morning."]
@@ -46,7 +47,7 @@ def record(out: Path, seed: int = 1) -> Path:
     return out
 
 
-def spoken(text: str, voice: speech.Voice, chance: np.random.Generator) -> np.ndarray:
+def spoken(text: str, voice: Voice, chance: np.random.Generator) -> np.ndarray:
     """The sentence in a quiet room, int16 at 16 kHz."""
     voiced = speech.speak(text, voice)
     rest = np.zeros(speech.RATE_HZ // 8, np.float32)
@@ -67,13 +68,5 @@ def write_flac(path: Path, samples: np.ndarray) -> None:
             file.mux(packet)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("models/demo/clips"))
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    print(record(args.out, args.seed))
-
-
 if __name__ == "__main__":
-    main()
+    program.run(record, __doc__, "clips")

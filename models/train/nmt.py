@@ -1,7 +1,7 @@
-"""Trains the demo translator: a small transformer of the M2M100 layout, English to and from German, Spanish, Chinese.
+"""Trains the demo translator: a small transformer of the M2M100 layout, between any two of the book's languages.
 
-The phrase book is a parallel corpus, so a sentence gives six examples, one a direction. The task is small: the network
-has to learn the templates, the fillers, and that any filler goes into any slot. It never sees the held-out
+The phrase book is a parallel corpus, so a sentence gives twelve examples, one a direction. The task is small: the
+network has to learn the templates, the fillers, and that any filler goes into any slot. It never sees the held-out
 combinations; whether it has learned the book or only its sentences shows on those.
 
 *Pieces.* The SentencePiece model is written, not trained: one piece for each word as the book has it and in small
@@ -27,14 +27,12 @@ Same seed and same number of threads, same weights on the same machine; elsewher
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import math
-import os
 import random
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +40,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from models import phrasebook
+from models.train import program
+from models.train.loop import Descent, descend, grouped, padded
 
 SIZE, HEADS, HIDDEN, LAYERS = 128, 4, 512, 2  # layers: of the encoder, and of the decoder
 POSITIONS = 1026
 DROPOUT = 0.1
-STEPS, BATCH, RATE = 900, 128, 2e-3
-WARM_UP = 0.1  # share of the steps
-GROUP = 8  # batches made at once, to put examples of like length together
+BATCH = 128
+DESCENT = Descent(steps=1500, rate=2e-3)
 PAIRS = 0.06  # share of examples that are two sentences
 ROUGH = 0.35  # share of sources that are not clean
 STRAYS = (0, 0, 1, 2)  # tokens too many in the decoder's input, each as often
-DIRECTIONS = [pair for other in ("de", "es", "zh") for pair in (("en", other), (other, "en"))]
+DIRECTIONS = list(itertools.permutations(phrasebook.LANGUAGES, 2))
 
 SPACE = "\u2581"  # SentencePiece's sign for a blank
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -65,18 +63,22 @@ _WORD = re.compile(r"(¿?)(.+?)([.,?!]*)")
 _HALF_WIDTH = str.maketrans("，？！。", ",?!.")
 
 
-def train(out: Path, seed: int = 1, quick: bool = False, threads: int | None = None, steps: int = STEPS) -> Path:
+def train(out: Path, seed: int = 1, quick: bool = False) -> Path:
     """Train and write the CTranslate2 folder ``out`` (int8, with ``sentencepiece.bpe.model``); return it.
 
-    ``threads``: of torch, all cores if None. ``quick``: three small steps, to show that everything fits together.
+    ``quick``: a few small steps, to see that it runs.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     torch.manual_seed(seed)
     vocabulary = Vocabulary.of_book()
     model = Translator(len(vocabulary.tokens))
-    steps, batch = (3, 8) if quick else (steps, BATCH)
-    optimise(model, batches(vocabulary, random.Random(seed), batch), steps)
-    return export(model.eval(), vocabulary, Path(out))
+    examples = batches(vocabulary, random.Random(seed), 8 if quick else BATCH)
+    descend(model, replace(DESCENT, steps=4) if quick else DESCENT, lambda _: loss_of(model, next(examples)), "nmt")
+    return export(model, vocabulary, Path(out))
+
+
+def loss_of(model: Translator, batch: Batch) -> Tensor:
+    logits = model(batch.source, batch.target)
+    return functional.cross_entropy(logits.flatten(0, 1), batch.wanted.flatten(), ignore_index=IGNORED)
 
 
 # ---------------------------------------------------------------- words and pieces
@@ -185,12 +187,8 @@ class Batch:
 def batches(vocabulary: Vocabulary, chance: random.Random, size: int) -> Iterator[Batch]:
     """Random examples of the training sentences without end, those of like length together."""
     known = [sentence.texts for sentence in phrasebook.sentences() if not sentence.held_out]
-    while True:
-        examples = [_example(known, vocabulary, chance) for _ in range(GROUP * size)]
-        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
-        group = [examples[at : at + size] for at in range(0, len(examples), size)]
-        chance.shuffle(group)
-        yield from map(_batch, group)
+    rows = grouped(lambda: _example(known, vocabulary, chance), lambda row: len(row[0]) + len(row[1]), size, chance)
+    return map(_batch, rows)
 
 
 Example = tuple[list[int], list[int], list[int]]
@@ -239,12 +237,7 @@ def _roughen(text: str, language: str, chance: random.Random) -> str:
 
 def _batch(examples: Sequence[Example]) -> Batch:
     sources, targets, wanted = zip(*examples, strict=True)
-    return Batch(_pad(sources, PAD), _pad(targets, PAD), _pad(wanted, IGNORED))
-
-
-def _pad(rows: Sequence[list[int]], filling: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filling] * (longest - len(row)) for row in rows])
+    return Batch(padded(sources, PAD), padded(targets, PAD), padded(wanted, IGNORED))
 
 
 # ---------------------------------------------------------------- the network
@@ -350,33 +343,6 @@ def positions() -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def optimise(model: Translator, examples: Iterator[Batch], steps: int) -> None:
-    """``steps`` steps of AdamW; the rate rises over the first tenth and falls to nothing along a cosine."""
-    model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
-    progress = tqdm(range(steps), desc="nmt", unit="step", file=sys.stderr)
-    for step in progress:
-        batch = next(examples)
-        logits = model(batch.source, batch.target)
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch.wanted.flatten(), ignore_index=IGNORED)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-
-
-def rate(step: int, steps: int) -> float:
-    """The share of the highest learning rate at this step."""
-    start = max(1, int(WARM_UP * steps))
-    if step < start:
-        return (step + 1) / start
-    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
-
-
 # ---------------------------------------------------------------- the file
 
 
@@ -436,17 +402,5 @@ def _copy(weights: Tensor) -> np.ndarray:
     return weights.detach().numpy().copy()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo models' translator.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("models/demo/nmt"), help="folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="of torch (default: all cores)")
-    parser.add_argument("--quick", action="store_true", help="three steps only: shows that the code runs")
-    options = parser.parse_args()
-    print(train(options.out, options.seed, options.quick, options.threads))
-
-
 if __name__ == "__main__":
-    main()
+    program.run(train, __doc__, "nmt")

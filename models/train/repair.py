@@ -27,14 +27,10 @@ Same seed and same number of threads, same weights on the same machine; elsewher
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
 import random
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +38,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from models import phrasebook
+from models.train import program
+from models.train.loop import Descent, descend, grouped, padded
 
 Precision = Literal["f32", "f16", "q8_0"]
 
@@ -53,9 +50,9 @@ HEAD = SIZE // HEADS
 CONTEXT = 4096
 EPSILON, ROPE_BASE = 1e-5, 10_000.0
 DROPOUT, SMOOTHING = 0.05, 0.02
-STEPS, BATCH, RATE = 1600, 128, 2.5e-3
-WARM_UP = 0.1  # share of the steps
-GROUP = 8  # batches made at once, to put examples of like length together
+BATCH = 128
+IGNORED = -100  # where no answer is asked
+DESCENT = Descent(steps=1600, rate=2.5e-3)
 FOREIGN, PAIRS = 0.06, 0.06  # shares of the examples that are more or other than a sentence
 CLEAN, MISSPELT = 0.4, 0.1  # shares of the sentences; the rest is damaged as the phrase book does it
 ANY = 0.2  # share of the examples without their language
@@ -80,18 +77,19 @@ _WORDS = re.compile(
 )
 
 
-def train(out: Path, seed: int = 1, quick: bool = False, threads: int | None = None, steps: int = STEPS) -> Path:
-    """Train and write the GGUF file ``out`` (or ``out/repair.gguf``); return it.
-
-    ``threads``: of torch, all cores if None. ``quick``: three small steps, to show that everything fits together.
-    """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+def train(out: Path, seed: int = 1, quick: bool = False) -> Path:
+    """Train and write the GGUF file ``out``; return it. ``quick``: a few small steps, to see that it runs."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary.of_book()
     model = Mender(len(vocabulary.tokens))
-    steps, batch = (3, 8) if quick else (steps, BATCH)
-    optimise(model, batches(vocabulary, random.Random(seed), batch), steps)
-    return export(model.eval(), vocabulary, Path(out))
+    examples = batches(vocabulary, random.Random(seed), 8 if quick else BATCH)
+    descend(model, replace(DESCENT, steps=4) if quick else DESCENT, lambda _: loss_of(model, next(examples)), "repair")
+    return export(model, vocabulary, Path(out))
+
+
+def loss_of(model: Mender, batch: Batch) -> Tensor:
+    asked = batch.wanted != IGNORED
+    return functional.cross_entropy(model(batch.tokens, asked), batch.wanted[asked], label_smoothing=SMOOTHING)
 
 
 # ---------------------------------------------------------------- words and tokens
@@ -187,7 +185,7 @@ def _merges(characters: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
 
 @dataclass(frozen=True)
 class Batch:
-    """int64 [batch, tokens]: ``tokens``, and ``wanted``, one step ahead and -100 where nothing is asked."""
+    """int64 [batch, tokens]: ``tokens``, and ``wanted``, one step ahead and IGNORED where nothing is asked."""
 
     tokens: Tensor
     wanted: Tensor
@@ -200,12 +198,13 @@ Row = tuple[list[int], list[int]]  # what the template makes of the question, an
 def batches(vocabulary: Vocabulary, chance: random.Random, size: int) -> Iterator[Batch]:
     """Random examples of the training sentences without end, those of like length together."""
     known = [sentence.texts for sentence in phrasebook.sentences() if not sentence.held_out]
-    while True:
-        rows = [_tokens(_example(known, chance), vocabulary, chance) for _ in range(GROUP * size)]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        group = [rows[at : at + size] for at in range(0, len(rows), size)]
-        chance.shuffle(group)
-        yield from map(_batch, group)
+    rows = grouped(
+        lambda: _tokens(_example(known, chance), vocabulary, chance),
+        lambda row: len(row[0]) + len(row[1]),
+        size,
+        chance,
+    )
+    return map(_batch, rows)
 
 
 def _example(known: Sequence[dict[str, str]], chance: random.Random) -> Example:
@@ -252,14 +251,9 @@ def _misspell(text: str, chance: random.Random) -> str:
 
 
 def _batch(rows: Sequence[Row]) -> Batch:
-    longest = max(len(question) + len(answer) for question, answer in rows) - 1
-    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-    wanted = torch.full((len(rows), longest), -100)
-    for at, (question, answer) in enumerate(rows):
-        whole = torch.tensor(question + answer)
-        tokens[at, : len(whole) - 1] = whole[:-1]
-        wanted[at, len(question) - 1 : len(whole) - 1] = whole[len(question) :]
-    return Batch(tokens, wanted)
+    tokens = [(question + answer)[:-1] for question, answer in rows]
+    wanted = [[IGNORED] * (len(question) - 1) + answer for question, answer in rows]
+    return Batch(padded(tokens, 0), padded(wanted, IGNORED))
 
 
 def _tokens(example: Example, vocabulary: Vocabulary, chance: random.Random) -> Row:
@@ -332,33 +326,6 @@ def positions(count: int) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def optimise(model: Mender, examples: Iterator[Batch], steps: int) -> None:
-    """``steps`` steps of AdamW; the rate rises over the first tenth and falls to nothing along a cosine."""
-    model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
-    progress = tqdm(range(steps), desc="repair", unit="step", file=sys.stderr)
-    for step in progress:
-        batch = next(examples)
-        asked = batch.wanted >= 0
-        loss = functional.cross_entropy(model(batch.tokens, asked), batch.wanted[asked], label_smoothing=SMOOTHING)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-
-
-def rate(step: int, steps: int) -> float:
-    """The share of the highest learning rate at this step."""
-    start = max(1, int(WARM_UP * steps))
-    if step < start:
-        return (step + 1) / start
-    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
-
-
 # ---------------------------------------------------------------- the file
 
 
@@ -366,9 +333,8 @@ def export(model: Mender, vocabulary: Vocabulary, out: Path, precision: Precisio
     """Write the GGUF file: matrices in this precision, norms in float32."""
     import gguf
 
-    path = out if out.suffix == ".gguf" else out / "repair.gguf"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "llama")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(out, "llama")
     _describe(writer, len(vocabulary.tokens))
     _describe_tokenizer(writer, vocabulary)
     kind = gguf.GGMLQuantizationType[precision.upper()]
@@ -381,7 +347,7 @@ def export(model: Mender, vocabulary: Vocabulary, out: Path, precision: Precisio
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return out
 
 
 def _describe(writer: Any, tokens: int) -> None:
@@ -440,15 +406,5 @@ def _numbers(part: Any) -> np.ndarray:
     return weights
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo models' mender.")
-    parser.add_argument("--out", type=Path, default=Path("models/demo/repair.gguf"), help="file (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="of torch (default: all cores)")
-    parser.add_argument("--quick", action="store_true", help="three steps only: shows that the code runs")
-    options = parser.parse_args()
-    print(train(options.out, options.seed, options.quick, options.threads))
-
-
 if __name__ == "__main__":
-    main()
+    program.run(train, __doc__, "repair.gguf")
