@@ -34,8 +34,8 @@ class Goal:
         return above and below and value == value
 
     def __str__(self) -> str:
-        if self.at_least is not None and self.at_least == self.at_most:
-            return f"= {self.at_least:g}"
+        if self.at_least is not None and self.at_most is not None:
+            return f"= {self.at_least:g}" if self.at_least == self.at_most else f"{self.at_least:g} to {self.at_most:g}"
         return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
 
 

@@ -43,7 +43,7 @@ Synthesize = Callable[[str, Path], Path]
 
 
 def config(cores: int = 0) -> Config:
-    """The demo models on whatever devices there are; ``cores`` 0: this machine's."""
+    """The demo models on whatever devices there are; ``cores`` 0: this machine's. They may be missing: ``check``."""
     return _config({name: _model(DEMO, name) for name in STAGES}, cores)
 
 
@@ -53,6 +53,21 @@ def clockwork(folder: Path | None = None, synthesize: Synthesize | None = None, 
     Raises DragomanError.
     """
     return _config(ensure_models(folder or cache_folder(os.environ), synthesize or _synthesize), cores)
+
+
+def is_demo(model: str) -> bool:
+    """Whether this is one of the models that come with Dragoman."""
+    return Path(model).is_relative_to(DEMO)
+
+
+def check(config: Config) -> None:
+    """Raises DragomanError when a demo model that the configuration names is not there."""
+    for section in config.stages.values():
+        if is_demo(section.model) and not Path(section.model).exists():
+            raise DragomanError(
+                f"the demo model {section.model} is missing",
+                "in a checkout: git checkout models/demo; else install Dragoman again",
+            )
 
 
 def _config(paths: Mapping[str, Path], cores: int) -> Config:

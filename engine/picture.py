@@ -15,8 +15,11 @@ TICKS = 8  # at least half as many
 _STEPS = (1, 2, 5)
 
 
-def draw(chart: Mapping[str, Any], path: Path, title: str = "") -> None:
-    """Write the PNG of a Chrome trace (``timeline.trace``). Raises OSError."""
+def draw(chart: Mapping[str, Any], path: Path, title: str = "", speakers: Mapping[str, str] | None = None) -> None:
+    """Write the PNG of a Chrome trace (``timeline.trace``). Raises OSError.
+
+    ``speakers``: what to call a session.
+    """
     from PIL import Image, ImageDraw
 
     names = {e["tid"]: e["args"]["name"] for e in chart["traceEvents"] if e["name"] == "thread_name"}
@@ -36,7 +39,7 @@ def draw(chart: Mapping[str, Any], path: Path, title: str = "") -> None:
     for name, number in sessions.items():
         at = LEFT + 190 * number
         pen.rectangle((at, 42, at + 14, 54), fill=_colour(number))
-        pen.text((at + 20, 41), name[:24], fill=INK, font=small)
+        pen.text((at + 20, 41), (speakers or {}).get(name, name)[:24], fill=INK, font=small)
     for tick in _ticks(end):
         pen.line((x(tick), TOP, x(tick), height - BOTTOM), fill=FAINT)
         pen.text((x(tick), height - BOTTOM + 8), f"{tick / 1e6:g} s", fill=INK, font=small, anchor="ma")

@@ -73,6 +73,7 @@ class Limits(_Part, frozen=True):
     pipelines: dict[str, tuple[str, ...]]
     sources: dict[str, tuple[str, ...]]  # pipeline -> source languages it takes; empty: not checked
     targets: dict[str, tuple[str, ...]]
+    models: dict[str, str]  # stage -> its model: what ``Open.models`` may name
 
 
 # ---------------------------------------------------------------- client -> node

@@ -36,7 +36,9 @@ def config(args: argparse.Namespace) -> tuple[Config, str]:
     path, env_file = _files(args)
     if path is not None:
         return config_file.load(path, os.environ, env_file), f"configuration: {path}"
-    return config_file.load(None, os.environ, env_file, base=embedded.config()), embedded.SAYING
+    loaded = config_file.load(None, os.environ, env_file, base=embedded.config())
+    embedded.check(loaded)
+    return loaded, embedded.SAYING
 
 
 @contextmanager

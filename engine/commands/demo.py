@@ -1,8 +1,8 @@
 """``demo``: the whole node at work in one command, without a download.
 
-Twelve spoken sentences of three speakers go through a private node with the demo models, in three sessions; then once
-more through a node in serial mode, so that the gain is measured and not claimed. What comes back is a table, WAV files
-to listen to, and a picture of who worked when.
+Twelve spoken sentences of three speakers go through a private node with the demo models, in three sessions; then a few
+times more, and as often through a node in serial mode, so that the gain is measured and not claimed. What comes back
+is a table, WAV files to listen to, and a picture of who worked when.
 
 The demo models are trained, but on a phrase book only, and the speakers are synthetic; the demo says so.
 """
@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from tqdm import tqdm
 
 from engine import embedded, picture, timeline
 from engine.commands import inputs, nodes, translate
 from engine.commands.delivery import Delivery, Wish
 from engine.commands.reading import ReadAhead
-from engine.commands.results import Results, Row, summary
+from engine.commands.results import Results, Row, all_ok, summary
 from engine.commands.tables import cell, shorten, table
 from engine.config import Config
 from ipc.errors import DragomanError
 
 CLIPS = embedded.DEMO / "clips"
 TEXT_COLUMNS = 46
+ROUNDS = 5  # of each mode: one run is less than a second, at the mercy of whatever else the machine does
 HONEST = (
     "These are demo models: closed vocabulary (a traveller's phrase book), synthetic voices, not for use.\n"
     "They are trained, run through the unmodified libraries, and know nothing outside that book: see\n"
@@ -60,6 +63,11 @@ def clips() -> list[Clip]:
     return [Clip(**fields) for fields in json.loads((CLIPS / "clips.json").read_text(encoding="utf-8"))]
 
 
+def spoken_by(row: Row) -> Clip:
+    """The clip that a result is of."""
+    return next(clip for clip in clips() if str(clip.path) == row["input"])
+
+
 def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "demo",
@@ -74,71 +82,108 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What working on several things at once was worth: medians over the rounds of each mode, run for run alike.
+
+    ``bound``: the gain that these stage times allow on this machine. NaN: not measured.
+    """
+
+    rounds: int
+    pipelined_s: float
+    serial_s: float
+    bound: float
+
+    @property
+    def factor(self) -> float:
+        return self.serial_s / self.pipelined_s
+
+
 def run(args: argparse.Namespace) -> int:
     say = translate.speaker(args.json)
     config = embedded.config()
+    embedded.check(config)
     results = Results(Path(args.out))
     results.check()
+    shown = not args.json
     try:
-        delivery = carry(config, results, say, shown=not args.json)
+        with nodes.private(config, say) as client:
+            delivery = carry(client, config, results, say, shown=shown)
+            charts = [] if delivery.interrupted else _again(client, config, say, shown)
     finally:
         results.close()
-    if delivery.interrupted:
+    if not charts:
         return translate.exit_code(True, results)
-    chart = results.chart()
     drawing = results.folder / "timeline.png"
+    speakers = {row["session"]: spoken_by(row).speaker for row in results.rows}
     try:
-        picture.draw(chart, drawing, picture.makespan_text(chart))
+        picture.draw(results.chart(), drawing, picture.makespan_text(results.chart()), speakers)
     except OSError as error:
         raise DragomanError(f"cannot write {drawing}: {error.strerror}", "give another --out") from error
-    if args.json:
-        translate.report(results, as_json=True, quiet=True)
-    else:
-        serial = _serially(config, say)
-        print(page(results, config, serial, drawing))
-    return translate.exit_code(delivery.interrupted, results)
+    say("and one thing at a time")
+    serial = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, mode="serial"))
+    with nodes.private(serial, say) as client:
+        serially = _again(client, serial, say, shown)
+    if not serially:
+        return translate.exit_code(True, results)
+    gain = gained(charts, serially, workers(config), len(os.sched_getaffinity(0)))
+    print(json_page(results, gain) if args.json else page(results, gain, drawing))
+    return translate.exit_code(False, results)
 
 
-def carry(config: Config, results: Results, say: Callable[[str], None], *, shown: bool) -> Delivery:
-    """Send all clips through a private node, a session a speaker."""
+def carry(client: Any, config: Config, results: Results, say: Callable[[str], None], *, shown: bool) -> Delivery:
+    """Send all clips through the node, a session a speaker."""
     spoken = clips()
     speakers = list(dict.fromkeys(clip.speaker for clip in spoken))
     languages = tuple({clip.speaker: (clip.source, clip.target) for clip in spoken}.values())
     wish = Wish(sessions=len(speakers), languages=languages, max_utterance_s=config.node.max_utterance_s)
     work = list(inputs.utterances([clip.path for clip in spoken], len(speakers)))
-    with ReadAhead(work) as read, nodes.private(config, say) as client:
+    with ReadAhead(work) as read:
         return translate.deliver(client, wish, results, read, len(work), say, shown=shown, heard=shown)
 
 
-def _serially(config: Config, say: Callable[[str], None]) -> Mapping[str, Any]:
-    """The same once more with one utterance in the node at a time; the chart of that run."""
-    say("and the same again, one thing at a time")
-    serial = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, mode="serial"))
-    with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
-        results = Results(Path(folder))
-        try:
-            carry(serial, results, say, shown=False)
-        finally:
-            results.close()
-        return results.chart()
+def _again(client: Any, config: Config, say: Callable[[str], None], shown: bool) -> list[Mapping[str, Any]]:
+    """The charts of ROUNDS more runs; nothing when interrupted."""
+    charts: list[Mapping[str, Any]] = []
+    for _ in tqdm(range(ROUNDS), "measuring", unit="round", leave=False, disable=not shown):
+        with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
+            results = Results(Path(folder))
+            try:
+                if carry(client, config, results, say, shown=False).interrupted:
+                    return []
+            finally:
+                results.close()
+            charts.append(results.chart())
+    return charts
+
+
+def gained(
+    pipelined: Sequence[Mapping[str, Any]], serial: Sequence[Mapping[str, Any]], workers: Mapping[str, int], cores: int
+) -> Gain:
+    """The gain between the charts of two modes."""
+    return Gain(
+        rounds=len(serial),
+        pipelined_s=float(np.median([timeline.makespan_s(chart) for chart in pipelined])),
+        serial_s=float(np.median([timeline.makespan_s(chart) for chart in serial])),
+        bound=float(np.median([limit(chart, workers, cores) for chart in serial])),
+    )
 
 
 # ---------------------------------------------------------------- what is shown
 
 
-def page(results: Results, config: Config, serial: Mapping[str, Any], drawing: Path) -> str:
+def page(results: Results, gain: Gain, drawing: Path) -> str:
     """What came back, as text."""
     figures = summary(results.rows, results.chart())
-    known = {str(clip.path): clip for clip in clips()}
     spoken = [row["audio"] for row in results.rows if row["audio"]]
-    rows = [_line(row, known[row["input"]]) for row in results.rows]
     return "\n\n".join(
         [
-            table(["speaker", "heard → repaired → translated", "spoken", "state"], rows),
+            table(["speaker", "heard → repaired → translated", "spoken", "state"], list(map(_line, results.rows))),
             translate.stage_table(figures),
-            translate.totals(figures)
-            + f"; {expected(results.rows, known)}.\n"
-            + gain(figures["makespan_s"], serial, workers(config)),
+            f"{translate.totals(figures)}; {as_expected(results.rows)} of {len(results.rows)} translated as expected.\n"
+            f"{gain.rounds} runs each, the middle ones: {cell(gain.serial_s)} s one thing at a time, "
+            f"{cell(gain.pipelined_s)} s like this: {gain.factor:.2f} × as fast. These stage times allow "
+            f"at most {gain.bound:.2f} × on this machine.",
             HONEST,
             f"results in {results.folder}: {len(spoken)} WAV files, results.jsonl, timeline.json\n"
             f"see when what ran: {drawing}, or open timeline.json in https://ui.perfetto.dev"
@@ -147,7 +192,21 @@ def page(results: Results, config: Config, serial: Mapping[str, Any], drawing: P
     )
 
 
-def _line(row: Row, clip: Clip) -> list[Any]:
+def json_page(results: Results, gain: Gain) -> str:
+    """The same for programs."""
+    measured = {
+        "rounds": gain.rounds,
+        "pipelined_s": gain.pipelined_s,
+        "serial_s": gain.serial_s,
+        "speedup_over_serial": gain.factor,
+        "speedup_bound": gain.bound,
+    }
+    found = {"ok": all_ok(results.rows), "out": str(results.folder), **summary(results.rows, results.chart())}
+    return json.dumps(found | measured | {"as_expected": as_expected(results.rows), "results": results.rows})
+
+
+def _line(row: Row) -> list[Any]:
+    clip = spoken_by(row)
     heard = row["transcript"] or "(nothing)"
     chain = [heard]
     if row["repaired"] is not None and row["repaired"] != row["transcript"]:
@@ -161,27 +220,14 @@ def _line(row: Row, clip: Clip) -> list[Any]:
     return [f"{clip.speaker} ({clip.source}→{clip.target})", said, row["audio"], state]
 
 
-def expected(rows: Sequence[Row], known: Mapping[str, Clip]) -> str:
+def as_expected(rows: Sequence[Row]) -> int:
     """How many translations are the ones that the clips come with."""
-    right = sum(row["translation"] == known[row["input"]].translation for row in rows)
-    return f"{right} of {len(rows)} translated as expected"
+    return sum(row["translation"] == spoken_by(row).translation for row in rows)
 
 
 def workers(config: Config) -> dict[str, int]:
     """Stage -> how many workers it has on one device."""
     return {name: section.instances for name, section in config.stages.items()}
-
-
-def gain(pipelined_s: float, serial: Mapping[str, Any], workers: Mapping[str, int]) -> str:
-    """How much sooner all was done than one thing at a time, and how much these stage times allow on these cores."""
-    serial_s = timeline.makespan_s(serial)
-    if not pipelined_s or not serial_s:
-        return "the gain over serial work was not measured"
-    bound = limit(serial, workers, len(os.sched_getaffinity(0)))
-    return (
-        f"One thing at a time took {cell(serial_s)} s: {serial_s / pipelined_s:.2f} × as long. "
-        f"These stage times allow at most {bound:.2f} × on this machine."
-    )
 
 
 def limit(serial: Mapping[str, Any], workers: Mapping[str, int], cores: int) -> float:

@@ -40,15 +40,16 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "evaluate",
         help="score the demo models on data they have never seen",
         description="Make test sentences and speech on the spot, from combinations and voices that were kept out of\n"
-        "training, send them through a private node, and score what comes back. Under a minute on two cores.",
+        "training, send them through a private node, and score what comes back.",
         epilog="examples:\n  run_node.py models evaluate\n  run_node.py models evaluate models/demo --json --count 10\n"
         "\nexit codes: 0 every aim is reached, 1 one is not, 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     scoring.add_argument("folder", nargs="?", default="", metavar="DIR", help="the models (default: the ones shipped)")
     scoring.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    scoring.add_argument("--count", type=int, default=30, metavar="N", help="utterances for each score (default 30)")
+    scoring.add_argument("--count", type=int, default=100, metavar="N", help="utterances for each score (default 100)")
     scoring.add_argument("--seed", type=int, default=1, help="of the test data (default 1)")
+    scoring.add_argument("--recordings", metavar="DIR", help="score nothing; say what the recogniser hears in these")
     training = what.add_parser(
         "make-demo",
         help="train the demo models anew",
@@ -60,7 +61,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     training.add_argument("--out", required=True, metavar="DIR", help="where to write them")
-    training.add_argument("--only", action="append", default=[], choices=["asr", "nmt", "repair", "tts"],
+    training.add_argument("--only", action="append", default=[], choices=["asr", "nmt", "repair", "tts", "clips"],
                           help="only this one (more than once: these)")  # fmt: skip
     training.add_argument("--seed", type=int, default=1, help="of the training (default 1)")
     training.add_argument("--threads", type=int, default=0, help="of torch (default: every core)")
@@ -127,9 +128,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise UsageError(f"--count {args.count} scores nothing", "give at least 1")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed} is negative", "give a whole number from 0 on")
-    report = evaluating.evaluate(
-        Path(args.folder) if args.folder else embedded.DEMO, args.count, args.seed, translate.speaker(args.json)
-    )
+    folder, say = Path(args.folder) if args.folder else embedded.DEMO, translate.speaker(args.json)
+    if args.recordings:
+        report = evaluating.recordings(folder, Path(args.recordings), say)
+    else:
+        report = evaluating.evaluate(folder, args.count, args.seed, say)
     report.show(args.json)
     return report.exit_code
 

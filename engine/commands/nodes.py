@@ -35,6 +35,7 @@ def client(
 
     ``check`` may refuse a private node's configuration before that node is started.
     """
+    from engine import embedded
     from engine.client import Client
 
     if args.connect and args.config:
@@ -43,6 +44,8 @@ def client(
     if endpoint:
         say(f"using the {'node' if args.connect else 'running node'} at {endpoint}")
         with Client(endpoint) as found:
+            if any(map(embedded.is_demo, found.limits["models"].values())):
+                say("its models are demo models: a phrase book, synthetic voices, not for use")
             yield found
         return
     config, words = choosing.config(args)

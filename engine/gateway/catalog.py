@@ -30,7 +30,7 @@ class Catalog:
         boot = self._boot
         return Limits(
             boot.max_utterance_s, boot.max_text_chars, boot.window, MAX_CONTROL_BYTES, tuple(WIRE_DTYPES), SAMPLE_RATE,
-            boot.pipelines, boot.sources, boot.targets,
+            boot.pipelines, boot.sources, boot.targets, {stage.name: stage.model for stage in boot.stages},
         )  # fmt: skip
 
     def check(self, message: Open) -> None:

@@ -36,9 +36,12 @@ def test_the_bound_is_the_busiest_stage_or_all_cores(asr: int, tts: int, workers
     assert demo.limit(serial_chart(asr, tts), {"asr": workers, "tts": 1}, cores) == pytest.approx(most)
 
 
-def test_the_gain_is_the_measured_one() -> None:
-    text = demo.gain(1.0, serial_chart(150, 50), {"asr": 2, "tts": 1})
-    assert "2.00 × as long" in text
+def test_the_gain_is_between_the_middle_runs_of_each_mode() -> None:
+    serial = [serial_chart(*times) for times in ((150, 50), (150, 50), (900, 900))]
+    pipelined = [serial_chart(*times) for times in ((50, 0), (100, 0), (100, 0))]
+    gain = demo.gained(pipelined, serial, {"asr": 2, "tts": 1}, 8)
+    assert (gain.serial_s, gain.pipelined_s, gain.rounds) == (pytest.approx(2.0), pytest.approx(1.0), 3)
+    assert gain.factor == pytest.approx(2.0) and gain.bound == pytest.approx(200 / 75)
 
 
 def test_the_clips_come_with_what_they_should_become() -> None:
