@@ -82,6 +82,7 @@ class SchedulerBoot(_Body, frozen=True):
     send_ahead: int
     max_retries: int
     capacity_factor: int
+    ring_users: dict[str, tuple[str, ...]] = {}  # ring -> the roles that map it, its producer too
 
 
 class GatewayBoot(_Body, frozen=True):
@@ -127,5 +128,6 @@ class Boot(_Plan, frozen=True):
     rings: tuple[RingGrant, ...]
     deadlines: DeadlinesSection
     log_level: str = "info"
+    journal_fd: int = -1  # the arbiter's memory beyond its death; -1: no business of this role
     hooks: dict[str, str] = {}  # a test's hooks, by name; empty in production, and said loudly when not
     body: SchedulerBoot | GatewayBoot | ArbiterBoot | WorkerBoot | None = None

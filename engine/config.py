@@ -30,6 +30,7 @@ class NodeSection(_Section, frozen=True):
     outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
+    restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
     max_retries: int = 3  # reported failures after which an utterance ends as error(failed)
     log_level: str = "info"  # least important lines that are written
 
@@ -74,7 +75,6 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
-    max_restarts: int = 5  # restarts of one worker within deadlines.restart_window_s
 
 
 class StageSection(_Section, frozen=True):

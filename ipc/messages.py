@@ -271,7 +271,10 @@ NodeMessage = Union[
 
 
 class Session(_Wire, frozen=True):
-    """A session was opened: what the scheduler must know to run its utterances."""
+    """A session is open: what the scheduler must know to run its utterances, and a new gateway to take it up.
+
+    ``first_index``: the lowest index that is not acknowledged.
+    """
 
     id: str
     owner: str  # authenticated key, or "local"
@@ -322,13 +325,21 @@ class Over(_Wire, frozen=True):
 
 
 class Ended(_Wire, frozen=True):
-    """An index that ended at the gateway (gap, Skip), or, to a new epoch, one that ended before *(not sent yet)*."""
+    """An index that has ended: at the gateway (gap, Skip), or before the receiver's time.
+
+    ``admit``: what it was made from; None when it never came.
+    """
+
+    outcome: Outcome
+    admit: Admit | None = None
+
+
+class Held(_Wire, frozen=True):
+    """To a new gateway or a new epoch: an input slot that is not free yet (``ref`` says where it lies)."""
 
     session: str
     index: int
-    outcome: str
-    code: str = ""
-    texts: dict[str, str] = {}
+    ref: Ref
 
 
 class SessionEnded(_Wire, frozen=True):
@@ -371,17 +382,18 @@ class Progress(_Wire, frozen=True):
 
 
 class Restored(_Wire, frozen=True):
-    """All sessions and jobs have been handed to a new gateway *(not sent yet)*."""
+    """All sessions and jobs have been handed over, to a new gateway or to a new epoch."""
 
 
 class Here(_Wire, frozen=True):
-    """I am here, and this is what I hold: sent first by a worker or the gateway, and to a new epoch."""
+    """I am here: the first word of a worker or the gateway to each epoch. Who says it uses no slot and runs nothing.
 
-    state: str = "empty"  # empty loading loaded
-    model: str = ""
-    variant: str = ""
-    runs: tuple[int, ...] = ()  # tickets on board
-    slots: tuple[int, ...] = ()  # generations in use
+    ``state`` of a worker: empty | waiting (for its lease) | loaded; of a gateway: empty (to be told everything it
+    should know) | whole (it tells, up to ``Restored``).
+    """
+
+    state: str = "empty"
+    reason: str = ""  # what it waits for
 
 
 # ---------------------------------------------------------------- scheduler -> worker
@@ -634,10 +646,10 @@ class Answer(_Wire, frozen=True):
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
 ToScheduler = Union[
-    Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded,
+    Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Held, Restored,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
 ]  # fmt: skip
-ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Restored]
+ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Held, Restored]
 ToWorker = Union[Load, Run, Unload, Park]
 ToArbiter = Union[LeaseRequest, Settled, Release, Will, Later]
 ArbiterToWorker = Union[Granted, LeaseWait, Denied]

@@ -7,8 +7,9 @@
 
 * **starting**: everything is spawned at once; each newcomer learns who else is up; the scheduler says ``Ready``, the
   gateway is told to ``Serve``, and its ``Serving`` makes the node ready.
-* **serving**: dead workers come back while their budget lasts. Scheduler, gateway and arbiter do not come back in this
-  release: their death ends the node, in order and with one line.
+* **serving**: whoever dies comes back while the restart budget lasts, and is introduced anew. A worker whose budget is
+  spent stays away, and the rest serves on; without scheduler, gateway or arbiter the node ends, in order and with one
+  line.
 * **draining**: no new work; what runs may end within ``drain_s``, what ended may be fetched for ``flush_s`` more. The
   line that says so waits for the scheduler's count of what is in flight, ``COUNT_S`` at most.
 * **stopping**: ``Stop`` to workers, scheduler, gateway, arbiter in that order, ``stop_s`` each, then SIGKILL. A second
@@ -169,7 +170,7 @@ class Lifecycle:
         if not self.roster.is_current(role, incarnation):
             return []
         phase = message.phase if isinstance(message, Alive) else ""
-        actions = self._introduce(role) if self.roster.heard(role, incarnation, now, phase) else []
+        actions = self._introduce(role, now) if self.roster.heard(role, incarnation, now, phase) else []
         match message:
             case Report(snapshot):
                 self.reports[role] = (now, snapshot)
@@ -178,7 +179,7 @@ class Lifecycle:
             case Ready(mode, reason) if self.phase is Phase.STARTING:
                 self.mode, self.mode_reason = mode, reason
                 self._workers_ready = True
-            case Serving(endpoints) if self.phase is Phase.STARTING:
+            case Serving(endpoints) if self.phase is Phase.STARTING:  # a gateway that came back opens its door in silence
                 self._move(Phase.SERVING)
                 self.endpoints = endpoints
                 actions.append(Announce(endpoints, self.mode, self.mode_reason))
@@ -189,7 +190,7 @@ class Lifecycle:
                 actions.append(self.roster.condemn(worker, reason, now))
             case Excused(worker, died):
                 self.roster.excuse(worker, died)
-            case Drained():
+            case Drained() if self.phase is Phase.DRAINING:
                 self._drained = True
                 self._drain_due = min(self._drain_due, now + self._flush_limit)
             case Flushed():
@@ -198,19 +199,33 @@ class Lifecycle:
 
     def _open_door(self) -> list[Any]:
         """``Serve``, once the workers are ready and the gateway is there to hear it, whichever comes last."""
-        if not self._workers_ready or self._serve_told or self.phase is not Phase.STARTING:
+        if not self._workers_ready or self._serve_told or self.phase in (Phase.STOPPING, Phase.ENDED):
             return []
         told = self._post("gateway", Serve())
         self._serve_told = bool(told)
         return told
 
-    def _introduce(self, role: str) -> list[Any]:
-        """One ``Up`` per living role to the newcomer, and the newcomer to all of them."""
+    def _introduce(self, role: str, now: float) -> list[Any]:
+        """One ``Up`` per living role to the newcomer, and the newcomer to all of them; then what it has missed."""
         others = [r for r in self.roster.hearing() if r.role != role]
         new = self.roster[role]
-        return [Post(role, new.incarnation, self._up(r)) for r in others] + [
-            Post(r.role, r.incarnation, self._up(new)) for r in others
-        ]
+        news = [Post(role, new.incarnation, message) for message in (*map(self._up, others), *self._missed(role, now))]
+        return news + [Post(r.role, r.incarnation, self._up(new)) for r in others]
+
+    def _missed(self, role: str, now: float) -> list[Any]:
+        """What was said before this life of a role, and still holds: who is dead, that the node serves, or drains."""
+        workers = [r for r in self.roster if r.is_worker]
+        missed: list[Any] = []
+        if role == "arbiter":  # it may remember leases of any life
+            missed += [Gone(r.role, r.incarnation - (r.state in LIVING)) for r in workers if r.incarnation]
+        if role == "scheduler":
+            missed += [Gone(r.role, r.incarnation, r.reason, True) for r in workers if r.state is State.SPENT]
+            if self.phase in (Phase.SERVING, Phase.DRAINING):
+                missed.append(Serve())
+        if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:
+            left_s = self._drain_due - self._flush_limit - now
+            missed.append(Drain(max(0, round(left_s * 1000))))
+        return missed
 
     def _up(self, record: Record) -> Up:
         return Up(record.role, record.incarnation, self._addresses.get(record.role, ""))
@@ -234,13 +249,16 @@ class Lifecycle:
         if self.phase in (Phase.STOPPING, Phase.ENDED):
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
-        if not record.is_worker:
-            self._fail(f"{role} died ({reason}), and the node ends with it")
-            return []
         final = not self.roster.can_restart(role, now)
         if final and self.phase is Phase.STARTING and role not in self._may_fail:
             self._fail(f"{role} cannot start: {reason}")
             return []
+        if final and not record.is_worker:
+            self._fail(f"{role} died ({reason}) and its restart budget is spent: the node ends with it")
+            return []
+        if role == "gateway":
+            self._serve_told = self._flushed = False
+        record.reason = reason
         news = Gone(role, record.incarnation, reason, final)
         actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]
         return actions + self._post("scheduler", news) + self._post("arbiter", news)

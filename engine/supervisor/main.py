@@ -48,6 +48,7 @@ from ipc.peers import peer_name, split_peer
 from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
 
+JOURNAL_BYTES = 2**20  # what the arbiter must not forget
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
 ROUTERS = ("supervisor", "scheduler", "arbiter")
@@ -126,13 +127,14 @@ class Supervisor:
             self._logger.warning("test hooks are in force: %s", ", ".join(sorted(self._hooks)))
         self._children = Children(logs.LineHandler())
         self._rings = {name: self._make_ring(name, blocks) for name, blocks in self.plan.rings.items()}
+        self._journal_fd = memory.create("journal", JOURNAL_BYTES)
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
         self._endpoints = {role: self.folder.endpoint(role) for role in ROUTERS}
         self._router = Router(self._endpoints["supervisor"], INCARNATION, ToSupervisor)
         verbs = {"stats": self.stats, "health": self.health, "drain": self.drain}
         self._operators = Operators(self.folder.endpoint("ctl"), verbs)
         deadlines = self.config.deadlines
-        roster = Roster(self.plan.roles, deadlines, self.config.devices.max_restarts)
+        roster = Roster(self.plan.roles, deadlines, self.config.node.restart_budget)
         self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
@@ -209,10 +211,12 @@ class Supervisor:
             death_fd=self._death_fd,
             endpoints=self._endpoints,
             descriptors=self._rings,
+            journal_fd=self._journal_fd if wanted.role == "arbiter" else -1,
             hooks=self._hooks,
         )
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
+        inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
         try:
             child = self._children.spawn(boot, self._modules[kind], self._environment(wanted.role), inherited)
         except OSError as error:

@@ -72,6 +72,7 @@ class Plan:
         endpoints: Mapping[str, str],
         descriptors: Mapping[str, tuple[int, int]],
         hooks: Mapping[str, str],
+        journal_fd: int = -1,
     ) -> Boot:
         """The boot record of one life of a role. ``descriptors``: ring -> (writable, read-only)."""
         own = [RingGrant(role, descriptors[role][0], self.rings[role], True)] if role in self.rings else []
@@ -84,6 +85,7 @@ class Plan:
             death_fd=death_fd,
             endpoints=dict(endpoints),
             rings=(*own, *read),
+            journal_fd=journal_fd,
             deadlines=self.config.deadlines,
             log_level=self.config.node.log_level,
             hooks=dict(hooks),
@@ -120,6 +122,7 @@ def make(
     rings = sizes(config, roles, surveys, memory)
     plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
     workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
     return Plan(
         config=config,
@@ -131,13 +134,14 @@ def make(
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
+            ring_users={ring: (ring, *(role for role, read in reads.items() if ring in read)) for ring in rings},
         ),
         gateway=_gateway(config, plans, surveys, client_endpoint),
         arbiter=ArbiterBoot(tuple(_device(config, device) for device in devices)),
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
-        readers=readers(config, roles, surveys, rings),
+        readers=reads,
         may_fail=frozenset(
             role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
         ),

@@ -34,7 +34,7 @@ from engine.exits import BOOT_FAILED, UNCAUGHT
 from ipc.errors import IllegalMove
 from ipc.messages import Silent
 
-FRUITFUL_PHASES = ("loaded", "running")  # a worker whose heartbeat said so has made progress
+FRUITFUL_PHASES = ("loaded", "running", "serving")  # a process whose heartbeat said so has made progress
 
 
 class State(enum.Enum):
@@ -112,7 +112,7 @@ class Record:
     spoke: bool = False
     fruitless: int = 0  # deaths without progress since the last progress
     restarts: deque[float] = field(default_factory=deque)
-    reason: str = ""  # why it was condemned
+    reason: str = ""  # why it was condemned, or died
     code: int = 0  # how the last one ended
 
     @property
@@ -134,10 +134,10 @@ class Record:
 class Roster:
     """All processes of the node, in the order they are started."""
 
-    def __init__(self, roles: Sequence[str], deadlines: DeadlinesSection, max_restarts: int) -> None:
+    def __init__(self, roles: Sequence[str], deadlines: DeadlinesSection, restart_budget: int) -> None:
         self._records = {role: Record(role) for role in roles}
         self._limits = deadlines
-        self._max_restarts = max_restarts
+        self._restart_budget = restart_budget
         self._ticked: float | None = None
 
     def __getitem__(self, role: str) -> Record:
@@ -216,7 +216,7 @@ class Roster:
         record = self._records[role]
         while record.restarts and record.restarts[0] <= now - self._limits.restart_window_s:
             record.restarts.popleft()
-        return not record.boot_failed and len(record.restarts) < self._max_restarts
+        return not record.boot_failed and len(record.restarts) < self._restart_budget
 
     def excuse(self, role: str, incarnation: int) -> None:
         """The death of this life was an utterance's doing: the restart that followed is not charged."""
@@ -279,7 +279,7 @@ class Roster:
         """Raise AssertionError if the records contradict themselves."""
         for r in self:
             assert r.state is State.WAITING or r.incarnation > 0, f"{r.role} lives without an incarnation"
-            assert len(r.restarts) <= self._max_restarts, f"{r.role} was restarted over its budget"
+            assert len(r.restarts) <= self._restart_budget, f"{r.role} was restarted over its budget"
             assert r.spoke or r.state not in (State.UP, State.STOPPING), f"{r.role} is up and has not spoken"
 
     # ------------------------------------------------------------ inside

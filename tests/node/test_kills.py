@@ -96,7 +96,7 @@ def test_utterances_that_kill_every_worker_end_as_poison_and_their_neighbours_do
 @pytest.mark.parametrize("action", ["bad_model", "kill"])
 def test_the_node_starts_without_an_optional_stage_that_cannot_load(action: str) -> None:
     broken = {"repair": [{"index": -1, "action": action, "text": "broken file"}]}
-    with Node(config(cues=broken, stages={"repair": {"required": False}}, devices={"max_restarts": 2})) as node:
+    with Node(config(cues=broken, stages={"repair": {"required": False}}, node={"restart_budget": 2})) as node:
         outcomes, _ = run(node, 3)
     assert [o.outcome for o in outcomes] == ["ok"] * 3
     skipped = {r["reason"] for o in outcomes for r in o.stages if r["stage"] == "repair" and r["state"] == "skipped"}

@@ -117,12 +117,12 @@ def test_a_worker_that_cannot_boot_ends_the_start_with_one_line(start_node: Star
 
 def test_a_worker_that_dies_again_and_again_ends_the_start_within_its_budget(start_node: StartNode) -> None:
     with pytest.raises(DragomanError, match="nmt@cpu/0 cannot start: exit code 1"):
-        start_node(fakes=True, hooks={"nmt@cpu/0": "die"}, devices={"max_restarts": 2})
+        start_node(fakes=True, hooks={"nmt@cpu/0": "die"}, node={"restart_budget": 2})
 
 
 def test_a_worker_that_never_speaks_does_not_hang_the_start_for_ever(start_node: StartNode) -> None:
     with pytest.raises(DragomanError, match="said nothing within 1 s of its start"):
-        start_node(fakes=True, hooks={"nmt@cpu/0": "mute"}, deadlines={"boot_s": 1.0}, devices={"max_restarts": 0})
+        start_node(fakes=True, hooks={"nmt@cpu/0": "mute"}, deadlines={"boot_s": 1.0}, node={"restart_budget": 0})
 
 
 def test_a_death_during_the_start_is_healed(start_node: StartNode) -> None:
