@@ -35,6 +35,12 @@ class Blocks:
         self._mark(start, length, TAKEN)
         return start
 
+    def take_at(self, start: int, length: int) -> None:
+        """Take this very run. Raises ValueError when a block of it is taken."""
+        if self._table[start : start + length] != FREE * length:
+            raise ValueError(f"blocks {start} to {start + length - 1} are not all free")
+        self._mark(start, length, TAKEN)
+
     def give(self, start: int) -> None:
         """Give a whole run back. Raises KeyError when no run starts there."""
         length = self._runs.pop(start)

@@ -216,6 +216,17 @@ class Dealer(_Link):
             arrivals, self._early = self._early + arrivals, []
         return [arrival for _, arrival in arrivals]
 
+    def last_words(self, timeout_s: float) -> list[tuple[int, int, list[Any]]]:
+        """What a peer that is dead had sent, up to the end of its stream. Take the link out of your poll before."""
+        poll, end = Poll(), time.monotonic() + timeout_s
+        arrivals = self.drain()
+        poll.add(self)
+        while self._peer is not None and (left := end - time.monotonic()) > 0:
+            poll.wait(left)
+            arrivals += self.drain()
+        poll.remove(self)
+        return arrivals
+
     def met(self, stream: Stream, identity: bytes) -> None:
         """The bound end needs no name."""
 

@@ -122,10 +122,7 @@ class Books:
         return actions
 
     def announce(self, session: Session) -> None:
-        """Tell the scheduler of the session, once, before its first utterance."""
-        if session.announced:
-            return
-        session.announced = True
+        """Tell the scheduler of the session."""
         opened = session.opened
         self.post(
             messages.Session(
@@ -139,7 +136,7 @@ class Books:
                 partials=opened.partials,
                 window=session.window,
                 token=session.token,
-                first_index=opened.first_index,
+                first_index=session.acked + 1,
             )
         )
 
@@ -172,6 +169,10 @@ class Books:
     @property
     def ride_until(self) -> float:
         return self._ride_until
+
+    def forget_riders(self) -> None:
+        """Whom they were for is dead."""
+        self._copied, self._acked = [], {}
 
     def forget_rider(self, session: str) -> None:
         """The session is over: its acknowledgement is no news."""

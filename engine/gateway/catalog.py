@@ -49,6 +49,10 @@ class Catalog:
         self._check_languages(message)
         self._check_models(message)
 
+    def name_of(self, stages: tuple[str, ...]) -> str:
+        """A pipeline of these stages (two of the same stages are one)."""
+        return next(name for name, members in self._boot.pipelines.items() if members == stages)
+
     def stages_of(self, pipeline: str) -> tuple[str, ...]:
         return self._boot.pipelines[pipeline]
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.gateway.books import ANSWER_BYTES, Books
+from engine.gateway.ledger import Entry
 from engine.gateway.sessions import Link, Session
 from engine.gateway.validate import Refused
 from ipc.messages import CancelJob, Closed, Ended, Outcome, Partial, SessionEnded, StageRecord, Status
@@ -47,20 +48,30 @@ class Delivery:
         books.ledger.enter_missing(session.id, index, now)
         session.entered(index, books.ledger.of(session.id), now)
         books.ingress.withdraw(session.id, index)
-        books.announce(session)
-        books.post(Ended(session.id, index, "skipped", code))
+        outcome = Outcome(session.id, index, "skipped", code)
+        books.post(Ended(outcome))
         books.wake_for_gap(session, now)
-        self.end(session, Outcome(session.id, index, "skipped", code), None)
+        self.end(session, outcome, None)
 
     def end_all_missing(self, session: Session, now: float) -> None:
         """Nothing will fill the gaps of this session any more."""
         for index, _ in session.missing(self.books.ledger.of(session.id)):
             self.end_missing(session, index, "gap", now)
 
+    def cancel(self, session: Session, entry: Entry) -> None:
+        """Ask the scheduler to end an utterance that is running."""
+        entry.cancelled = True
+        self.books.post(CancelJob(session.id, entry.index))
+
     def cancel_all(self, session: Session) -> None:
-        """Ask the scheduler to end everything that is running."""
         for index in self.books.ledger.unended_indices(session.id):
-            self.books.post(CancelJob(session.id, index))
+            self.cancel(session, self.books.ledger.of(session.id)[index])
+
+    def received_before(self, session: Session, through: int) -> None:
+        """A former life of this process gave these outcomes to the client: they need not be made again."""
+        for index in range(session.order.next, through + 1):
+            if self.books.ledger.end(session.id, index):
+                self.end(session, Outcome(session.id, index, "ok"), None)
 
     def pump(self, session: Session) -> None:
         """Send what is released, as far as the connection's unread bytes allow (one outcome always)."""
@@ -108,8 +119,7 @@ class Delivery:
                 client.sent_bytes -= parcel.nbytes
                 session.sent_bytes -= parcel.nbytes
         session.acked = through
-        if session.announced:
-            books.ride_acked(session.id, through, now)
+        books.ride_acked(session.id, through, now)
         books.ready[session.id] = None
         if client is not None:
             client.answer_bytes = 0
@@ -141,8 +151,7 @@ class Delivery:
         books.sessions.remove(session, now)
         books.ready.pop(session.id, None)
         books.forget_rider(session.id)
-        if session.announced:
-            books.post(SessionEnded(session.id))
+        books.post(SessionEnded(session.id))
 
 
 def fit(outcome: Outcome, payload: bytes | None) -> tuple[Outcome, bytes | None]:

@@ -55,6 +55,10 @@ class LeaveNow(_Event, frozen=True):
     """The process is about to end, whatever has been said or not."""
 
 
+class NewEpoch(_Event, frozen=True):
+    """There is a new life of the scheduler, and a link to it on which nothing but ``Here`` has been said."""
+
+
 class TurnEnd(_Event, frozen=True):
     """Everything that had arrived is handled."""
 

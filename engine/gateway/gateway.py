@@ -15,21 +15,25 @@ import msgspec
 
 from engine.gateway.books import Action, Books
 from engine.gateway.delivery import Delivery
-from engine.gateway.events import Arrived, ClientLost, DrainNode, JobEnded, LeaveNow, TurnEnd
+from engine.gateway.events import Arrived, ClientLost, DrainNode, JobEnded, LeaveNow, NewEpoch, TurnEnd
+from engine.gateway.handover import Handover
 from engine.gateway.intake import Intake
 from engine.gateway.sessions import Session
 from engine.gateway.validate import Refused
 from engine.gateway.watch import Watch
+from ipc import messages
 from ipc.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Ack,
+    Admit,
     Cancel,
-    CancelJob,
     Capacity,
     Close,
     Closed,
+    Ended,
     Free,
+    Held,
     Hello,
     JobAccepted,
     Open,
@@ -37,6 +41,7 @@ from ipc.messages import (
     Pong,
     Progress,
     Rejected,
+    Restored,
     Resume,
     Skip,
     Submit,
@@ -55,6 +60,7 @@ class Gateway:
         self.intake = Intake(books)
         self.delivery = Delivery(books)
         self.watch = Watch(books, self.delivery)
+        self.handover = Handover(books, self.delivery)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Arrived: self._arrived,
             TurnEnd: lambda _, now: self.watch.turn_end(now),
@@ -66,6 +72,8 @@ class Gateway:
             ClientLost: lambda event, now: self.watch.lost(event.client, now),
             DrainNode: lambda event, now: self.watch.drain(event.budget_s, now),
             LeaveNow: lambda _, now: self.watch.leave(now),
+            NewEpoch: self._new_epoch,
+            **dict.fromkeys((messages.Session, Admit, Ended, Held, Restored), self.handover.hear),
         }
 
     def handle(self, event: Any, now: float) -> list[Action]:
@@ -153,6 +161,9 @@ class Gateway:
         session = books.sessions.by_token(token)
         if session is None:
             return books.tell(client, UnknownSession(token[:128]))
+        if session.handed_over and last_received < session.next_index:
+            self.delivery.received_before(session, last_received)
+        session.handed_over = False
         if last_received >= session.order.next:
             books.totals.rejected += 1
             text = f"outcome {last_received} was never made; the last one is {session.order.next - 1}"
@@ -183,8 +194,8 @@ class Gateway:
         """One ``skipped(cancelled)`` in every state before the end; ignored afterwards."""
         if index <= session.acked or self.books.outbox.get(session.id, index) is not None:
             return
-        if self.books.ledger.get(session.id, index) is not None:
-            self.books.post(CancelJob(session.id, index))
+        if (entry := self.books.ledger.get(session.id, index)) is not None:
+            self.delivery.cancel(session, entry)
         else:
             self._never_sent(session, index, "cancelled", now)
 
@@ -201,6 +212,10 @@ class Gateway:
         self.books.ready[session.id] = None
 
     # ---------------------------------------------------------------- the scheduler's word
+
+    def _new_epoch(self, _: NewEpoch, now: float) -> None:
+        self.handover.epoch(now)
+        self.watch.forget_over()
 
     def _job_accepted(self, event: JobAccepted, _: float) -> None:
         books, id, index = self.books, event.session, event.index
@@ -224,6 +239,7 @@ class Gateway:
         if session is None:
             return
         untold = books.ledger.accept(outcome.session, outcome.index)
+        self.handover.fruitful = True
         if books.ledger.end(outcome.session, outcome.index):
             self.delivery.end(session, outcome, event.payload)
             if untold and session.order.next <= outcome.index:  # it waits for a lower one: it is accepted all the same
@@ -246,6 +262,7 @@ class Gateway:
             "outbox_bytes": books.outbox.total_bytes,
             "ring": {"blocks": books.ingress.blocks.count, "free": books.ingress.blocks.free},
             "clients": len(books.sessions.clients),
+            "whole": self.handover.whole,
         }
 
     def check(self) -> None:

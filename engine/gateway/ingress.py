@@ -8,6 +8,7 @@ in time. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipc.blocks import Blocks
@@ -35,6 +36,7 @@ class Ingress:
         self._reserve_after_s = reserve_after_s
         self._starts: dict[Key, int] = {}
         self._lengths: dict[Key, int] = {}
+        self._generations: dict[Key, int] = {}
         self._held: dict[str, int] = {}  # session -> blocks
         self._claims: dict[Key, Claim] = {}  # oldest first
         self._reserved_for: Key | None = None
@@ -57,10 +59,24 @@ class Ingress:
         if start is None:
             return None
         self.withdraw(session, index)
-        self._starts[key], self._lengths[key] = start, length
-        self._held[session] = self._held.get(session, 0) + length
         self._generation += 1
+        self._enter(key, start, length, self._generation)
         return start * BLOCK, self._generation
+
+    def adopt(self, session: str, index: int, offset: int, nbytes: int, generation: int) -> None:
+        """A slot of a former life of this process. Raises ValueError when its blocks are taken."""
+        start, length = offset // BLOCK, blocks_for(nbytes)
+        self.blocks.take_at(start, length)
+        self._enter((session, index), start, length, generation)
+
+    def held(self) -> Iterator[tuple[Key, int, int, int]]:
+        """Every slot that is not free: key, offset and size in bytes, generation."""
+        for key, start in self._starts.items():
+            yield key, start * BLOCK, self._lengths[key] * BLOCK, self._generations[key]
+
+    def _enter(self, key: Key, start: int, length: int, generation: int) -> None:
+        self._starts[key], self._lengths[key], self._generations[key] = start, length, generation
+        self._held[key[0]] = self._held.get(key[0], 0) + length
 
     def claim(self, session: str, index: int, nbytes: int, now: float, until: float) -> None:
         """This request found no run; it will come again before ``until``."""
@@ -92,6 +108,7 @@ class Ingress:
         if start is None:
             return
         self.blocks.give(start)
+        del self._generations[session, index]
         left = self._held[session] - self._lengths.pop((session, index))
         if left:
             self._held[session] = left

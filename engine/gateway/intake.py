@@ -42,6 +42,7 @@ class Intake:
         bypass = books.hooks.get("gateway.reorder") == "bypass"
         session = books.sessions.open(message, books.new_token(), accepts, window, bypass, now)
         books.ledger.open(session.id)
+        books.announce(session)
         books.sessions.attach(session, client, now)
         self.tell_opened(session)
 
@@ -103,7 +104,7 @@ class Intake:
         """A known index: the same content gets the same answer, other content a refusal."""
         books = self.books
         entry = books.ledger.of(session.id)[message.index]
-        if entry.digest is None:
+        if entry.admit is None:
             raise Refused("too_late", f"index {message.index} has ended without being accepted")
         taken = self._validate(session, message, payload)
         if (taken.dtype, *taken.digest) != entry.digest:
@@ -153,14 +154,12 @@ class Intake:
 
     def _admit(self, session: Session, message: Submit, taken: Taken, ref: Ref | None, budget: int, now: float) -> None:
         books = self.books
-        books.ledger.admit(session.id, message.index, (taken.dtype, *taken.digest), now)
+        admit = Admit(
+            session.id, message.index, budget, ref, message.text, taken.digest, message.skip, taken.audio_s,
+            int(now * 1e9),
+        )  # fmt: skip
+        books.ledger.admit(admit, now)
         session.entered(message.index, books.ledger.of(session.id), now)
         books.totals.accepted += 1
-        books.announce(session)
-        books.post(
-            Admit(
-                session.id, message.index, budget, ref, message.text, taken.digest, message.skip, taken.audio_s,
-                int(now * 1e9),
-            )
-        )  # fmt: skip
+        books.post(admit)
         books.wake_for_gap(session, now)

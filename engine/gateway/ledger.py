@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipc.errors import IllegalMove
+from ipc.messages import Admit
 
 
 class State(enum.Enum):
@@ -36,18 +37,36 @@ MOVES: dict[State, frozenset[State]] = {
 
 @dataclass(slots=True)
 class Entry:
-    """One utterance. ``digest`` None: it was never sent, only its end is known."""
+    """One utterance. ``admit`` None: it was never sent, only its end is known."""
 
     index: int
-    digest: tuple[str, int, int, int] | None
+    admit: Admit | None
     taken_at: float
     state: State = State.ADMITTED
+    cancelled: bool = False  # its client wants it ended
+    charges: int = 0  # epochs of the scheduler that died while they held it, and ended nothing
+
+    @property
+    def digest(self) -> tuple[str, int, int, int]:
+        """What was sent, by kind and content."""
+        assert self.admit is not None, self.index
+        return digest_of(self.admit)
+
+    @property
+    def deadline(self) -> float:
+        assert self.admit is not None, self.index
+        return self.taken_at + self.admit.budget_ms / 1000
 
     def move(self, state: State) -> None:
         """Change the state. Raises IllegalMove and changes nothing if the table has no such move."""
         if state not in MOVES[self.state]:
             raise IllegalMove(f"utterance {self.index}: {self.state.value} -> {state.value}")
         self.state = state
+
+
+def digest_of(admit: Admit) -> tuple[str, int, int, int]:
+    """Two utterances are the same when this is."""
+    return (admit.ref.dtype if admit.ref is not None else "text", *admit.digest)
 
 
 class Ledger:
@@ -68,10 +87,10 @@ class Ledger:
         """The session's entries by index (not to be changed)."""
         return self._entries.get(session, {})
 
-    def admit(self, session: str, index: int, digest: tuple[str, int, int, int], now: float) -> Entry:
+    def admit(self, admit: Admit, now: float) -> Entry:
         """Enter an utterance. Raises ValueError if the index is known."""
-        entry = self._enter(session, Entry(index, digest, now))
-        self._count(session, 1)
+        entry = self._enter(admit.session, Entry(admit.index, admit, now))
+        self._count(admit.session, 1)
         return entry
 
     def enter_missing(self, session: str, index: int, now: float) -> Entry:

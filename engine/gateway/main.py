@@ -26,6 +26,7 @@ from engine.gateway.events import (
     DrainNode,
     JobEnded,
     LeaveNow,
+    NewEpoch,
     Note,
     Post,
     Tell,
@@ -45,6 +46,7 @@ OUTBOX_SLACK_BYTES = HEADROOM_BYTES // 2  # what runs when the outbox is full ma
 TURN_MESSAGES = 2000  # of clients, and then the turn ends: others wait, and the supervisor
 TURN_S = 0.05  # likewise; the clock is looked at from TURN_LOOKS messages on
 TURN_LOOKS = 16
+LAST_WORDS_S = 1.0  # to read what a dead scheduler had sent
 LINGER_MS = 250  # last outcomes on their way when the process ends
 DOOR_SLACK_BYTES = 2**20
 TOKEN_BYTES = 16
@@ -70,6 +72,7 @@ class Shell:
         self.outbox_most = body.outbox_node_bytes + OUTBOX_SLACK_BYTES
         self.now = 0.0  # when this turn began
         self.phase = "started"
+        self.wanted = False  # we are to serve
         self.stopping = False
 
     def run(self) -> None:
@@ -127,7 +130,8 @@ class Shell:
                 case Up("scheduler", incarnation, endpoint):
                     self._meet_scheduler(incarnation, endpoint)
                 case Serve():
-                    self._serve()
+                    self.wanted = True
+                    self._open_door()
                 case Drain(budget_ms):
                     self.phase = "draining"
                     self._feed(DrainNode(budget_ms / 1000))
@@ -136,7 +140,11 @@ class Shell:
                     self._feed(LeaveNow())
 
     def _read_scheduler(self, link: Dealer) -> None:
-        for _, epoch, batch in link.drain():
+        self._hear(link, link.drain())
+        self._open_door()
+
+    def _hear(self, link: Dealer, arrivals: list[tuple[int, int, list[Any]]]) -> None:
+        for _, epoch, batch in arrivals:
             if epoch != link.epoch:
                 continue
             for message in batch:
@@ -230,7 +238,7 @@ class Shell:
         try:
             self.scheduler.flush()
         except PeerGone:
-            self.log.error("the scheduler takes no more messages")  # the supervisor sees its silence
+            self.log.debug("the scheduler takes no more messages; its next life is told everything")
 
     def _beat(self) -> None:
         self.lifeline.beat(self.phase, self.now)
@@ -242,19 +250,21 @@ class Shell:
     # ---------------------------------------------------------------- beginnings and ends
 
     def _meet_scheduler(self, incarnation: int, endpoint: str) -> None:
-        """Connect to this life of the scheduler, and speak first."""
+        """Connect to this life of the scheduler, and speak first. What the one before had said still counts."""
         if self.scheduler is not None:
             self.poll.remove(self.scheduler)
+            self._hear(self.scheduler, self.scheduler.last_words(LAST_WORDS_S))
             self.scheduler.close()
         address = endpoint or self.boot.endpoints["scheduler"]
         self.scheduler = Dealer(address, self.boot.role, self.boot.incarnation, ToGateway)
         self.scheduler.epoch = incarnation
-        self.scheduler.post(Here())
+        self.scheduler.post(Here("whole" if self.core.handover.whole else "empty"))
         self.poll.add(self.scheduler)
+        self._feed(NewEpoch())
 
-    def _serve(self) -> None:
-        """Open the door to clients, then cap this process's memory."""
-        if self.door is not None:
+    def _open_door(self) -> None:
+        """To clients, once we are asked to serve and know all there is to know; then cap this process's memory."""
+        if self.door is not None or not self.wanted or not self.core.handover.whole:
             return
         longest = int(self.body.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
         try:

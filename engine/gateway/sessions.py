@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from engine.gateway.ledger import Entry
 from engine.gateway.reorder import Reorder
 from engine.gateway.strangers import Strangers
+from ipc import messages
 from ipc.errors import IllegalMove
 from ipc.messages import Open
 
@@ -69,7 +70,7 @@ class Session:
     link_since: float = 0.0
     closing: str = ""  # "" | drain | abort
     closed_at: float = math.inf  # when Closed was told
-    announced: bool = False  # the scheduler knows the session
+    handed_over: bool = False  # known from the scheduler; its client may have outcomes that we only make again
     refused: set[int] = field(default_factory=set)
     busy_until: float = -math.inf
     gap_since: float = math.inf  # first admission above next_index
@@ -211,6 +212,18 @@ class Sessions:
         self._count += 1
         self._by_id[session.id] = session
         self._by_key[_key(token)] = session.id
+        return session
+
+    def restore(self, told: messages.Session, opened: Open, accepts: str, now: float) -> Session:
+        """A session of a former life of this process, detached."""
+        first = told.first_index
+        session = Session(
+            told.id, told.token, opened, accepts, told.window, Reorder(first),
+            acked=first - 1, next_index=first, highest=first - 1, link=Link.DETACHED, link_since=now, handed_over=True,
+        )  # fmt: skip
+        self._by_id[session.id] = session
+        self._by_key[_key(session.token)] = session.id
+        self._count = max(self._count, int(told.id.rpartition(".")[2]) + 1)
         return session
 
     def get(self, id: str) -> Session | None:

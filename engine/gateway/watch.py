@@ -180,6 +180,10 @@ class Watch:
             self._over = over
             self.books.post(Over(tuple(sorted(over))))
 
+    def forget_over(self) -> None:
+        """A new epoch has not been told which sessions are over their budget."""
+        self._over = frozenset()
+
     # ---------------------------------------------------------------- the node stops
 
     def drain(self, budget_s: float, now: float) -> None:

@@ -20,7 +20,7 @@ from engine.scheduler.pace import StagePace
 from engine.scheduler.queues import StageQueue
 from engine.scheduler.slots import SlotKey, Slots
 from engine.scheduler.workers import Worker
-from ipc.messages import Free, JobAccepted, Session
+from ipc.messages import Ended, Free, Held, JobAccepted, Session
 from ipc.ring import generation
 
 GATEWAY, SUPERVISOR = "gateway", "supervisor"
@@ -35,12 +35,20 @@ class Note(msgspec.Struct, frozen=True):
 
 @dataclass
 class Line:
-    """One session at the scheduler: its jobs by index (kept until acknowledged) and which of them have not ended."""
+    """One session at the scheduler: its jobs by index and which of them have not ended.
+
+    What has ended, here or ``elsewhere`` (at the gateway), is kept until it is acknowledged, for a gateway to come.
+    """
 
     session: Session
+    acked: int = -1
     jobs: dict[int, Job] = field(default_factory=dict)
     unended: set[int] = field(default_factory=set)
+    elsewhere: dict[int, Ended] = field(default_factory=dict)
     highest_ended: int = -1
+
+    def __post_init__(self) -> None:
+        self.acked = self.session.first_index - 1
 
 
 @dataclass
@@ -77,14 +85,15 @@ class Book:
         self.paces = {name: StagePace() for name in self.stages}
         rings = {w.plan.role: w.plan.ring_blocks for w in self.workers.values() if w.plan.ring_blocks}
         free_early = (hooks or {}).get("scheduler.slots") == "free_early"
-        self.slots = Slots(rings, deadlines.reserve_after_s, free_early)
+        self.slots = Slots(rings, deadlines.reserve_after_s, free_early, boot.ring_users if epoch > 1 else None)
         self.over: frozenset[str] = frozenset()
         self.stirred: dict[str, None] = {}  # stages where a dispatch may be possible that was not before
         self.trace = False  # log every transition
         self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()
         self.in_flight: set[Key] = set()  # dispatched at least once and not ended
-        self.ingress: dict[SlotKey, Key] = {}
+        self.ingress: dict[SlotKey, Held] = {}  # the gateway's slots that are not free yet
+        self.gateway = ""  # its present name; "" while there is none that knows what we know
         self.freed: list[Key] = []
         self.mail: dict[str, list[Any]] = {}  # GATEWAY, SUPERVISOR or a worker's peer name -> what it is told
         self.notes: list[Note] = []
@@ -138,6 +147,9 @@ class Book:
 
     def take(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """What was decided since the last call: mail, and notes for the log."""
+        if not self.gateway:  # who comes is told everything
+            self.mail.pop(GATEWAY, None)
+            self.accepted, self.freed, self.ride_until = {}, [], None
         if self.accepted or self.freed:
             self._send_riders(now)
         mail, self.mail = self.mail, {}
@@ -161,7 +173,13 @@ class Book:
     def free(self, keys: list[SlotKey]) -> None:
         """Ingress slots nobody needs: told to the gateway at the end of the turn."""
         for key in keys:
-            self.freed.append(self.ingress.pop(key))
+            held = self.ingress.pop(key)
+            self.freed.append((held.session, held.index))
+
+    def adopt(self, held: Held) -> None:
+        """Know a slot of the gateway's ring: it tells of it when nobody needs it any more."""
+        self.slots.adopt(held.ref.ring, held.ref.generation)
+        self.ingress[held.ref.ring, held.ref.generation] = held
 
     def release(self, peer: str, ticket: int) -> None:
         """A peer has answered for this ticket: its pins are gone."""

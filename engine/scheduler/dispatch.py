@@ -92,6 +92,8 @@ class Dispatch:
             return False
         if self.serial and not job.started and self.book.in_flight - {key}:
             return False
+        if job.at_last and not self.book.gateway:
+            return False  # nobody is there to take the result
         if job.at_last and key[0] in self.book.over and not self._unblocks(key):
             return False
         return self._grant(job, plan, worker, now)

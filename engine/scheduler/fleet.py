@@ -41,9 +41,22 @@ class Fleet:
         worker.move(Life.EMPTY)
         worker.condemned = False
         self.book.fleet_changed = True
-        del message  # what a surviving worker holds matters to a new epoch, which comes with the next release
-        if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
-            self._load(worker)
+        self._knows_its_slots(role)
+        match message.state:
+            case "loaded":  # it has lived through the death of an earlier epoch
+                worker.move(Life.LOADING)
+                worker.move(Life.LOADED)
+                self._check_ready()
+            case "waiting":
+                worker.move(Life.LOADING)
+                worker.waiting_for = message.reason
+            case _ if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
+                self._load(worker)
+
+    def _knows_its_slots(self, role: str) -> None:
+        """This role uses no slot that this epoch has not granted it."""
+        self.book.free(self.book.slots.heard(role))
+        self.book.stir_all()
 
     def _load(self, worker: Worker) -> None:
         worker.move(Life.LOADING)
@@ -189,6 +202,7 @@ class Fleet:
         self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
         self._excuse(worker, batches)
         if final:
+            self._knows_its_slots(role)
             self._stage_lost(worker.plan.stage, reason, now)
         self.flow.worker_died(worker, batches, reason, now)
         if not final:

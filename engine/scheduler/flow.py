@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.boot import StagePlan
 from engine.scheduler import retries
 from engine.scheduler.book import GATEWAY, Book, Line
@@ -11,6 +13,7 @@ from ipc.errors import ERROR_CODES
 from ipc.messages import (
     Admit,
     Ended,
+    Held,
     JobOutcome,
     Outcome,
     Partial,
@@ -25,11 +28,10 @@ NOTHING_SAID = "nothing was said"
 
 
 class Flow:
-    """See the module's docstring. ``gateway_peer`` is the gateway's present name, for pins."""
+    """See the module's docstring."""
 
     def __init__(self, book: Book) -> None:
         self.book = book
-        self.gateway_peer = ""
 
     # ---------------------------------------------------------------- in
 
@@ -42,40 +44,68 @@ class Flow:
         line = book.lines[message.session]
         if message.index in line.jobs:
             return
-        job = Job(
-            session=line.session,
-            index=message.index,
-            deadline=now + message.budget_ms / 1000,
-            stages=line.session.pipeline,
-            ingress=message.ref,
-            ref=message.ref,
-            text=message.text,
-            audio_s=message.audio_s,
-            skip=frozenset(message.skip),
-        )
+        job = Job(line.session, message, now + message.budget_ms / 1000, message.ref, message.text)
         line.jobs[job.index] = job
         line.unended.add(job.index)
         book.totals.total += 1
         if message.ref is not None:
-            book.slots.adopt(message.ref.ring, message.ref.generation)
-            book.ingress[message.ref.ring, message.ref.generation] = job.key
+            book.adopt(Held(message.session, message.index, message.ref))
         book.accepted[job.key] = None
         book.timer(job.deadline, "deadline", job.key)
         self.enter(job, now)
 
-    def ended_elsewhere(self, message: Ended) -> None:
-        """An index that ended at the gateway (gap, Skip): it only counts for the order of ends."""
-        line = self.book.lines.get(message.session)
-        if line is not None:
-            line.highest_ended = max(line.highest_ended, message.index)
+    def ended_elsewhere(self, message: Ended, now: float) -> None:
+        """An index that ended at the gateway (gap, Skip), or before this epoch: recorded, not run."""
+        outcome, admit = message.outcome, message.admit
+        line = self.book.lines.get(outcome.session)
+        if line is None:
+            return
+        job = line.jobs.get(outcome.index)
+        if job is not None:
+            if not job.ended:  # the gateway has given it up
+                self.end(job, outcome.outcome, outcome.code, outcome.error, now)
+        elif admit is None:
+            line.elsewhere[outcome.index] = message
+        else:
+            line.jobs[outcome.index] = self._ended_job(line, outcome, admit)
+        line.highest_ended = max(line.highest_ended, outcome.index)
+
+    def _ended_job(self, line: Line, outcome: Outcome, admit: Admit) -> Job:
+        """The record of a job that ended in an earlier epoch."""
+        passed = [State.COMPLETED] * len(line.session.pipeline)
+        job = Job(
+            line.session, admit, 0.0, states=passed, at=len(passed), ended=True, outcome=outcome,
+            has_audio=outcome.nbytes > 0, texts=dict(outcome.texts), language=outcome.language,
+            records=list(outcome.stages),
+        )  # fmt: skip
+        if admit.ref is not None and self._is_kept(job):
+            self.book.adopt(Held(job.session.id, job.index, admit.ref))
+        return job
+
+    def hold(self, held: Held) -> None:
+        """A slot of the gateway's ring whose job has ended: it is told when nobody can be reading it any more."""
+        self.book.adopt(held)
+        self.book.drop((held.ref.ring, held.ref.generation))
 
     def acked(self, session: str, through: int) -> None:
         """The client has every outcome up to ``through``: their records go."""
         line = self.book.lines.get(session)
         if line is None:
             return
-        for index in [i for i, job in line.jobs.items() if i <= through and job.ended]:
-            del line.jobs[index]
+        line.acked = max(line.acked, through)
+        for index in [i for i, job in line.jobs.items() if i <= through and (job.ended or job.remade)]:
+            self._forget(line, line.jobs[index])
+        for index in [i for i in line.elsewhere if i <= through]:
+            del line.elsewhere[index]
+
+    def _forget(self, line: Line, job: Job) -> None:
+        """Nobody will ask for this job again."""
+        if not job.ended:
+            self._withdraw(job)
+        del line.jobs[job.index]
+        for ref in (job.ref, job.ingress):
+            if ref is not None:
+                self.book.drop((ref.ring, ref.generation))
 
     def close(self, session: str, now: float) -> None:
         """The session is over: what has not ended is cancelled, its records go."""
@@ -84,6 +114,8 @@ class Flow:
             return
         for index in sorted(line.unended):
             self.end(line.jobs[index], "skipped", "cancelled", "the session was closed", now)
+        for job in list(line.jobs.values()):
+            self._forget(line, job)
         del self.book.lines[session]
 
     # ---------------------------------------------------------------- from stage to stage
@@ -104,7 +136,7 @@ class Flow:
     def _skip_reason(self, job: Job, plan: StagePlan) -> str:
         if job.ref is None and not job.text:
             return NOTHING_SAID
-        if job.stage in job.skip:
+        if job.stage in job.admit.skip:
             return "requested"
         if plan.name in self.book.absent:
             return self.book.absent[plan.name]
@@ -273,7 +305,7 @@ class Flow:
     def expire(self, key: Key, now: float) -> None:
         """The deadline: the outcome goes out now; a running worker is not touched."""
         job = self.book.job(key)
-        if job is not None and not job.ended:
+        if job is not None and not job.ended and job.deadline <= now:
             self.book.totals.expired += 1
             self.end(job, "error", "expired", f"not done by its deadline; it was {self._where(job)}", now)
 
@@ -296,22 +328,52 @@ class Flow:
         book = self.book
         self._withdraw(job)
         ref = job.ref if outcome == "ok" and (job.ref != job.ingress or self._passed_on(job)) else None
-        ticket = 0
-        if ref is not None:
+        ticket, job.has_audio = 0, ref is not None
+        if ref is not None and book.gateway:
             ticket = book.next_ticket()
-            book.slots.pin((ref.ring, ref.generation), self.gateway_peer, ticket)
+            book.slots.pin((ref.ring, ref.generation), book.gateway, ticket)
         elif outcome != "ok" and not job.passed:
             self._record_unfinished(job, now)
-        told = Outcome(
+        job.outcome = told = Outcome(
             *job.key, outcome, code, error, dict(job.texts), job.language, "; ".join(job.degraded),
             stages=tuple(job.records),
         )  # fmt: skip
         book.accepted.pop(job.key, None)  # its outcome says so too
         book.send(GATEWAY, JobOutcome(told, ref, ticket))
+        kept = job.ingress if self._is_kept(job) else None
         for held in (job.ref, job.ingress):
-            if held is not None:
+            if held is not None and held != kept:
                 book.drop((held.ring, held.generation))
-        self._count(outcome, code)
+        if not job.remade:
+            self._count(outcome, code)
+
+    def _is_kept(self, job: Job) -> bool:
+        """Whether the client's samples stay until the acknowledgement: a lost result is made again from them."""
+        return job.has_audio and self.book.stages[job.stages[-1]].accepts == "audio"
+
+    def again(self, job: Job, now: float) -> Job:
+        """The result of an ended job is made once more and without a deadline; returns the job that does it.
+
+        Only its last stage runs, unless that takes samples: then all of them run, on what the client sent.
+        """
+        last = len(job.stages) - 1
+        made = Job(
+            job.session, job.admit, math.inf, language=job.language, degraded=list(job.degraded),
+            records=list(job.records), remade=True,
+        )  # fmt: skip
+        if self.book.stages[job.stages[-1]].accepts == "audio":
+            made.ref, made.text = job.ingress, job.admit.text
+        else:
+            made.at, made.states = last, [*job.states[:last], State.PENDING]
+            made.texts = {stage: text for stage, text in job.texts.items() if stage != job.stages[-1]}
+            made.text = next(
+                (made.texts[stage] for stage in reversed(job.stages[:last]) if stage in made.texts), job.admit.text
+            )
+        line = self.book.lines[job.session.id]
+        line.jobs[job.index] = made
+        line.unended.add(job.index)
+        self.enter(made, now)
+        return made
 
     def _withdraw(self, job: Job) -> None:
         line = self.book.lines[job.session.id]

@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass, field
 
 from ipc.errors import IllegalMove
-from ipc.messages import Ref, Session, StageRecord
+from ipc.messages import Admit, Ended, Outcome, Ref, Session, StageRecord
 
 Key = tuple[str, int]  # session, utterance index
 
@@ -49,7 +49,7 @@ PASSED = (State.COMPLETED, State.SKIPPED)
 
 @dataclass(slots=True)
 class Job:
-    """Everything the scheduler knows of one utterance.
+    """Everything the scheduler knows of one utterance, which ``admit`` brought.
 
     ``ref`` or ``text`` is the input of the stage ``at``; ``ingress`` is what the client sent. ``deadline`` is in
     seconds of the monotonic clock. ``failures`` counts reported failures at the current stage, ``charges`` deaths
@@ -57,14 +57,10 @@ class Job:
     """
 
     session: Session
-    index: int
+    admit: Admit
     deadline: float
-    stages: tuple[str, ...]
-    ingress: Ref | None = None
     ref: Ref | None = None
     text: str | None = None
-    audio_s: float = 0.0
-    skip: frozenset[str] = frozenset()
     states: list[State] = field(default_factory=list)
     at: int = 0
     attempts: int = 0  # at the current stage, counted before dispatch
@@ -74,6 +70,9 @@ class Job:
     suspect: bool = False
     queued_ns: int = 0
     retry_at: float = 0.0
+    outcome: Outcome | None = None  # its end
+    has_audio: bool = False  # whether samples belong to it
+    remade: bool = False  # it had ended before; its result is made once more, for a new gateway
     ticket: int = 0  # outstanding, 0: none
     started: bool = False  # a stage has been dispatched
     ended: bool = False
@@ -82,8 +81,15 @@ class Job:
     degraded: list[str] = field(default_factory=list)
     records: list[StageRecord] = field(default_factory=list)
     key: Key = field(init=False)
+    index: int = field(init=False)
+    stages: tuple[str, ...] = field(init=False)
+    ingress: Ref | None = field(init=False)
+    audio_s: float = field(init=False)
 
     def __post_init__(self) -> None:
+        admit = self.admit
+        self.index, self.ingress, self.audio_s = admit.index, admit.ref, admit.audio_s
+        self.stages = self.session.pipeline
         self.states = self.states or [State.PENDING] * len(self.stages)
         self.key = self.session.id, self.index
 
@@ -120,6 +126,11 @@ class Job:
         self.at += 1
         self.attempts = self.failures = self.oom_failures = self.charges = 0
         self.suspect = False
+
+    def as_ended(self) -> Ended:
+        """Its end, for who has to know of it."""
+        assert self.outcome is not None, self.key
+        return Ended(self.outcome, self.admit)
 
     def record(self, record: StageRecord) -> None:
         self.records.append(record)

@@ -15,6 +15,7 @@ from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
+from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
 from engine.scheduler.pace import capacity
 from engine.scheduler.workers import Life, Worker
@@ -30,15 +31,19 @@ from ipc.messages import (
     Drained,
     Ended,
     Gone,
+    Held,
     Here,
     LeaseWait,
     Loaded,
     Loading,
     Over,
+    Restored,
+    Serve,
     Session,
     SessionEnded,
     Silent,
 )
+from ipc.peers import peer_name
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
@@ -54,6 +59,7 @@ class Scheduler:
         self.flow = Flow(self.book)
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
+        self.handover = Handover(self.book, self.flow)
         self._told = (-1, 0.0)
         self._told_at = 0.0
         self._drain_by: float | None = None
@@ -91,13 +97,17 @@ class Scheduler:
                 self.book.over = frozenset(sessions)
                 self.book.stir_all()
             case Ended():
-                flow.ended_elsewhere(message)
+                flow.ended_elsewhere(message, now)
+            case Held():
+                flow.hold(message)
             case SessionEnded(id=session):
                 flow.close(session, now)
             case Here():
-                flow.gateway_peer = peer
-                self._told, self.book.fleet_changed = (-1, 0.0), True
+                self._told = (-1, 0.0)
+                self.handover.meet(peer, message, now)
                 self.fleet.check_start()
+            case Restored():
+                self.handover.complete = True
 
     def _done(self, peer: str, message: Done, now: float) -> None:
         worker = self.fleet.find(peer)
@@ -138,8 +148,12 @@ class Scheduler:
 
     def _from_supervisor(self, message: Any, now: float) -> None:
         match message:
+            case Gone(role="gateway", incarnation=incarnation):
+                self.handover.part(peer_name("gateway", incarnation))
             case Gone(role=role, incarnation=incarnation, reason=reason, final=final):
                 self.fleet.gone(role, incarnation, reason, final=final, now=now)
+            case Serve():  # it does already: a load that fails is no reason to end it
+                self.fleet.ready = True
             case Silent(worker=role, incarnation=incarnation):
                 self.fleet.silent(role, incarnation)
             case Drain(budget_ms=budget_ms):
@@ -178,12 +192,12 @@ class Scheduler:
             for line in lines:
                 for index in sorted(line.unended):
                     self.flow.end(line.jobs[index], "error", "shutting_down", "the node stopped", now)
-        if not any(line.unended for line in lines):
+        if self.handover.complete and not any(line.unended for line in lines):
             self._drained = True
             self.book.send(SUPERVISOR, Drained())
 
     def _tell_capacity(self, now: float) -> None:
-        if not self.flow.gateway_peer:
+        if not self.book.gateway:
             return
         n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor)
         told_n, told_rate = self._told
@@ -231,6 +245,8 @@ class Scheduler:
             "jobs": self._jobs(now, 200),
             "slots": book.slots.snapshot(),
             "slots_idle": book.slots.idle,
+            "slots_unknown": book.slots.unknown,
+            "handed_over": self.handover.complete,
             "per_device": self._per_device(),
             "stages": {name: self._stage(name) for name in book.stages},
             "workers": {role: self._worker(role) for role in book.workers},
@@ -244,7 +260,7 @@ class Scheduler:
                     return rows
                 job = line.jobs[index]
                 states = {name: state.value for name, state in zip(job.stages, job.states, strict=True)}
-                left = round(job.deadline - now, 2)
+                left = None if job.remade else round(job.deadline - now, 2)
                 rows.append({"session": line.session.id, "index": index, "stages": states, "deadline_in_s": left})
         return rows
 

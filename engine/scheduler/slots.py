@@ -6,10 +6,15 @@ handed out while anybody may still read or write it. Slots of the gateway's ring
 itself frees their blocks when told (``Free``).
 
 A pin is (peer, ticket): the ``Done`` of that ticket, ``Copied``, or the peer's death answers it.
+
+A new epoch does not know which slots the one before had granted. So a ring is **unknown**, and nothing of it is granted
+or given back, until every role that maps it has said ``Here`` to this epoch (and with that, that it uses no slot) or
+will never come back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ipc.blocks import Blocks
@@ -30,7 +35,13 @@ class Slot:
 class Slots:
     """The blocks of every worker's ring, and the pins on them and on the gateway's slots."""
 
-    def __init__(self, rings: dict[str, int], reserve_after_s: float = 1.0, free_early: bool = False) -> None:
+    def __init__(
+        self,
+        rings: dict[str, int],
+        reserve_after_s: float = 1.0,
+        free_early: bool = False,
+        unknown: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
         self._blocks = {ring: Blocks(count) for ring, count in rings.items()}
         self._slots: dict[SlotKey, Slot] = {}
         self._pins: dict[tuple[str, int], list[SlotKey]] = {}
@@ -38,6 +49,8 @@ class Slots:
         self._wanting: dict[str, tuple[object, float]] = {}  # ring -> oldest claimant turned away, since when
         self._reserve_after_s = reserve_after_s
         self._free_early = free_early  # a test's hook: gives a slot back one pin too early
+        self._unknown = {ring: set(roles) for ring, roles in (unknown or {}).items()}  # ring -> who must yet speak
+        self._settled: list[SlotKey] = []  # adopted slots that are free when their ring is known
 
     def fits(self, ring: str, nbytes: int) -> bool:
         """Whether a slot of ``nbytes`` could ever be granted in this ring."""
@@ -48,6 +61,8 @@ class Slots:
 
         A claimant turned away for ``reserve_after_s`` gets the emptiest stretch reserved.
         """
+        if ring in self._unknown:
+            return None
         blocks = self._blocks[ring]
         length = blocks_for(nbytes)
         waiting, since = self._wanting.get(ring, (None, now))
@@ -78,9 +93,25 @@ class Slots:
             for ring in [ring for ring, (waiting, _) in self._wanting.items() if waiting == claimant]:
                 self.withdraw(ring, claimant)
 
+    def heard(self, role: str) -> list[SlotKey]:
+        """This role uses no slot granted before this epoch; returns adopted slots that are free now."""
+        if not self._unknown:
+            return []
+        for roles in self._unknown.values():
+            roles.discard(role)
+        self._unknown = {ring: roles for ring, roles in self._unknown.items() if roles}
+        freed = [key for key in self._settled if key[0] not in self._unknown]
+        self._settled = [key for key in self._settled if key[0] in self._unknown]
+        return freed
+
+    @property
+    def unknown(self) -> dict[str, list[str]]:
+        """Ring -> the roles that have not spoken to this epoch yet."""
+        return {ring: sorted(roles) for ring, roles in self._unknown.items()}
+
     def adopt(self, ring: str, number: int) -> None:
         """Know a slot whose blocks are another process's (the gateway's ring)."""
-        self._slots[ring, number] = Slot(-1)
+        self._slots.setdefault((ring, number), Slot(-1))
 
     def pin(self, key: SlotKey, peer: str, ticket: int) -> None:
         """``peer`` has been told of this slot under ``ticket``."""
@@ -131,6 +162,9 @@ class Slots:
             slot.start, slot.needed = -1, True  # hook: blocks gone, pins still counted
             return []
         del self._slots[key]
+        if slot.start < 0 and key[0] in self._unknown:
+            self._settled.append(key)
+            return []
         return [key] if slot.start < 0 else []
 
     def snapshot(self) -> dict[str, dict[str, int]]:
@@ -145,7 +179,7 @@ class Slots:
     @property
     def idle(self) -> bool:
         """No slot is known: everything has been given back."""
-        return not self._slots
+        return not self._slots and not self._settled
 
     def check(self) -> None:
         """Invariants: pins are counted right; every taken run is a known slot; none both free and pinned."""

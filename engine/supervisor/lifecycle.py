@@ -179,7 +179,9 @@ class Lifecycle:
             case Ready(mode, reason) if self.phase is Phase.STARTING:
                 self.mode, self.mode_reason = mode, reason
                 self._workers_ready = True
-            case Serving(endpoints) if self.phase is Phase.STARTING:  # a gateway that came back opens its door in silence
+            case Serving(endpoints) if (
+                self.phase is Phase.STARTING
+            ):  # a gateway that came back opens its door in silence
                 self._move(Phase.SERVING)
                 self.endpoints = endpoints
                 actions.append(Announce(endpoints, self.mode, self.mode_reason))

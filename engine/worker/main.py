@@ -3,7 +3,11 @@
 Commands come from the scheduler only; the lease comes from the arbiter. Until the lease is granted nothing of the
 stage's library is loaded, so a waiting worker holds no byte of its device. Runs are carried out in the order they came.
 
-    empty --Load--> asks for a lease --Granted--> loads, warms up --> loaded --Unload--> empty
+    empty --Load--> waiting for a lease --Granted--> loads, warms up --> loaded --Unload--> empty
+
+Scheduler and arbiter may die and come back, the model stays. A new scheduler's epoch knows nothing of what an earlier
+one had sent: runs on board are dropped, so the first word to it, ``Here``, says that no slot is in use here. A new
+arbiter is asked again what was not answered, and told again how the last load ended.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from engine import logs
@@ -59,6 +64,8 @@ class Worker:
         self.state = "empty"
         self.lease = 0
         self.request: LeaseRequest | None = None
+        self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
+        self.waiting_for = ""
         self.runs: deque[Run] = deque()
         self.leaving = False
         self.load_ms = 0.0
@@ -96,12 +103,12 @@ class Worker:
                 case Up(role="scheduler", incarnation=incarnation):
                     self.scheduler = self._connect("scheduler", self.scheduler, ToWorker)
                     self.scheduler.epoch = incarnation
-                    tickets = tuple(item.ticket for run in self.runs for item in run.items)
-                    self.scheduler.post(Here(self.state, self.plan.model, runs=tickets))
+                    self.runs.clear()
+                    self.scheduler.post(Here(self.state, self.waiting_for))
                 case Up(role="arbiter"):
                     self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
-                    if self.request is not None:
-                        self.arbiter.post(self.request)
+                    for message in (*self.last_words, self.request):
+                        self._to_arbiter(message)
                 case Stop():
                     self.leaving = True
 
@@ -118,9 +125,10 @@ class Worker:
             for message in batch:
                 match message:
                     case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
-                        self.lease, self.request = lease, None
+                        self.lease, self.request, self.waiting_for, self.last_words = lease, None, "", ()
                         self.load()
                     case LeaseWait(reason=reason):
+                        self.waiting_for = reason
                         self._to_scheduler(LeaseWait(reason))
                     case Denied(reason=reason, code=code, id=id_) if self.request and id_ == self.request.id:
                         self.state, self.request = "empty", None
@@ -151,11 +159,10 @@ class Worker:
         """Nothing is loaded before the arbiter has granted the memory."""
         if self.state != "empty":
             return
-        self.state = "waiting for its lease"
+        self.state = "waiting"
         plan = self.plan
         self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, plan.estimate_bytes, plan.model)
-        if self.arbiter is not None:
-            self.arbiter.post(self.request)
+        self._to_arbiter(self.request)
 
     def load(self) -> None:
         """Open and warm up the model; tells arbiter and scheduler how it went."""
@@ -172,7 +179,7 @@ class Worker:
         self.load_ms = (now() - begun) * 1000
         self.state = "loaded"
         measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
-        self._to_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
+        self._tell_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
         self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))
 
     def _open(self) -> Runner:
@@ -189,8 +196,7 @@ class Worker:
         cause = stage_error(error)
         logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
         self.state = "empty"
-        self._to_arbiter(Settled(self.lease, ok=False))
-        self._to_arbiter(Release(self.lease))
+        self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
         self._to_scheduler(Denied(cause.text, cause.code))
 
     def unload(self) -> None:
@@ -198,7 +204,7 @@ class Worker:
             return
         self.runner.stage.close()
         self.runner, self.state = None, "empty"
-        self._to_arbiter(Release(self.lease))
+        self._tell_arbiter(Release(self.lease))
 
     # ---------------------------------------------------------------- the work
 
@@ -220,11 +226,8 @@ class Worker:
         """One frame to each peer, the scheduler first, who waits for it; then heartbeat and report when due."""
         for link in (self.scheduler, self.arbiter):
             if link is not None:
-                try:
+                with suppress(PeerGone):  # it died; its next life is told what still matters
                     link.flush()
-                except PeerGone:
-                    logs.get().warning("a peer takes no more messages; leaving")
-                    leave(1)
         time_ = now()
         if time_ >= self.lifeline.pulse_at:
             self.lifeline.beat(self.state, time_)
@@ -250,8 +253,14 @@ class Worker:
         if self.scheduler is not None:
             self.scheduler.post(message)
 
+    def _tell_arbiter(self, *messages: Any) -> None:
+        """How it stands with the lease: said again to each new arbiter."""
+        self.last_words = messages
+        for message in messages:
+            self._to_arbiter(message)
+
     def _to_arbiter(self, message: Any) -> None:
-        if self.arbiter is not None:
+        if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
 
 

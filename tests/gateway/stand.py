@@ -12,7 +12,7 @@ from engine.config import DeadlinesSection
 from engine.gateway.books import Books
 from engine.gateway.events import Arrived, ClientLost, JobEnded, Post, Tell, TurnEnd, Write
 from engine.gateway.gateway import Gateway
-from ipc.messages import Admit, Capacity, Free, JobAccepted, Open, Opened, Outcome, Rejected, Submit
+from ipc.messages import Admit, Capacity, Free, JobAccepted, Open, Opened, Outcome, Rejected, Restored, Submit
 
 STAGES = (
     StagePlan(name="asr", kind="simulated", accepts="audio", emits="text", model="ears"),
@@ -68,6 +68,7 @@ class Stand:
         self.written: list[Write] = []
         self.others: list[Any] = []
         self.tickets = itertools.count(1)
+        self.feed(Restored())
         self.feed(Capacity(100))
 
     def feed(self, event: Any) -> None:

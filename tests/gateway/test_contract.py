@@ -112,7 +112,6 @@ def test_the_window_is_cut_to_the_nodes(stand: Stand) -> None:
 
 def test_the_scheduler_hears_of_a_session_once_and_before_its_first_utterance(stand: Stand) -> None:
     session = stand.open().session
-    assert not stand.posted
     stand.run(session, 0, 1)
     assert [type(m) for m in stand.posted if isinstance(m, Session | Admit)] == [Session, Admit, Admit]
 
@@ -159,7 +158,7 @@ def test_bad_audio_is_rejected_by_name_and_the_session_goes_on(
     assert (rejected.code, rejected.session, rejected.index) == (code, session, 0)
     if code == "bad_audio_format":
         assert "s16le mono 16000 Hz" in rejected.accepted
-    assert not stand.posted and not stand.written
+    assert not stand.sent(Admit) and not stand.written
     stand.run(session, 0)
 
 
@@ -226,7 +225,7 @@ def test_an_index_beyond_the_window_or_negative_is_told_the_window(stand: Stand)
     for index in (3, -1, 2**63 - 1, 2**63, 2**64 - 1):
         (rejected,) = stand.submit(session, index) if index >= 0 else stand.say(Submit(session, index, "s16le", 0))
         assert rejected.code == "bad_index" and rejected.window == (0, 2)
-    assert not stand.posted
+    assert not stand.sent(Admit)
 
 
 def test_the_window_moves_with_the_acknowledgement(stand: Stand) -> None:
@@ -388,7 +387,7 @@ def test_skip_ends_the_wait_for_a_refused_index(stand: Stand) -> None:
     stand.feed(Capacity(100))
     stand.say(Skip(session, 2))
     assert stand.submit(session, 3) == []
-    assert stand.sent(Ended) == [Ended(session, 2, "skipped", "gap")]
+    assert stand.sent(Ended) == [Ended(Outcome(session, 2, "skipped", "gap"))]
 
 
 def test_below_its_share_a_session_is_admitted_on_a_full_node(stand: Stand) -> None:
@@ -504,7 +503,7 @@ def test_a_missing_index_is_told_and_then_skipped(stand: Stand) -> None:
     assert stand.heard(Gap) == [Gap(session, 0, 5000)]
     stand.wait(5)
     assert ends(stand, session) == [(0, "skipped", "gap"), (1, "ok", "")]
-    assert stand.sent(Ended) == [Ended(session, 0, "skipped", "gap")]
+    assert stand.sent(Ended) == [Ended(Outcome(session, 0, "skipped", "gap"))]
     assert stand.codes(stand.submit(session, 0)) == ["too_late"]
 
 
@@ -601,7 +600,7 @@ def test_close_abort_cancels_what_runs(stand: Stand) -> None:
 def test_an_unused_session_closes_at_once(stand: Stand) -> None:
     session = stand.open().session
     assert stand.say(Close(session)) == [Closed(session, "drained")]
-    assert stand.core.snapshot()["sessions"] == 0 and not stand.posted
+    assert stand.core.snapshot()["sessions"] == 0 and stand.sent(SessionEnded) == [SessionEnded(session)]
 
 
 def test_a_close_mode_nobody_knows(stand: Stand) -> None:

@@ -83,7 +83,7 @@ class Machine(RuleBasedStateMachine):
     def listen(self) -> None:
         """Check everything clients were told since the last time."""
         by_id = {model.id: model for model in self.models}
-        for ended in self.stand.sent(Ended):
+        for ended in (message.outcome for message in self.stand.sent(Ended)):
             model = by_id[ended.session]
             if ended.index not in model.ends:  # the gateway gave up waiting for it
                 assert ended.index not in model.admitted and (ended.outcome, ended.code) == MISSING

@@ -37,6 +37,7 @@ from ipc.messages import (
     JobOutcome,
     Outcome,
     Report,
+    Restored,
     Serve,
     Serving,
     Session,
@@ -107,7 +108,7 @@ class Surroundings:
         self.wait_for(Alive)
         self.tell_supervised(Up("scheduler", 1, self.address["scheduler"]))
         self.wait_for(Here)
-        self.schedule(Capacity(10))
+        self.schedule(Restored(), Capacity(10))
         self.tell_supervised(Serve())
         assert self.wait_for(Serving).endpoints == (self.address["client"],)
 
@@ -321,7 +322,7 @@ def test_the_report_tells_what_is_going_on(node: Surroundings, client: Plain) ->
     client.socket.send(b"\xc1")
     client.wait_for("Rejected")
     fields = {"sessions", "accepted", "rejected", "busy", "outcomes", "response_queue", "held", "held_max"}
-    fields |= {"outbox_bytes", "ring", "clients", "bad_frames"}
+    fields |= {"outbox_bytes", "ring", "clients", "bad_frames", "whole"}
     for _ in range(5):
         snapshot = node.wait_for(Report).snapshot
         assert set(snapshot) == fields

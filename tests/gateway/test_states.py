@@ -12,7 +12,7 @@ from engine.gateway.outbox import Outbox
 from engine.gateway.reorder import Reorder
 from engine.gateway.sessions import Link, Session
 from ipc.errors import IllegalMove
-from ipc.messages import Open, Outcome
+from ipc.messages import Admit, Open, Outcome
 
 
 def session() -> Session:
@@ -47,7 +47,7 @@ def test_states_of_utterances(before: ledger.State, after: ledger.State) -> None
 def test_an_utterance_is_not_forgotten_before_its_end() -> None:
     book = Ledger()
     book.open("s")
-    book.admit("s", 0, ("text", 0, 0, 0), 0.0)
+    book.admit(Admit("s", 0, 1000, text="a"), 0.0)
     with pytest.raises(ValueError, match="before its end"):
         book.forget("s", 0)
     assert book.end("s", 0) and not book.end("s", 0)
@@ -58,7 +58,7 @@ def test_an_utterance_is_not_forgotten_before_its_end() -> None:
 def test_an_index_is_entered_once() -> None:
     book = Ledger()
     book.open("s")
-    book.admit("s", 0, ("text", 0, 0, 0), 0.0)
+    book.admit(Admit("s", 0, 1000, text="a"), 0.0)
     with pytest.raises(ValueError, match="known"):
         book.enter_missing("s", 0, 0.0)
     book.check()

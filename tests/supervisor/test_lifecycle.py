@@ -39,9 +39,9 @@ ROLES = ("arbiter", "scheduler", "gateway", WORKER, OTHER)
 class World:
     """A lifecycle, and what came out of it."""
 
-    def __init__(self, may_fail: tuple[str, ...] = (), max_restarts: int = 5) -> None:
+    def __init__(self, may_fail: tuple[str, ...] = (), restart_budget: int = 5) -> None:
         self.now = 0.0
-        self.life = Lifecycle(Roster(ROLES, LIMITS, max_restarts), {"scheduler": "ipc://s"}, LIMITS, may_fail)
+        self.life = Lifecycle(Roster(ROLES, LIMITS, restart_budget), {"scheduler": "ipc://s"}, LIMITS, may_fail)
         self.actions = self.do(Tick())
 
     def do(self, event: Any, after: float = 0.0) -> list[Any]:
@@ -58,7 +58,7 @@ class World:
 
     def serving(self) -> World:
         for role in ROLES:
-            self.say(role, Alive("loaded" if "@" in role else "started"))
+            self.say(role, Alive("loaded" if "@" in role else "running"))
         self.say("scheduler", Ready("pipelined", "why not"))
         self.say("gateway", Serving(("ipc://client",)))
         return self
@@ -132,7 +132,7 @@ def test_a_dead_worker_is_announced_and_comes_back() -> None:
 
 
 def test_a_worker_whose_budget_is_spent_is_gone_for_good_and_the_node_goes_on() -> None:
-    world = World(max_restarts=1).serving()
+    world = World(restart_budget=1).serving()
     for life in (1, 2):
         world.do(Exited(WORKER, -9))
         final = [a.message.final for a in world.actions if isinstance(a, Post)]
@@ -145,8 +145,55 @@ def test_a_worker_whose_budget_is_spent_is_gone_for_good_and_the_node_goes_on() 
 
 
 @pytest.mark.parametrize("role", ["scheduler", "gateway", "arbiter"])
-def test_the_death_of_a_process_that_does_not_come_back_ends_the_node_with_one_line(role: str) -> None:
+def test_every_process_comes_back_and_is_told_what_it_missed(role: str) -> None:
     world = World().serving()
+    world.do(Exited(WORKER, -9))
+    world.do(Tick())
+    world.say(WORKER, Alive("loaded"))
+    world.do(Exited(role, -11))
+    assert world.life.phase is Phase.SERVING and f"not up: {role}" in world.life.unhealthy()
+    assert Spawn(role, 2) in world.do(Tick())
+    world.say(role, Alive("started"))
+    told = [a.message for a in world.actions if isinstance(a, Post) and a.role == role]
+    assert {up.role for up in told if isinstance(up, Up)} == set(ROLES) - {role}
+    gone = [(g.role, g.incarnation) for g in told if isinstance(g, Gone)]
+    assert gone == ([(WORKER, 1), (OTHER, 0)] if role == "arbiter" else [])
+    assert [type(m) for m in told if isinstance(m, Serve)] == ([] if role == "arbiter" else [Serve])
+    news = {
+        a.role for a in world.actions if isinstance(a, Post) and isinstance(a.message, Up) and a.message.role == role
+    }
+    assert news == set(ROLES) - {role}
+    assert world.life.unhealthy() == ""
+
+
+def test_a_new_scheduler_is_told_which_workers_will_never_come() -> None:
+    world = World(restart_budget=1).serving()
+    for _ in range(2):
+        world.do(Exited(WORKER, -9))
+        world.do(Tick(), after=1.0)
+    assert world.life.roster[WORKER].state is State.SPENT
+    world.do(Exited("scheduler", -9))
+    world.do(Tick())
+    world.say("scheduler", Alive("started"))
+    assert [a.message.role for a in world.actions if isinstance(a, Post) and isinstance(a.message, Gone)] == [WORKER]
+
+
+@pytest.mark.parametrize("role", ["scheduler", "gateway"])
+def test_who_comes_back_while_the_node_drains_is_told_how_long_it_has(role: str) -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.do(Exited(role, -9), after=2.0)
+    world.do(Tick())
+    world.say(role, Alive("started"))
+    (drain,) = [a.message for a in world.actions if isinstance(a, Post) and isinstance(a.message, Drain)]
+    assert drain.budget_ms == round(1000 * (LIMITS.drain_s - 2.0))
+
+
+@pytest.mark.parametrize("role", ["scheduler", "gateway", "arbiter"])
+def test_a_core_process_whose_budget_is_spent_ends_the_node_with_one_line(role: str) -> None:
+    world = World(restart_budget=1).serving()
+    world.do(Exited(role, -9))
+    world.do(Tick())
     world.do(Exited(role, -11))
     assert set(world.posted(Stop)) == {WORKER, OTHER}
     end = stop_everything(world)
@@ -325,7 +372,7 @@ class AnyLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(max_restarts=2)
+        self.world = World(restart_budget=2)
         self.ended = False
 
     def act(self, actions: list[Any]) -> None:

@@ -16,8 +16,8 @@ LIMITS = DeadlinesSection()
 WORKER = "asr@cpu/0"
 
 
-def roster(*roles: str, max_restarts: int = 5) -> Roster:
-    made = Roster(roles or ("scheduler", WORKER), LIMITS, max_restarts)
+def roster(*roles: str, restart_budget: int = 5) -> Roster:
+    made = Roster(roles or ("scheduler", WORKER), LIMITS, restart_budget)
     made.tick(0.0)
     return made
 
@@ -117,7 +117,7 @@ def test_a_worker_that_dies_before_any_progress_waits_twice_as_long_each_time() 
 
 
 def test_the_budget_of_restarts_is_over_a_window() -> None:
-    made = roster(max_restarts=2)
+    made = roster(restart_budget=2)
     for now in (1.0, 2.0):
         up(made, WORKER, now)
         made.exited(WORKER, -9)
@@ -131,7 +131,7 @@ def test_the_budget_of_restarts_is_over_a_window() -> None:
 
 
 def test_a_death_that_was_an_utterances_doing_is_not_charged() -> None:
-    made = roster(max_restarts=1)
+    made = roster(restart_budget=1)
     for life in (1, 2, 3):
         up(made, WORKER, float(life))
         made.exited(WORKER, -9)

@@ -1,0 +1,130 @@
+"""Gateway and scheduler are each other's memory: what a new epoch is told, and what a new gateway hears. Pure.
+
+A new gateway knows nothing: it says ``Here("empty")``, the scheduler tells it sessions, utterances and the input slots
+that are not free, and when ``Restored`` has come all of that is entered at once (a scheduler that dies half-way has
+told nothing). From then on it is **whole**, and tells each new epoch of the scheduler all it knows, in the same words.
+
+An epoch that dies without having ended a single utterance may have died of one that it held: each of them is charged,
+and the third charge is ``error(poison)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from engine.gateway.books import Books
+from engine.gateway.delivery import Delivery
+from engine.gateway.ledger import Entry, State
+from engine.gateway.sessions import Session
+from ipc import messages
+from ipc.messages import Admit, CancelJob, Ended, Held, Outcome, Ref, Restored
+
+MAX_CHARGES = 3
+
+
+class Handover:
+    """See the module's docstring. ``fruitful``: the present epoch has ended something."""
+
+    def __init__(self, books: Books, delivery: Delivery) -> None:
+        self.books = books
+        self.delivery = delivery
+        self.whole = False
+        self.fruitful = True
+        self._heard: list[Any] = []
+
+    # ---------------------------------------------------------------- to a new epoch
+
+    def epoch(self, now: float) -> None:
+        """There is a new epoch: tell it everything, or, while not whole, wait to be told by it."""
+        self._heard.clear()
+        if not self.whole:
+            return
+        books = self.books
+        books.forget_riders()
+        if not self.fruitful:
+            self._charge()
+        self.fruitful = False
+        running = set()
+        for session in books.sessions:
+            books.announce(session)
+            for index, entry in sorted(books.ledger.of(session.id).items()):
+                self._tell(session, entry, now)
+                if entry.state is not State.ENDED:
+                    running.add((session.id, index))
+        for key, offset, nbytes, generation in books.ingress.held():
+            if key not in running:
+                books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
+        books.post(Restored())
+
+    def _tell(self, session: Session, entry: Entry, now: float) -> None:
+        books = self.books
+        if entry.state is State.ENDED:
+            parcel = books.outbox.get(session.id, entry.index)
+            assert parcel is not None, (session.id, entry.index)
+            books.post(Ended(parcel.outcome, entry.admit))
+            return
+        assert entry.admit is not None, (session.id, entry.index)
+        left_ms = round(1000 * (entry.deadline - now))
+        books.post(msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms)))
+        if entry.cancelled:
+            books.post(CancelJob(session.id, entry.index))
+
+    def _charge(self) -> None:
+        """The epoch before ended nothing: whatever it held is suspect."""
+        for session in self.books.sessions:
+            for index in sorted(self.books.ledger.unended_indices(session.id)):
+                entry = self.books.ledger.of(session.id)[index]
+                entry.charges += 1
+                if entry.charges >= MAX_CHARGES:
+                    self.books.ledger.end(session.id, index)
+                    text = f"the scheduler died {entry.charges} times while it held this utterance, and ended nothing"
+                    self.delivery.end(session, Outcome(session.id, index, "error", "poison", text), None)
+
+    # ---------------------------------------------------------------- from the scheduler
+
+    def hear(self, message: Any, now: float) -> None:
+        """One of ``Session``, ``Admit``, ``Ended``, ``Held``, and at the end ``Restored``."""
+        if self.whole:
+            return
+        if not isinstance(message, Restored):
+            self._heard.append(message)
+            return
+        for told in self._heard:
+            match told:
+                case messages.Session():
+                    self._open(told, now)
+                case Admit():
+                    self._enter(told.session, told.index, told, now)
+                case Ended(outcome, admit):
+                    session = self._enter(outcome.session, outcome.index, admit, now)
+                    self.books.ledger.end(outcome.session, outcome.index)
+                    self.delivery.end(session, outcome, None)
+                case Held(id, index, ref):
+                    self.books.ingress.adopt(id, index, ref.offset, ref.nbytes, ref.generation)
+        self._heard.clear()
+        self.whole = True
+
+    def _open(self, told: messages.Session, now: float) -> None:
+        """A session whose client has to resume it."""
+        books = self.books
+        opened = messages.Open(
+            told.id.rpartition(".")[0], books.catalog.name_of(told.pipeline), told.source, told.target, told.models,
+            told.priority, told.window, told.first_index, told.partials,
+        )  # fmt: skip
+        session = books.sessions.restore(told, opened, books.catalog.accepts(opened.pipeline), now)
+        books.ledger.open(session.id)
+        books.wake(session, now + books.deadlines.detach_s)
+
+    def _enter(self, id: str, index: int, admit: Admit | None, now: float) -> Session:
+        books = self.books
+        session = books.sessions.get(id)
+        assert session is not None, id
+        if admit is None:
+            books.ledger.enter_missing(id, index, now)
+        else:
+            books.ledger.admit(admit, now)
+            books.ledger.accept(id, index)
+        session.entered(index, books.ledger.of(id), now)
+        return session

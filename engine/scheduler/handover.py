@@ -1,0 +1,74 @@
+"""Scheduler and gateway are each other's memory: what a new gateway is told, and what a new epoch hears. Pure.
+
+A gateway that says ``Here("empty")`` gets every session, every job and every input slot that is not free, and then
+``Restored``. What has not ended goes over as its ``Admit``, what has as ``Ended``; but the samples of an outcome died
+with the old gateway, so its last stage runs once more (``Flow.again``) and it goes over as not ended.
+
+A gateway that says ``Here("whole")`` tells the same to this epoch; ``complete`` says that it has told everything.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from engine.scheduler.book import GATEWAY, Book, Line
+from engine.scheduler.flow import Flow
+from engine.scheduler.jobs import Job
+from ipc.messages import Admit, Here, Restored
+from ipc.peers import split_peer
+
+
+class Handover:
+    """See the module's docstring."""
+
+    def __init__(self, book: Book, flow: Flow) -> None:
+        self.book = book
+        self.flow = flow
+        self.complete = False
+
+    def meet(self, peer: str, message: Here, now: float) -> None:
+        """A life of the gateway speaks for the first time."""
+        book = self.book
+        if book.gateway:
+            self.part(book.gateway)
+        book.gateway = peer
+        book.over = frozenset()
+        book.fleet_changed = True
+        book.free(book.slots.heard(split_peer(peer)[0]))
+        if message.state == "empty":
+            self._tell_all(now)
+            book.send(GATEWAY, Restored())
+            self.complete = True
+        book.stir_all()
+
+    def part(self, peer: str) -> None:
+        """This life of the gateway is dead: it reads no slot any more, and what it was told it was told in vain."""
+        book = self.book
+        if peer == book.gateway:
+            book.gateway = ""
+        book.free(book.slots.gone(peer))
+
+    def _tell_all(self, now: float) -> None:
+        for line in self.book.lines.values():
+            self.book.send(GATEWAY, msgspec.structs.replace(line.session, first_index=line.acked + 1))
+            for index in sorted(line.jobs):
+                self._tell_job(line, line.jobs[index], now)
+            for ended in line.elsewhere.values():
+                self.book.send(GATEWAY, ended)
+        for held in self.book.ingress.values():
+            self.book.send(GATEWAY, held)
+
+    def _tell_job(self, line: Line, job: Job, now: float) -> None:
+        if job.outcome is not None and not job.has_audio:
+            return self.book.send(GATEWAY, job.as_ended())
+        if job.outcome is not None:
+            job = line.jobs[job.index] = self.flow.again(job, now)
+        return self.book.send(GATEWAY, _with_what_is_left(job, now))
+
+
+def _with_what_is_left(job: Job, now: float) -> Admit:
+    """The job's ``Admit`` as it would be sent now."""
+    left_ms = job.admit.budget_ms if job.deadline == math.inf else round(1000 * (job.deadline - now))
+    return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms))

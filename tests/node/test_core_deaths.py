@@ -1,0 +1,74 @@
+"""The death of scheduler, gateway or arbiter costs time and nothing else: no outcome is lost, doubled or out of order."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.node import Node
+from tests.node.rehearsal import Marks, assert_in_order, config, identities, kill, process_of, wait_until
+
+COUNT = 40
+CORES = ("scheduler", "gateway", "arbiter")
+
+
+def carry(node: Node, victims: tuple[str, ...], count: int = COUNT, after: int = 5) -> list:
+    """Submit ``count`` utterances; each victim is killed once ``after`` more outcomes have come."""
+    marks, outcomes, left = Marks(), [], list(victims)
+    with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+        for index in range(count):
+            session.submit(marks.make("t", index))
+            if left and index % (count // (len(victims) + 1)) == after:
+                kill(process_of(node, left.pop(0))["pid"])
+        outcomes = list(session.outcomes(timeout_s=30))
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    assert not left and not marks.mixed_up
+    return outcomes
+
+
+@pytest.mark.parametrize("victim", CORES)
+def test_killing_it_under_load_loses_nothing_and_restarts_nobody_else(victim: str) -> None:
+    with Node(config(sleep_ms=10.0)) as node:
+        before = identities(node)
+        outcomes = carry(node, (victim,))
+        wait_until(lambda: victim in identities(node) and identities(node)[victim] != before[victim])
+        after = identities(node)
+    assert_in_order(outcomes)
+    assert [(o.outcome, o.code) for o in outcomes] == [("ok", "")] * COUNT
+    assert {role for role in before if before[role] != after[role]} == {victim}
+
+
+@pytest.mark.parametrize("victims", [("scheduler", "gateway"), ("gateway", "scheduler")])
+def test_one_after_the_other_they_are_each_other_s_memory(victims: tuple[str, ...]) -> None:
+    with Node(config(sleep_ms=15.0)) as node:
+        outcomes = carry(node, victims, count=120)
+        again = carry(node, ())
+    assert_in_order(outcomes)
+    assert {o.outcome for o in outcomes} == {"ok"} and {o.outcome for o in again} == {"ok"}
+
+
+def test_results_that_nobody_had_read_are_made_again_by_the_last_stage_alone() -> None:
+    with Node(config(sleep_ms=1.0)) as node:
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(8):
+                session.submit(marks.make("t", index))
+            wait_until(lambda: node.stats()["scheduler"]["completed"] == 8)  # and none acknowledged: we do not read
+            kill(process_of(node, "gateway")["pid"])
+            outcomes = list(session.outcomes(timeout_s=30))
+            runs = {role: row["utterances"] for role, row in node.stats()["scheduler"]["workers"].items()}
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    assert_in_order(outcomes)
+    assert {o.outcome for o in outcomes} == {"ok"} and not marks.mixed_up
+    assert runs["asr@cpu/0"] == 8 and 8 <= runs["tts@cpu/0"] <= 16
+
+
+def test_the_node_ends_when_the_budget_of_one_it_cannot_do_without_is_spent() -> None:
+    with Node(config(node={"restart_budget": 1})) as node:
+        first = process_of(node, "arbiter")["pid"]
+        kill(first)
+        second = wait_until(lambda: next((r["pid"] for r in node.stats()["processes"]
+                                          if r["role"] == "arbiter" and r["pid"] != first), 0))  # fmt: skip
+        kill(second)
+        assert node.wait(10.0) == 1
