@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import signal
+from collections import deque
 from collections.abc import Collection
 from typing import Any
 
@@ -58,6 +59,7 @@ from ipc.messages import (
     Up,
 )  # fmt: skip
 
+KEPT_DEATHS = 100  # for the statistics
 COUNT_S = 0.2  # how long a draining node waits for the scheduler's count of what is in flight
 
 
@@ -95,6 +97,7 @@ class Lifecycle:
         self.mode = self.mode_reason = ""
         self.endpoints: tuple[str, ...] = ()
         self.reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self.deaths: deque[dict[str, Any]] = deque(maxlen=KEPT_DEATHS)
         self._addresses = endpoints
         self._limits = deadlines
         self._may_fail = frozenset(may_fail)
@@ -251,6 +254,7 @@ class Lifecycle:
         if self.phase in (Phase.STOPPING, Phase.ENDED):
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
+        self.deaths.append({"role": role, "incarnation": record.incarnation, "reason": reason, "seen_s": now})
         final = not self.roster.can_restart(role, now)
         if final and self.phase is Phase.STARTING and role not in self._may_fail:
             self._fail(f"{role} cannot start: {reason}")

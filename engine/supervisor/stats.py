@@ -43,6 +43,7 @@ def compose(node: str, lifecycle: Lifecycle, devices: Mapping[str, str], ring_by
         "ring_bytes": ring_bytes,
         "endpoints": list(lifecycle.endpoints),
         "processes": lifecycle.roster.snapshot(now),
+        "deaths": list(lifecycle.deaths),
         "gateway": gateway,
         "scheduler": scheduler,
         "arbiter": arbiter,

@@ -73,8 +73,7 @@ class Fake:
                 hopeless = "die" in self.boot.hooks.values()
                 if self.boot.role == "scheduler" and not hopeless and self.workers | {"gateway", "arbiter"} <= self.up:
                     self.lifeline.post(Ready("pipelined", "in a test"))
-            case Serve():
-                assert isinstance(self.boot.body, GatewayBoot)
+            case Serve() if isinstance(self.boot.body, GatewayBoot):
                 self.lifeline.post(Serving(self.boot.body.endpoints))
             case Drain():
                 self.lifeline.post(Flushed() if self.boot.role == "gateway" else Drained())

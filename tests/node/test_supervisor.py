@@ -91,17 +91,22 @@ def test_a_stopped_worker_is_condemned_killed_and_replaced(start_node: StartNode
 
 
 @pytest.mark.parametrize("role", ["arbiter", "scheduler", "gateway"])
-def test_the_death_of_a_central_process_ends_the_node(start_node: StartNode, role: str) -> None:
-    node = start_node(fakes=True)
+def test_a_central_process_that_dies_too_often_ends_the_node(start_node: StartNode, role: str) -> None:
+    node = start_node(fakes=True, restart_budget=1)
+    os.kill(lives(node)[role][1], signal.SIGKILL)
+    wait_until(lambda: lives(node).get(role, (1,))[0] == 2, 5.0)
     os.kill(lives(node)[role][1], signal.SIGKILL)
     assert node.wait(10) == 1
     assert not processes(node.name)
 
 
-def test_a_stopped_central_process_ends_the_node(start_node: StartNode) -> None:
+@pytest.mark.parametrize("role", ["arbiter", "scheduler", "gateway"])
+def test_a_stopped_central_process_is_condemned_killed_and_replaced(start_node: StartNode, role: str) -> None:
     node = start_node(fakes=True, deadlines={"silent_s": 0.5})
-    os.kill(lives(node)["gateway"][1], signal.SIGSTOP)
-    assert node.wait(10) == 1
+    before = lives(node)
+    os.kill(before[role][1], signal.SIGSTOP)
+    wait_until(lambda: lives(node).get(role, (1,))[0] == 2, 5.0)
+    assert {r for r, life in lives(node).items() if life != before[r]} == {role}
 
 
 def test_who_does_not_obey_is_killed_and_the_node_still_ends_with_0(start_node: StartNode) -> None:
@@ -117,12 +122,12 @@ def test_a_worker_that_cannot_boot_ends_the_start_with_one_line(start_node: Star
 
 def test_a_worker_that_dies_again_and_again_ends_the_start_within_its_budget(start_node: StartNode) -> None:
     with pytest.raises(DragomanError, match="nmt@cpu/0 cannot start: exit code 1"):
-        start_node(fakes=True, hooks={"nmt@cpu/0": "die"}, node={"restart_budget": 2})
+        start_node(fakes=True, hooks={"nmt@cpu/0": "die"}, restart_budget=2)
 
 
 def test_a_worker_that_never_speaks_does_not_hang_the_start_for_ever(start_node: StartNode) -> None:
     with pytest.raises(DragomanError, match="said nothing within 1 s of its start"):
-        start_node(fakes=True, hooks={"nmt@cpu/0": "mute"}, deadlines={"boot_s": 1.0}, node={"restart_budget": 0})
+        start_node(fakes=True, hooks={"nmt@cpu/0": "mute"}, deadlines={"boot_s": 1.0}, restart_budget=0)
 
 
 def test_a_death_during_the_start_is_healed(start_node: StartNode) -> None:
@@ -145,6 +150,7 @@ def test_a_process_inherits_what_it_needs_and_not_the_supervisor_s_end_of_the_de
     assert rings.pop("gateway") == {"ring:gateway", "ring:tts@cpu/0"}
     assert rings.pop("asr@cpu/0") == {"ring:gateway"}
     assert rings.pop("tts@cpu/0") == {"ring:tts@cpu/0"}
+    assert rings.pop("arbiter") == {"journal"}
     assert all(names == set() for names in rings.values())
     ours = {target for target in descriptors(node.pid).values() if target.startswith("pipe:")}
     for role, (_, pid, _) in before.items():

@@ -1,0 +1,127 @@
+"""A client for ``bench chaos``, in a process of its own: submits marked utterances for ever and logs what it is told.
+
+    python -m bench.chaos_client ENDPOINT engine|plain LOG SEED
+
+``engine`` is ``engine.Client``; ``plain`` is the documented example in plain pyzmq, as it stands. The log, a JSON
+object a line, is all that the checker sees: ``submit`` (index), ``outcome`` (index, outcome, code, whether it is right:
+its own mark came back), ``error`` (the client gave up), ``end``. Times are of the machine's monotonic clock. It ends
+when standard input does: nothing more is submitted then, and everything outstanding is waited for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import select
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from engine.client import Client
+from stages.simulated import mark_samples, read_mark
+
+SAMPLES = 4_000
+PATIENCE_S = 30.0
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "plain_client.py"
+
+
+class Log:
+    """Lines that are in the kernel's hands when the call returns."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        os.write(self._fd, json.dumps({"kind": kind, "at": time.monotonic(), **fields}).encode() + b"\n")
+
+
+class Utterances(Sequence[bytes]):
+    """Marked utterances without end, until standard input ends; then as many as were taken."""
+
+    def __init__(self, log: Log, seed: int) -> None:
+        self._log = log
+        self._chance = random.Random(seed)
+        self.marks: list[str] = []
+        self._limit = sys.maxsize
+
+    def __len__(self) -> int:
+        if self._limit == sys.maxsize and select.select([0], [], [], 0)[0]:
+            self._limit = len(self.marks)
+        return self._limit
+
+    def __getitem__(self, index: Any) -> Any:
+        """int16 samples as bytes; asked for again (after Busy), the same."""
+        if index == len(self.marks):
+            mark = self._chance.getrandbits(64)
+            self.marks.append(read_mark(mark_samples(mark, SAMPLES)))
+            self._log("submit", index=index)
+        return mark_samples(
+            int.from_bytes(bytes.fromhex(self.marks[index].partition(":")[2]), "little"), SAMPLES
+        ).tobytes()
+
+    def came_back(self, index: int, texts: dict[str, str], audio: np.ndarray | None) -> bool:
+        """Whether an outcome is of this utterance, by text and by samples."""
+        return texts.get("asr") == self.marks[index] and audio is not None and read_mark(audio) == self.marks[index]
+
+
+def run() -> None:
+    endpoint, kind, path, seed = sys.argv[1:]
+    log = Log(path)
+    utterances = Utterances(log, int(seed))
+    carry = _engine if kind == "engine" else _plain
+    try:
+        for index, outcome, code, error, texts, audio in carry(endpoint, utterances):
+            right = outcome != "ok" or utterances.came_back(index, texts, audio)
+            log("outcome", index=index, outcome=outcome, code=code, error=error, right=right)
+        log("end", submitted=len(utterances.marks))
+    except Exception as error:  # whatever it is: the client saw the node fail
+        log("error", text=f"{type(error).__name__}: {error}")
+        raise
+
+
+Told = tuple[int, str, str, str, dict[str, str], np.ndarray | None]
+
+
+def _engine(endpoint: str, utterances: Utterances) -> Iterator[Told]:
+    with Client(endpoint, patience_s=PATIENCE_S) as client, client.session(source="en", target="de") as session:
+        coming = 0
+        while coming < len(utterances):
+            session.submit(np.frombuffer(utterances[coming], "<i2"), index=coming)
+            coming += 1
+            yield from _told(session, 0.0)
+        yield from _told(session, PATIENCE_S)
+
+
+def _told(session: Any, timeout_s: float) -> Iterator[Told]:
+    try:
+        for o in session.outcomes(timeout_s=timeout_s):
+            yield o.index, o.outcome, o.code, o.error, dict(o.texts), o.audio
+    except TimeoutError:
+        if timeout_s:
+            raise
+
+
+def _plain(endpoint: str, utterances: Utterances) -> Iterator[Told]:
+    for message, samples in _example().translate(endpoint, utterances, source="en", target="de", patience_s=PATIENCE_S):
+        audio = np.frombuffer(samples, "<i2") if samples else None
+        texts = message.get("texts", {})
+        yield message["index"], message["outcome"], message.get("code", ""), message.get("error", ""), texts, audio
+
+
+def _example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plain_client", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    run()
