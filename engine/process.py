@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from engine import logs
+from engine import failpoints, logs
 from engine.boot import Boot
 from engine.exits import BOOT_FAILED, ORPHANED
 from ipc.errors import DragomanError, PeerGone
@@ -137,6 +137,7 @@ def enter(argv: list[str] | None = None) -> Boot:
     logger = logs.configure(boot.role, boot.node, boot.log_level)
     if "@" in boot.role:
         _offer_to_oom_killer()
+    failpoints.arm(boot.hooks, boot.role, boot.incarnation)
     if boot.hooks:
         logger.warning("test hooks are in force: %s", ", ".join(f"{k}={v}" for k, v in sorted(boot.hooks.items())))
     return boot

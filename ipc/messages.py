@@ -73,7 +73,7 @@ class Limits(_Part, frozen=True):
     pipelines: dict[str, tuple[str, ...]]
     sources: dict[str, tuple[str, ...]]  # pipeline -> source languages it takes; empty: not checked
     targets: dict[str, tuple[str, ...]]
-    models: dict[str, str]  # stage -> its model: what ``Open.models`` may name
+    models: dict[str, str] = {}  # stage -> its model: what ``Open.models`` may name
 
 
 # ---------------------------------------------------------------- client -> node
@@ -334,6 +334,16 @@ class Ended(_Wire, frozen=True):
     admit: Admit | None = None
 
 
+class Remade(_Wire, frozen=True):
+    """To a new gateway or a new epoch: this had ended, but its samples are lost and are made once more.
+
+    ``outcome``: its end, with the texts that the last stage needs. The receiver counts it as not ended.
+    """
+
+    outcome: Outcome
+    admit: Admit
+
+
 class Held(_Wire, frozen=True):
     """To a new gateway or a new epoch: an input slot that is not free yet (``ref`` says where it lies)."""
 
@@ -344,6 +354,10 @@ class Held(_Wire, frozen=True):
 
 class SessionEnded(_Wire, frozen=True):
     id: str
+
+
+class Spare(_Wire, frozen=True):
+    """Somebody has waited long for ring memory: inputs kept only as a precaution are given up."""
 
 
 # ---------------------------------------------------------------- scheduler -> gateway
@@ -646,10 +660,10 @@ class Answer(_Wire, frozen=True):
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
 ToScheduler = Union[
-    Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Held, Restored,
+    Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
 ]  # fmt: skip
-ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Held, Restored]
+ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Unload, Park]
 ToArbiter = Union[LeaseRequest, Settled, Release, Will, Later]
 ArbiterToWorker = Union[Granted, LeaseWait, Denied]

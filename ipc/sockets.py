@@ -197,11 +197,13 @@ class Dealer(_Link):
         """Put a message into this turn's frame."""
         self._posted.append(message)
 
-    def flush(self) -> None:
-        """Send this turn's frame, if any. Raises PeerGone."""
-        if self._posted:
-            batch, self._posted = self._posted, []
-            self.send(batch)
+    def flush(self) -> bool:
+        """Send this turn's frame, if any; whether there was one. Raises PeerGone."""
+        if not self._posted:
+            return False
+        batch, self._posted = self._posted, []
+        self.send(batch)
+        return True
 
     def send(self, batch: list[Any]) -> None:
         """Send one frame now. Raises PeerGone."""

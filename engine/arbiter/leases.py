@@ -12,17 +12,21 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 
 A lease ends with its holder's death, a failed load, or ``Release``. Nothing is granted upon a reading older than
 ``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers the newest life known to be gone.
+
+The book outlives its arbiter: ``keep`` gives what the next one must know, ``restore`` takes it back. Workers then say
+again what was not answered and their last words about their leases, and the supervisor who is dead: the book may hear
+all of it twice. A load that was under way keeps its turn until its holder, or its holder's death, ends it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from engine.arbiter import words
+from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.room import DeviceMemory, Limits, Reading
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
@@ -86,7 +90,7 @@ class Leases:
         self._waits = waits
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._leases: dict[str, list[Lease]] = {name: [] for name in self._devices}  # per device, oldest first
-        self._numbers = count(1)
+        self._next_number = 1
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
@@ -181,7 +185,7 @@ class Leases:
         return None
 
     def _grant(self, lease: Lease, now: float) -> Action:
-        lease.number = next(self._numbers)
+        lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
         self._counts["granted"] += 1
         return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
@@ -259,6 +263,27 @@ class Leases:
             elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self._counts["deficits"] += 1
+
+    # ------------------------------------------------------------ beyond this life
+
+    def keep(self) -> Kept:
+        """What the next arbiter must know, and no more: the book as it is now."""
+        devices = []
+        for name, memory in self._devices.items():
+            leases = tuple(replace(lease) for lease in self._leases[name] if lease.state in ON_DEVICE)
+            devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, leases))
+        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices))
+
+    def restore(self, kept: Kept) -> None:
+        """Go on from what an earlier arbiter knew; this book must be empty, and the leases are its own from here on."""
+        # A request that waited comes again as a new one, and its patience starts anew: nobody kept how much was left.
+        self._next_number = kept.next_number
+        self._gone.update(kept.gone)
+        self._load_times_ms.update(kept.load_times_ms)
+        for device in kept.devices:
+            if device.name in self._devices:
+                self._devices[device.name].remember(device.reading, device.foreign_bytes)
+                self._leases[device.name] += device.leases
 
     # ------------------------------------------------------------ looking
 

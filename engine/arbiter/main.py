@@ -1,18 +1,23 @@
-"""The arbiter's shell: workers' questions and memory readings in, the book's answers out."""
+"""The arbiter's shell: workers' questions and memory readings in, the book's answers out.
+
+Before the answers of a turn leave, the book is in the journal, so no answer is ever heard that the next life of the
+arbiter does not know of. What it had decided and not yet written when it died, nobody has heard.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-from engine import logs, process
-from engine.arbiter import words
+from engine import failpoints, logs, process
+from engine.arbiter import kept, words
+from engine.arbiter.journal import Journal
 from engine.arbiter.leases import Action, FromWorker, Leases, Sample, Send, Tick, Waits
 from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
-from ipc.messages import Drain, Gone, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter
+from ipc.messages import Drain, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter
 from ipc.sockets import Poll, Router
 
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
@@ -28,10 +33,12 @@ class Arbiter:
         self._boot = boot
         self._log = logs.get()
         self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
         self._stopping = False
+        self._granting = False  # a grant leaves with this turn's answers
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -42,9 +49,16 @@ class Arbiter:
             self._hear_workers()
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
+            self._keep()
+            if granting := self._granting:
+                failpoints.reach("arbiter.written")
             self._speak()
+            if granting:
+                failpoints.reach("arbiter.told")
+                self._granting = False
 
     def _start(self) -> None:
+        self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
         self._poll = Poll()
@@ -52,6 +66,19 @@ class Arbiter:
             self._poll.add(thing)
         for sampler in self._samplers.values():
             sampler.start()
+
+    def _remember(self) -> None:
+        """Go on where the arbiter before this one died."""
+        state = self._journal.read()
+        if state is None:
+            return
+        try:
+            book = kept.decode(state)
+        except ValueError as error:
+            self._log.error("the journal is not of this version; leases granted so far are not known: %s", error)
+            return
+        self._leases.restore(book)
+        self._log.info("%d leases known from an earlier life", sum(len(device.leases) for device in book.devices))
 
     def _fds(self) -> list[int]:
         return sorted({sampler.fileno() for sampler in self._samplers.values()})
@@ -77,6 +104,7 @@ class Arbiter:
         for peer, _, batch in self._router.drain():
             for message in batch:
                 if isinstance(message, (LeaseRequest, Settled, Release)):
+                    failpoints.reach("arbiter.asked")
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
 
     def _hear_samplers(self) -> None:
@@ -93,11 +121,19 @@ class Arbiter:
         for action in actions:
             match action:
                 case Send(peer, message):
+                    self._granting = self._granting or isinstance(message, Granted)
                     level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
                 case Sample(device):
                     self._samplers[device].ask()
+
+    def _keep(self) -> None:
+        """Write the book down. One too large for the journal is counted and said once; the node goes on."""
+        state = kept.encode(self._leases.keep())
+        if not self._journal.write(state) and self._journal.too_large == 1:
+            sizes = f"{len(state)} bytes, its journal takes {self._journal.most_bytes}"
+            self._log.error("the book has %s: what is granted from now on would not outlive this arbiter", sizes)
 
     def _speak(self) -> None:
         now = process.now()
@@ -105,7 +141,9 @@ class Arbiter:
             self._log.info("%s is not there any more", peer)  # its Gone comes from the supervisor
         self._lifeline.beat("serving", now)
         if self._lifeline.report_due(now):
-            self._lifeline.report(self._leases.snapshot(now), now)
+            report = self._leases.snapshot(now)
+            report["counts"]["not_kept"] = self._journal.too_large
+            self._lifeline.report(report, now)
         self._lifeline.flush()
 
 

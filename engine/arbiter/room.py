@@ -72,13 +72,18 @@ class DeviceMemory:
         self.limits = limits
         self.reading: Reading | None = None
         self.foreign_bytes = 0
+        self._remembered = False  # the reading is an earlier arbiter's
+
+    def remember(self, reading: Reading | None, foreign_bytes: int) -> None:
+        """Go on from an earlier arbiter's figures: they explain the next reading, and nothing is granted upon them."""
+        self.reading, self.foreign_bytes, self._remembered = reading, foreign_bytes, True
 
     def take(self, reading: Reading, leases: Collection[Lease]) -> None:
         """Enter a reading: settle what was measured before it, then explain the rest."""
         leases = [lease for lease in leases if lease.state in ON_DEVICE]
         corrected = sum(self._settle(lease, reading) for lease in leases)
         self.foreign_bytes = max(0, self.foreign_bytes - corrected)  # what one had too much, others had too little
-        self.reading = reading
+        self.reading, self._remembered = reading, False
         unexplained = reading.used_bytes - self.foreign_bytes - sum(lease.held_bytes for lease in leases)
         if unexplained > 0:
             self._grow(unexplained, leases)
@@ -105,12 +110,13 @@ class DeviceMemory:
         return min(by_driver, by_book) - self.margin()
 
     def age(self, now: float, since: float) -> float:
-        """Seconds since the newest reading; while there is none, since ``since``."""
-        return now - (self.reading.taken_at if self.reading else since)
+        """Seconds since the newest reading; while there is none of our own, since ``since``."""
+        return now - (self.reading.taken_at if self.reading and not self._remembered else since)
 
     def current(self, leases: Iterable[Lease]) -> bool:
-        """Whether there is a reading from after every end of a load here."""
-        return self.reading is not None and all(lease.settled_at is None for lease in leases)
+        """Whether there is a reading of our own, from after every end of a load here."""
+        ours = self.reading is not None and not self._remembered
+        return ours and all(lease.settled_at is None for lease in leases)
 
     @staticmethod
     def _settle(lease: Lease, reading: Reading) -> int:

@@ -44,7 +44,7 @@ def client(
     if endpoint:
         say(f"using the {'node' if args.connect else 'running node'} at {endpoint}")
         with Client(endpoint) as found:
-            if any(map(embedded.is_demo, found.limits["models"].values())):
+            if any(map(embedded.is_demo, found.limits.get("models", {}).values())):
                 say("its models are demo models: a phrase book, synthetic voices, not for use")
             yield found
         return

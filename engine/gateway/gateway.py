@@ -41,6 +41,7 @@ from ipc.messages import (
     Pong,
     Progress,
     Rejected,
+    Remade,
     Restored,
     Resume,
     Skip,
@@ -73,7 +74,7 @@ class Gateway:
             DrainNode: lambda event, now: self.watch.drain(event.budget_s, now),
             LeaveNow: lambda _, now: self.watch.leave(now),
             NewEpoch: self._new_epoch,
-            **dict.fromkeys((messages.Session, Admit, Ended, Held, Restored), self.handover.hear),
+            **dict.fromkeys((messages.Session, Admit, Ended, Remade, Held, Restored), self.handover.hear),
         }
 
     def handle(self, event: Any, now: float) -> list[Action]:

@@ -19,7 +19,7 @@ from engine.gateway.delivery import Delivery
 from engine.gateway.ledger import Entry, State
 from engine.gateway.sessions import Session
 from ipc import messages
-from ipc.messages import Admit, CancelJob, Ended, Held, Outcome, Ref, Restored
+from ipc.messages import Admit, CancelJob, Ended, Held, Outcome, Ref, Remade, Restored
 
 MAX_CHARGES = 3
 
@@ -46,16 +46,12 @@ class Handover:
         if not self.fruitful:
             self._charge()
         self.fruitful = False
-        running = set()
+        for key, offset, nbytes, generation in books.ingress.held():
+            books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
         for session in books.sessions:
             books.announce(session)
-            for index, entry in sorted(books.ledger.of(session.id).items()):
+            for _, entry in sorted(books.ledger.of(session.id).items()):
                 self._tell(session, entry, now)
-                if entry.state is not State.ENDED:
-                    running.add((session.id, index))
-        for key, offset, nbytes, generation in books.ingress.held():
-            if key not in running:
-                books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
         books.post(Restored())
 
     def _tell(self, session: Session, entry: Entry, now: float) -> None:
@@ -67,7 +63,7 @@ class Handover:
             return
         assert entry.admit is not None, (session.id, entry.index)
         left_ms = round(1000 * (entry.deadline - now))
-        books.post(msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms)))
+        books.post(entry.remade or msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms)))
         if entry.cancelled:
             books.post(CancelJob(session.id, entry.index))
 
@@ -85,7 +81,7 @@ class Handover:
     # ---------------------------------------------------------------- from the scheduler
 
     def hear(self, message: Any, now: float) -> None:
-        """One of ``Session``, ``Admit``, ``Ended``, ``Held``, and at the end ``Restored``."""
+        """One of ``Session``, ``Admit``, ``Ended``, ``Remade``, ``Held``, and at the end ``Restored``."""
         if self.whole:
             return
         if not isinstance(message, Restored):
@@ -101,6 +97,9 @@ class Handover:
                     session = self._enter(outcome.session, outcome.index, admit, now)
                     self.books.ledger.end(outcome.session, outcome.index)
                     self.delivery.end(session, outcome, None)
+                case Remade(outcome, admit):
+                    self._enter(outcome.session, outcome.index, admit, now)
+                    self.books.ledger.of(outcome.session)[outcome.index].remade = told
                 case Held(id, index, ref):
                     self.books.ingress.adopt(id, index, ref.offset, ref.nbytes, ref.generation)
         self._heard.clear()

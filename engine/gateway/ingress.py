@@ -40,6 +40,7 @@ class Ingress:
         self._held: dict[str, int] = {}  # session -> blocks
         self._claims: dict[Key, Claim] = {}  # oldest first
         self._reserved_for: Key | None = None
+        self.is_pressed = False  # somebody has waited for long, as of the last review
 
     def can_hold(self, session: str, nbytes: int, open_sessions: int) -> bool:
         """Whether the session stays within max(longest slot, its part of the ring)."""
@@ -93,6 +94,7 @@ class Ingress:
             if now - claim.since >= self._reserve_after_s:
                 self.blocks.reserve(claim.length)
                 self._reserved_for = key
+        self.is_pressed = self._reserved_for is not None
 
     def withdraw(self, session: str, index: int | None = None) -> None:
         """The claim of this index (None: every claim of the session) is over, and its reservation with it."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipc.errors import IllegalMove
-from ipc.messages import Admit
+from ipc.messages import Admit, Remade
 
 
 class State(enum.Enum):
@@ -44,6 +44,7 @@ class Entry:
     taken_at: float
     state: State = State.ADMITTED
     cancelled: bool = False  # its client wants it ended
+    remade: Remade | None = None  # it had ended before our time; its samples are being made once more
     charges: int = 0  # epochs of the scheduler that died while they held it, and ended nothing
 
     @property

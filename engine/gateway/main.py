@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from engine import logs, process
+from engine import failpoints, logs, process
 from engine.boot import Boot, GatewayBoot
 from engine.gateway import wire
 from engine.gateway.books import Books
@@ -147,6 +147,7 @@ class Shell:
         for _, epoch, batch in arrivals:
             if epoch != link.epoch:
                 continue
+            failpoints.reach("gateway.heard" if self.core.handover.whole else "gateway.restoring")
             for message in batch:
                 self._feed(self._fetch(message) if isinstance(message, JobOutcome) else message)
 
@@ -156,6 +157,7 @@ class Shell:
         for client, frames in door.drain():
             try:
                 messages, payload = wire.read(frames)
+                failpoints.reach("gateway.read")
                 for message in messages:
                     self.bad_frames += type(message) is wire.Rejected
                 self._feed(Arrived(client, messages, payload))
@@ -181,6 +183,7 @@ class Shell:
             if self.core.books.outbox.total_bytes + ref.nbytes > self.outbox_most:
                 raise MemoryError(f"{self.core.books.outbox.count} results are kept for clients that do not read")
             payload = ring.copy(ref)
+            failpoints.reach("gateway.copied")
         except (StaleData, MemoryError, zmq.ZMQError) as error:
             self.log.error("session %s index %s: result lost: %s", outcome.session, outcome.index, error)
             stale = isinstance(error, StaleData)
@@ -206,6 +209,7 @@ class Shell:
                     letter.add(action.message, action.payload)
                 case Write(ref, payload):
                     self.rings[ref.ring].put(ref.offset, ref.nbytes, ref.generation, payload)
+                    failpoints.reach("gateway.written")
                 case Note(level, text):
                     getattr(self.log, level)(text)
                 case AllFlushed():
@@ -228,6 +232,7 @@ class Shell:
         try:
             for frames in letter.parts():
                 self.door.send_frames(client, frames)
+            failpoints.reach("gateway.told")
         except PeerGone:
             return False
         return True
@@ -236,7 +241,8 @@ class Shell:
         if self.scheduler is None:
             return
         try:
-            self.scheduler.flush()
+            if self.scheduler.flush():
+                failpoints.reach("gateway.posted")
         except PeerGone:
             self.log.debug("the scheduler takes no more messages; its next life is told everything")
 

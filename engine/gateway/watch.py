@@ -12,7 +12,7 @@ from engine.gateway.books import Books
 from engine.gateway.delivery import Delivery
 from engine.gateway.events import AllFlushed, Tell
 from engine.gateway.sessions import Link, Session
-from ipc.messages import Closed, Gap, Outcome, Over, Share
+from ipc.messages import Closed, Gap, Outcome, Over, Share, Spare
 
 REVIEW_S = 0.1  # how often claims for ring memory are looked at while there are any
 
@@ -56,6 +56,8 @@ class Watch:
         if books.ingress.waiting:
             books.ingress.review(now)
             self._reviewed_at = now
+            if books.ingress.is_pressed:
+                books.post(Spare())
         if books.ready:
             self._deliver(now)
         if books.slow:

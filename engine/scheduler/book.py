@@ -176,6 +176,14 @@ class Book:
             held = self.ingress.pop(key)
             self.freed.append((held.session, held.index))
 
+    def is_kept(self, job: Job) -> bool:
+        """Whether an ended job's input stays until the acknowledgement: a lost result is made again from it."""
+        return job.has_audio and self.ends_on_samples(job)
+
+    def ends_on_samples(self, job: Job) -> bool:
+        """Whether the last stage takes samples: then what it was given is nowhere but in the rings."""
+        return self.stages[job.stages[-1]].accepts == "audio"
+
     def adopt(self, held: Held) -> None:
         """Know a slot of the gateway's ring: it tells of it when nobody needs it any more."""
         self.slots.adopt(held.ref.ring, held.ref.generation)

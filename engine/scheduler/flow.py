@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from engine.boot import StagePlan
 from engine.scheduler import retries
 from engine.scheduler.book import GATEWAY, Book, Line
@@ -12,7 +10,6 @@ from engine.scheduler.workers import Batch, Life, Worker
 from ipc.errors import ERROR_CODES
 from ipc.messages import (
     Admit,
-    Ended,
     Held,
     JobOutcome,
     Outcome,
@@ -54,46 +51,13 @@ class Flow:
         book.timer(job.deadline, "deadline", job.key)
         self.enter(job, now)
 
-    def ended_elsewhere(self, message: Ended, now: float) -> None:
-        """An index that ended at the gateway (gap, Skip), or before this epoch: recorded, not run."""
-        outcome, admit = message.outcome, message.admit
-        line = self.book.lines.get(outcome.session)
-        if line is None:
-            return
-        job = line.jobs.get(outcome.index)
-        if job is not None:
-            if not job.ended:  # the gateway has given it up
-                self.end(job, outcome.outcome, outcome.code, outcome.error, now)
-        elif admit is None:
-            line.elsewhere[outcome.index] = message
-        else:
-            line.jobs[outcome.index] = self._ended_job(line, outcome, admit)
-        line.highest_ended = max(line.highest_ended, outcome.index)
-
-    def _ended_job(self, line: Line, outcome: Outcome, admit: Admit) -> Job:
-        """The record of a job that ended in an earlier epoch."""
-        passed = [State.COMPLETED] * len(line.session.pipeline)
-        job = Job(
-            line.session, admit, 0.0, states=passed, at=len(passed), ended=True, outcome=outcome,
-            has_audio=outcome.nbytes > 0, texts=dict(outcome.texts), language=outcome.language,
-            records=list(outcome.stages),
-        )  # fmt: skip
-        if admit.ref is not None and self._is_kept(job):
-            self.book.adopt(Held(job.session.id, job.index, admit.ref))
-        return job
-
-    def hold(self, held: Held) -> None:
-        """A slot of the gateway's ring whose job has ended: it is told when nobody can be reading it any more."""
-        self.book.adopt(held)
-        self.book.drop((held.ref.ring, held.ref.generation))
-
     def acked(self, session: str, through: int) -> None:
         """The client has every outcome up to ``through``: their records go."""
         line = self.book.lines.get(session)
         if line is None:
             return
         line.acked = max(line.acked, through)
-        for index in [i for i, job in line.jobs.items() if i <= through and (job.ended or job.remade)]:
+        for index in [i for i, job in line.jobs.items() if i <= through and (job.ended or job.lost)]:
             self._forget(line, line.jobs[index])
         for index in [i for i in line.elsewhere if i <= through]:
             del line.elsewhere[index]
@@ -340,40 +304,12 @@ class Flow:
         )  # fmt: skip
         book.accepted.pop(job.key, None)  # its outcome says so too
         book.send(GATEWAY, JobOutcome(told, ref, ticket))
-        kept = job.ingress if self._is_kept(job) else None
+        kept = job.ingress if book.is_kept(job) else None
         for held in (job.ref, job.ingress):
             if held is not None and held != kept:
                 book.drop((held.ring, held.generation))
-        if not job.remade:
+        if job.lost is None:
             self._count(outcome, code)
-
-    def _is_kept(self, job: Job) -> bool:
-        """Whether the client's samples stay until the acknowledgement: a lost result is made again from them."""
-        return job.has_audio and self.book.stages[job.stages[-1]].accepts == "audio"
-
-    def again(self, job: Job, now: float) -> Job:
-        """The result of an ended job is made once more and without a deadline; returns the job that does it.
-
-        Only its last stage runs, unless that takes samples: then all of them run, on what the client sent.
-        """
-        last = len(job.stages) - 1
-        made = Job(
-            job.session, job.admit, math.inf, language=job.language, degraded=list(job.degraded),
-            records=list(job.records), remade=True,
-        )  # fmt: skip
-        if self.book.stages[job.stages[-1]].accepts == "audio":
-            made.ref, made.text = job.ingress, job.admit.text
-        else:
-            made.at, made.states = last, [*job.states[:last], State.PENDING]
-            made.texts = {stage: text for stage, text in job.texts.items() if stage != job.stages[-1]}
-            made.text = next(
-                (made.texts[stage] for stage in reversed(job.stages[:last]) if stage in made.texts), job.admit.text
-            )
-        line = self.book.lines[job.session.id]
-        line.jobs[job.index] = made
-        line.unended.add(job.index)
-        self.enter(made, now)
-        return made
 
     def _withdraw(self, job: Job) -> None:
         line = self.book.lines[job.session.id]

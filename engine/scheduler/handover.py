@@ -2,30 +2,28 @@
 
 A gateway that says ``Here("empty")`` gets every session, every job and every input slot that is not free, and then
 ``Restored``. What has not ended goes over as its ``Admit``, what has as ``Ended``; but the samples of an outcome died
-with the old gateway, so its last stage runs once more (``Flow.again``) and it goes over as not ended.
+with the old gateway, so its last stage runs once more (``Past.again``) and it goes over as ``Remade``.
 
 A gateway that says ``Here("whole")`` tells the same to this epoch; ``complete`` says that it has told everything.
 """
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from engine.scheduler.book import GATEWAY, Book, Line
-from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job
-from ipc.messages import Admit, Here, Restored
+from engine.scheduler.past import Past
+from ipc.messages import Admit, Ended, Here, Remade, Restored
 from ipc.peers import split_peer
 
 
 class Handover:
     """See the module's docstring."""
 
-    def __init__(self, book: Book, flow: Flow) -> None:
+    def __init__(self, book: Book, past: Past) -> None:
         self.book = book
-        self.flow = flow
+        self.past = past
         self.complete = False
 
     def meet(self, peer: str, message: Here, now: float) -> None:
@@ -42,6 +40,11 @@ class Handover:
             book.send(GATEWAY, Restored())
             self.complete = True
         book.stir_all()
+
+    def told_all(self) -> None:
+        """The gateway has told this epoch everything."""
+        self.past.settle()
+        self.complete = True
 
     def part(self, peer: str) -> None:
         """This life of the gateway is dead: it reads no slot any more, and what it was told it was told in vain."""
@@ -61,14 +64,17 @@ class Handover:
             self.book.send(GATEWAY, held)
 
     def _tell_job(self, line: Line, job: Job, now: float) -> None:
-        if job.outcome is not None and not job.has_audio:
-            return self.book.send(GATEWAY, job.as_ended())
-        if job.outcome is not None:
-            job = line.jobs[job.index] = self.flow.again(job, now)
-        return self.book.send(GATEWAY, _with_what_is_left(job, now))
+        if not job.ended and job.lost is None:
+            return self.book.send(GATEWAY, _with_what_is_left(job, now))
+        if job.ended and not (job.has_audio and self.past.again(line, job, now)):
+            assert job.outcome is not None, job.key
+            return self.book.send(GATEWAY, Ended(job.outcome, job.admit))
+        lost = line.jobs[job.index].lost
+        assert lost is not None, job.key
+        return self.book.send(GATEWAY, Remade(lost, job.admit))
 
 
 def _with_what_is_left(job: Job, now: float) -> Admit:
     """The job's ``Admit`` as it would be sent now."""
-    left_ms = job.admit.budget_ms if job.deadline == math.inf else round(1000 * (job.deadline - now))
+    left_ms = round(1000 * (job.deadline - now))
     return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms))

@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass, field
 
 from ipc.errors import IllegalMove
-from ipc.messages import Admit, Ended, Outcome, Ref, Session, StageRecord
+from ipc.messages import Admit, Outcome, Ref, Session, StageRecord
 
 Key = tuple[str, int]  # session, utterance index
 
@@ -72,7 +72,7 @@ class Job:
     retry_at: float = 0.0
     outcome: Outcome | None = None  # its end
     has_audio: bool = False  # whether samples belong to it
-    remade: bool = False  # it had ended before; its result is made once more, for a new gateway
+    lost: Outcome | None = None  # how it had ended before its samples were lost: they are made once more
     ticket: int = 0  # outstanding, 0: none
     started: bool = False  # a stage has been dispatched
     ended: bool = False
@@ -126,11 +126,6 @@ class Job:
         self.at += 1
         self.attempts = self.failures = self.oom_failures = self.charges = 0
         self.suspect = False
-
-    def as_ended(self) -> Ended:
-        """Its end, for who has to know of it."""
-        assert self.outcome is not None, self.key
-        return Ended(self.outcome, self.admit)
 
     def record(self, record: StageRecord) -> None:
         self.records.append(record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine import logs
+from engine import failpoints, logs
 from engine.boot import Boot, SchedulerBoot
 from engine.process import ORPHANED, Lifeline, enter, leave, now
 from engine.scheduler.book import GATEWAY, SUPERVISOR
@@ -71,6 +71,7 @@ class Shell:
             if epoch != self.router.epoch:
                 self.old_epoch += 1
                 continue
+            failpoints.reach("scheduler.read")
             if peer != self.gateway and peer.startswith("gateway#"):
                 self.gateway = peer
             for message in batch:
@@ -104,6 +105,7 @@ class Shell:
         mail, notes = self.core.turn(now())
         if not mail and not notes:
             return
+        failpoints.reach("scheduler.decided")
         for note in notes:
             getattr(logs.get(), note.level)(note.text)
         for message in mail.pop(SUPERVISOR, ()):
@@ -112,10 +114,13 @@ class Shell:
         if told is not None:
             mail[self.gateway] = told
         for peer, batch in mail.items():
+            if batch is told:
+                failpoints.reach("scheduler.sent")
             try:
                 self.router.send(peer, batch)
             except PeerGone:
                 logs.get().debug("%s takes no messages; its death will be told", peer)
+        failpoints.reach("scheduler.told")
 
     def tell(self) -> None:
         time = now()

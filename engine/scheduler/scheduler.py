@@ -18,6 +18,7 @@ from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
 from engine.scheduler.pace import capacity
+from engine.scheduler.past import Past
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import (
     Acked,
@@ -37,11 +38,13 @@ from ipc.messages import (
     Loaded,
     Loading,
     Over,
+    Remade,
     Restored,
     Serve,
     Session,
     SessionEnded,
     Silent,
+    Spare,
 )
 from ipc.peers import peer_name
 
@@ -59,7 +62,8 @@ class Scheduler:
         self.flow = Flow(self.book)
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
-        self.handover = Handover(self.book, self.flow)
+        self.past = Past(self.book, self.flow)
+        self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
         self._told_at = 0.0
         self._drain_by: float | None = None
@@ -97,9 +101,13 @@ class Scheduler:
                 self.book.over = frozenset(sessions)
                 self.book.stir_all()
             case Ended():
-                flow.ended_elsewhere(message, now)
+                self.past.ended(message, now)
+            case Remade():
+                self.past.remade(message, now)
             case Held():
-                flow.hold(message)
+                self.past.hold(message)
+            case Spare():
+                self.past.spare()
             case SessionEnded(id=session):
                 flow.close(session, now)
             case Here():
@@ -107,7 +115,7 @@ class Scheduler:
                 self.handover.meet(peer, message, now)
                 self.fleet.check_start()
             case Restored():
-                self.handover.complete = True
+                self.handover.told_all()
 
     def _done(self, peer: str, message: Done, now: float) -> None:
         worker = self.fleet.find(peer)
@@ -260,7 +268,7 @@ class Scheduler:
                     return rows
                 job = line.jobs[index]
                 states = {name: state.value for name, state in zip(job.stages, job.states, strict=True)}
-                left = None if job.remade else round(job.deadline - now, 2)
+                left = None if job.lost else round(job.deadline - now, 2)
                 rows.append({"session": line.session.id, "index": index, "stages": states, "deadline_in_s": left})
         return rows
 

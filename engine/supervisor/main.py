@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from engine import devices, exits, logs, process, published
+from engine import devices, exits, failpoints, logs, process, published
 from engine.config import Config
 from engine.supervisor import environment, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -338,7 +338,9 @@ def parse_hooks(text: str) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in text.split(",") if entry.strip()]
     if any(not sign for _, sign, _ in pairs):
         raise ConfigError(f"{HOOKS} is {text!r}", "write name=value,name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    hooks = {name.strip(): value.strip() for name, _, value in pairs}
+    failpoints.check(hooks)
+    return hooks
 
 
 def catch_signals() -> int:

@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from engine import logs
+from engine import failpoints, logs
 from engine.boot import Boot, WorkerBoot
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
@@ -145,6 +145,7 @@ class Worker:
         match message:
             case Run():
                 self.runs.append(message)
+                failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease()
             case Unload():
@@ -167,6 +168,7 @@ class Worker:
     def load(self) -> None:
         """Open and warm up the model; tells arbiter and scheduler how it went."""
         self.state = "loading"
+        failpoints.reach("worker.granted")
         self._to_scheduler(Loading(self.plan.model))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
@@ -178,6 +180,7 @@ class Worker:
             return
         self.load_ms = (now() - begun) * 1000
         self.state = "loaded"
+        failpoints.reach("worker.loaded")
         measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
         self._tell_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
         self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))
@@ -214,6 +217,7 @@ class Worker:
             return
         run = self.runs.popleft()
         results = self.runner.run(run)
+        failpoints.reach("worker.ran")
         self.counts["runs"] += 1
         for result in results:
             self.counts["utterances"] += 1
@@ -227,7 +231,8 @@ class Worker:
         for link in (self.scheduler, self.arbiter):
             if link is not None:
                 with suppress(PeerGone):  # it died; its next life is told what still matters
-                    link.flush()
+                    if link.flush() and link is self.scheduler and self.counts["runs"]:
+                        failpoints.reach("worker.done")
         time_ = now()
         if time_ >= self.lifeline.pulse_at:
             self.lifeline.beat(self.state, time_)

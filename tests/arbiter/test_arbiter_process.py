@@ -1,18 +1,25 @@
-"""The arbiter as a process: workers ask over a socket and get leases, operators see them, ``Stop`` ends it with 0."""
+"""The arbiter as a process: workers ask over a socket and get leases, operators see them, ``Stop`` ends it with 0.
+
+It may be killed at any moment: its next life has the same journal and goes on where it was.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from engine.arbiter.journal import Journal
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.config import DeadlinesSection
 from engine.devices import host_memory
+from ipc import memory
 from ipc.messages import (
     Alive,
     ArbiterToWorker,
@@ -42,26 +49,46 @@ class Node:
         self.router = Router(self.endpoints["supervisor"], 1, ToSupervisor)
         self.workers: list[Worker] = []
         self.death_end, self._death = os.pipe()
+        self.journal_fd = memory.create("journal", 2**20)
+        self.incarnation = 0
+
+    def start(self, **deadlines: float) -> None:
+        """The arbiter's next life; all have the same journal."""
+        self.incarnation += 1
         total = host_memory().total_bytes
         plan = DevicePlan("cpu", memory_source="host", total_bytes=total, max_models=2, reserve_bytes=MIB)
         boot = Boot(
-            role="arbiter", incarnation=1, node="test", parent_pid=os.getpid(), death_fd=self.death_end,
-            endpoints=self.endpoints, rings=(), deadlines=DeadlinesSection(heartbeat_s=0.05), body=ArbiterBoot((plan,)),
+            role="arbiter", incarnation=self.incarnation, node="test", parent_pid=os.getpid(), death_fd=self.death_end,
+            endpoints=self.endpoints, rings=(), deadlines=DeadlinesSection(heartbeat_s=0.05, **deadlines),
+            journal_fd=self.journal_fd, body=ArbiterBoot((plan,)),
         )  # fmt: skip
         fd = os.memfd_create("boot", 0)
         os.write(fd, msgspec.msgpack.encode(boot))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "engine.arbiter.main", "--boot-fd", str(fd)],
-            pass_fds=(fd, self.death_end), cwd=ROOT, process_group=0,
+            pass_fds=(fd, self.death_end, self.journal_fd), cwd=ROOT, process_group=0,
         )  # fmt: skip
         os.close(fd)
         self.await_message(Alive)
 
-    def await_message(self, kind: type, wanted=lambda message: True):
-        """The next message of this kind from the arbiter to its supervisor."""
+    def kill(self) -> None:
+        """SIGKILL, and everything read that it had said."""
+        self.process.kill()
+        self.process.wait()
         poll = Poll()
         poll.add(self.router)
-        while poll.wait(PATIENCE_S):
+        while self.peer in self.router and poll.wait(PATIENCE_S):
+            self.router.drain()
+
+    @property
+    def peer(self) -> str:
+        return f"arbiter#{self.incarnation}"
+
+    def await_message(self, kind: type, wanted=lambda message: True):
+        """The next message of this kind from the arbiter to its supervisor."""
+        poll, end = Poll(), time.monotonic() + PATIENCE_S
+        poll.add(self.router)
+        while (left := end - time.monotonic()) > 0 and poll.wait(left):
             for _, _, batch in self.router.drain():
                 for message in batch:
                     if isinstance(message, kind) and wanted(message):
@@ -69,10 +96,12 @@ class Node:
         raise AssertionError(f"no {kind.__name__} came")
 
     def say(self, message) -> None:
-        self.router.send("arbiter#1", [message])
+        self.router.send(self.peer, [message])
 
     def worker(self, role: str, incarnation: int = 1) -> Worker:
-        self.workers.append(Worker(Dealer(self.endpoints["arbiter"], role, incarnation, ArbiterToWorker), role))
+        link = Dealer(self.endpoints["arbiter"], role, incarnation, ArbiterToWorker)
+        assert link.greet(PATIENCE_S)
+        self.workers.append(Worker(link, role))
         return self.workers[-1]
 
     def close(self) -> None:
@@ -80,6 +109,7 @@ class Node:
             worker.link.close()
         os.close(self._death)
         os.close(self.death_end)
+        os.close(self.journal_fd)
         self.process.kill()
         self.process.wait()
         self.router.close()
@@ -99,13 +129,17 @@ class Worker:
         poll.add(self.link)
         while not self.heard:
             assert poll.wait(PATIENCE_S), "the arbiter does not answer"
-            self.heard += [message for _, _, batch in self.link.drain() for message in batch]
+            self.heard += self.heard_now()
         return self.heard.pop(0)
+
+    def heard_now(self) -> list:
+        return [message for _, _, batch in self.link.drain() for message in batch]
 
 
 @pytest.fixture
 def node(tmp_path):
     node = Node(tmp_path)
+    node.start()
     yield node
     node.close()
 
@@ -151,3 +185,106 @@ def test_it_leaves_when_its_supervisor_is_gone(node):
     os.close(node._death)
     node._death = os.open(os.devnull, os.O_RDONLY)
     assert node.process.wait(PATIENCE_S) != 0
+
+
+# ---------------------------------------------------------------- its own death
+
+
+def test_a_lease_granted_before_the_arbiter_was_killed_is_the_same_one_afterwards(node):
+    other = node.worker("asr@cpu/1")
+    other.link.send([Release(other.ask(8 * MIB).lease)])
+    before = node.worker("asr@cpu/0").ask(8 * MIB, number=7)
+    assert before.lease == 2  # so that a book that starts anew would give another number
+    node.kill()
+    node.start()
+    asr, nmt = node.worker("asr@cpu/0"), node.worker("nmt@cpu/0")
+    assert asr.ask(8 * MIB, number=7) == before  # as if it had never heard the first answer
+    wait = nmt.ask(8 * MIB)
+    assert isinstance(wait, LeaseWait) and "asr@cpu/0 to load" in wait.reason
+    asr.link.send([Settled(before.lease, 7 * MIB)])
+    granted = nmt.hear()
+    assert isinstance(granted, Granted) and granted.lease != before.lease
+    node.await_message(Report, lambda one: leases(one) == ["asr@cpu/0#1 held", "nmt@cpu/0#1 granted"])
+
+
+def test_a_load_under_way_while_the_arbiter_is_dead_keeps_its_turn(node):
+    granted = node.worker("asr@cpu/0").ask(8 * MIB)
+    node.kill()
+    node.start()
+    nmt = node.worker("nmt@cpu/0")
+    assert isinstance(nmt.ask(8 * MIB), LeaseWait)  # asr loads, and has not spoken to this arbiter yet
+    asr = node.worker("asr@cpu/0")
+    asr.link.send([Settled(granted.lease, ok=False), Release(granted.lease)])  # its last words, perhaps said before
+    assert isinstance(nmt.hear(), Granted)
+
+
+def test_a_holder_that_died_with_the_arbiter_keeps_nobody_waiting(node):
+    node.worker("asr@cpu/0").ask(8 * MIB)
+    node.kill()
+    node.start()
+    nmt = node.worker("nmt@cpu/0")
+    assert isinstance(nmt.ask(8 * MIB), LeaseWait)
+    node.say(Gone("asr@cpu/0", 1))
+    assert isinstance(nmt.hear(), Granted)
+    node.await_message(Report, lambda one: leases(one) == ["nmt@cpu/0#1 granted"])
+
+
+def test_leases_outlive_one_arbiter_after_another(node):
+    granted = node.worker("asr@cpu/0").ask(8 * MIB)
+    for _ in range(3):
+        node.kill()
+        node.start()
+    assert node.worker("asr@cpu/0").ask(8 * MIB) == granted
+    node.kill()
+    node.start()
+    node.worker("asr@cpu/0").link.send([Settled(granted.lease, 7 * MIB)])
+    node.await_message(Report, lambda one: leases(one) == ["asr@cpu/0#1 held"])
+    node.kill()
+    node.start()
+    report = node.await_message(Report)
+    assert leases(report) == ["asr@cpu/0#1 held"]
+    assert report.snapshot["leases"][0]["lease"] == granted.lease
+
+
+@pytest.fixture
+def unstarted(tmp_path):
+    node = Node(tmp_path)
+    yield node
+    node.close()
+
+
+def test_no_answer_leaves_that_could_not_be_written_down_first(unstarted):
+    node = unstarted
+    os.close(node.journal_fd)
+    node.journal_fd = os.memfd_create("journal", os.MFD_ALLOW_SEALING)
+    os.truncate(node.journal_fd, 4096)
+    node.start(unreadable_s=1000.0)  # one reading, so that between the sealing and the question nothing is written
+    node.await_message(Report, lambda one: one.snapshot["devices"]["cpu"]["grantable_bytes"] > 0)
+    fcntl.fcntl(node.journal_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    asr = node.worker("asr@cpu/0")
+    asr.link.send([LeaseRequest(1, "asr@cpu/0", "cpu", 8 * MIB)])
+    assert node.process.wait(PATIENCE_S) != 0
+    poll = Poll()
+    poll.add(asr.link)
+    assert poll.wait(PATIENCE_S)  # for the end of its stream, and what came before it
+    assert asr.heard_now() == []
+
+
+def test_a_journal_of_another_version_is_said_and_the_book_starts_empty(unstarted, capfd):
+    Journal(unstarted.journal_fd).write(b"of another version")
+    unstarted.start()
+    assert unstarted.worker("asr@cpu/0").ask(8 * MIB).lease == 1
+    assert "the journal is not of this version" in capfd.readouterr().err
+    unstarted.kill()
+    unstarted.start()
+    assert leases(unstarted.await_message(Report)) == ["asr@cpu/0#1 granted"]
+
+
+def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go_on(unstarted, capfd):
+    os.close(unstarted.journal_fd)
+    unstarted.journal_fd = memory.create("journal", 128)
+    unstarted.start()
+    granted = unstarted.worker("asr@cpu/0").ask(8 * MIB)
+    assert isinstance(granted, Granted)
+    unstarted.await_message(Report, lambda one: one.snapshot["counts"]["not_kept"] > 3)
+    assert capfd.readouterr().err.count("would not outlive this arbiter") == 1

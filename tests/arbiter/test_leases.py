@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from engine.arbiter import words
+from engine.arbiter import kept, words
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import FromWorker, Leases, Sample, Send, Tick, Waits
 from engine.arbiter.room import Limits, Reading
@@ -22,7 +22,8 @@ class Bench:
     """A book over one or more devices, with a clock that only moves when told."""
 
     def __init__(self, *limits: Limits, waits: Waits | None = None) -> None:
-        self.book = Leases(limits or (Limits(GPU, 24 * GIB),), waits or Waits())
+        self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits()
+        self.book = Leases(*self._book_of)
         self.now = 100.0
         self._ids = itertools.count(1)
 
@@ -40,6 +41,14 @@ class Bench:
 
     def settle(self, worker: str, lease: int, measured: int = -1, ok: bool = True, incarnation: int = 1) -> list:
         return self.feed(FromWorker(f"{worker}#{incarnation}", Settled(lease, measured, ok)))
+
+    def arbiter_dies(self) -> None:
+        """Another arbiter goes on from what this one has kept."""
+        left = kept.encode(self.book.keep())
+        self.book = Leases(*self._book_of)
+        self.book.restore(kept.decode(left))
+        self.book.check()
+        assert kept.encode(self.book.keep()) == left
 
     def later(self, seconds: float) -> None:
         self.now += seconds
@@ -335,6 +344,183 @@ def test_a_dying_worker_with_two_questions_leaves_nothing_granted():
     bench.ask("asr@cuda:0/0", GIB)
     assert bench.feed(Gone("asr@cuda:0/0", 1)) == []
     assert bench.states() == ["draining"]
+
+
+# ---------------------------------------------------------------- when the arbiter dies
+
+
+def test_a_grant_whose_answer_got_lost_with_the_arbiter_is_given_again_and_not_twice():
+    bench = Bench()
+    bench.read(24 * GIB)
+    question = FromWorker("asr@cuda:0/0#1", LeaseRequest(7, "asr@cuda:0/0", GPU, GIB))
+    lost = bench.feed(question)
+    bench.arbiter_dies()
+    assert bench.feed(question) == lost
+    assert bench.states() == ["granted"]
+
+
+def test_a_load_in_flight_keeps_its_turn_when_the_arbiter_dies_until_its_holder_speaks():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB)
+    bench.arbiter_dies()
+    bench.read(24 * GIB)
+    (wait,) = bench.ask("nmt@cuda:0/0", GIB)
+    assert "asr@cuda:0/0 to load" in wait.reason
+    bench.settle("asr@cuda:0/0", granted.lease, GIB)
+    bench.later(0.1)
+    (second,) = bench.read(23 * GIB)
+    assert (type(second), second.lease) == (Granted, granted.lease + 1)
+
+
+def test_a_load_in_flight_whose_holder_has_died_meanwhile_ends_with_the_supervisors_word():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", GIB)
+    bench.arbiter_dies()
+    bench.read(24 * GIB)
+    bench.ask("nmt@cuda:0/0", GIB)
+    (granted,) = bench.feed(Gone("asr@cuda:0/0", 1))
+    assert (type(granted), bench.states()) == (Granted, ["draining", "granted"])
+
+
+def test_after_the_arbiters_death_the_book_still_knows_whose_memory_is_whose():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(20 * GIB)  # 4 are another program's
+    bench.load("asr@cuda:0/0", 8 * GIB, 12 * GIB)
+    bench.ask("nmt@cuda:0/0", 6 * GIB)
+    bench.later(0.1)
+    bench.read(10 * GIB)  # 2 of its 6 are there
+    before = bench.row()
+    bench.arbiter_dies()
+    assert bench.row() == before
+    bench.later(0.1)
+    bench.read(5 * GIB)  # the other 4, and another program's 1
+    assert (bench.row()["foreign_bytes"], bench.row()["held_bytes"]) == (5 * GIB, 14 * GIB)
+
+
+def test_after_the_arbiters_death_nothing_is_granted_before_it_has_read_the_memory_itself():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.arbiter_dies()
+    assert bench.ask("asr@cuda:0/0", GIB) == []  # milliseconds: not worth telling
+    assert isinstance(bench.read(23 * GIB)[0], Granted)
+    bench.later(9.0)
+    bench.arbiter_dies()
+    assert bench.ask("asr@cuda:0/1", GIB, incarnation=2) != []  # its turn
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.later(2.5)
+    (wait,) = bench.feed(Tick())
+    assert "cannot be read" in wait.reason
+
+
+def test_what_was_measured_before_the_arbiters_death_is_settled_by_a_later_reading():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    bench.settle("asr@cuda:0/0", granted.lease, 5 * GIB)
+    bench.arbiter_dies()
+    bench.settle("asr@cuda:0/0", granted.lease, 5 * GIB)  # its last words, again
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    assert (bench.states(), bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (["held"], 5 * GIB, 3 * GIB)
+
+
+def test_last_words_about_a_failed_load_may_be_said_again():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    for _ in range(2):
+        bench.settle("asr@cuda:0/0", granted.lease, ok=False)
+        bench.feed(FromWorker("asr@cuda:0/0#1", Release(granted.lease)))
+        assert bench.states() == ["draining"]
+        bench.arbiter_dies()
+
+
+def test_a_dead_holders_bytes_count_beyond_the_arbiters_death():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 20 * GIB, 4 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.arbiter_dies()
+    bench.feed(Gone("asr@cuda:0/0", 1))  # the supervisor says it again
+    bench.later(1.0)
+    bench.read(4 * GIB)
+    assert bench.states() == ["draining"]
+    bench.later(5.0)
+    bench.read(4 * GIB)
+    assert (bench.states(), bench.row()["deficit_bytes"]) == (["deficit"], 20 * GIB)
+    bench.arbiter_dies()
+    bench.later(0.1)
+    bench.read(23 * GIB)  # nearly all of it
+    assert (bench.states(), bench.row()["grantable_bytes"]) == ([], 23 * GIB)
+
+
+def test_the_dead_stay_dead_when_the_arbiter_dies():
+    bench = Bench()
+    bench.feed(Gone("asr@cuda:0/0", 3))
+    bench.arbiter_dies()
+    bench.read(24 * GIB)
+    assert bench.ask("asr@cuda:0/0", GIB, incarnation=3) == []
+    assert isinstance(bench.ask("asr@cuda:0/0", GIB, incarnation=4)[0], Granted)
+
+
+def test_no_number_is_given_twice_even_when_all_leases_are_over():
+    bench = Bench(Limits(GPU, 24 * GIB, returns_at_once=True))
+    bench.read(24 * GIB)
+    first = bench.load("asr@cuda:0/0", GIB, 23 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert bench.states() == []
+    bench.arbiter_dies()
+    bench.read(24 * GIB)
+    assert bench.ask("nmt@cuda:0/0", GIB)[0].lease > first
+
+
+def test_load_times_outlive_the_arbiter():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", GIB, 23 * GIB, model="whisper")
+    before = bench.book.snapshot(bench.now)["load_times_ms"]
+    bench.arbiter_dies()
+    assert bench.book.snapshot(bench.now)["load_times_ms"] == before == {"whisper": 0.0}
+
+
+def test_leases_of_a_device_this_node_has_not_are_left_out():
+    bench = Bench(Limits(GPU, 24 * GIB), Limits("cuda:1", 24 * GIB))
+    bench.read(24 * GIB, device="cuda:1")
+    bench.ask("asr@cuda:1/0", GIB, device="cuda:1")
+    book = Leases([Limits(GPU, 24 * GIB)], Waits())
+    book.restore(bench.book.keep())
+    book.check()
+    assert book.snapshot(bench.now)["leases"] == []
+
+
+def test_what_is_kept_does_not_change_with_the_book():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB)
+    left = bench.book.keep()
+    before = kept.encode(left)
+    bench.settle("asr@cuda:0/0", granted.lease, GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    assert kept.encode(left) == before
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 1", b"leases 0")]
+)
+def test_what_another_version_kept_is_refused(damage):
+    data = kept.encode(Bench().book.keep())
+    assert kept.encode(kept.decode(data)) == data
+    with pytest.raises(ValueError):
+        kept.decode(damage(data))
+
+
+# ---------------------------------------------------------------- looking, and the table
 
 
 def test_the_report_has_the_fields_operators_read():

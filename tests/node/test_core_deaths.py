@@ -1,4 +1,4 @@
-"""The death of scheduler, gateway or arbiter costs time and nothing else: no outcome is lost, doubled or out of order."""
+"""The death of scheduler, gateway or arbiter costs time: no outcome is lost, doubled or out of order."""
 
 from __future__ import annotations
 

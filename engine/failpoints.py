@@ -1,0 +1,85 @@
+"""Failpoints: named steps of an utterance's life at which a process dies on purpose, to test what survives that.
+
+Off in production, where each costs one look at an empty table. ``DRAGOMAN_TEST_HOOKS=gateway.copied=kill@3`` arms one:
+the process dies the third time it gets there, in its first life. ``kill@3#2``: in its second, ``kill@3*``: in every
+life; ``kill@3:tts``: only the workers of that stage. The other ways are ``segv``, ``abrt``, ``stop`` (SIGSTOP: it
+hangs) and ``exit``. The node says loudly which hooks are in force. ``docs/operations.md`` lists the points.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ipc.errors import ConfigError
+
+POINTS: dict[str, str] = {
+    "gateway.read": "a client's frame has been read, nothing is decided",
+    "gateway.written": "an utterance's samples lie in shared memory, nobody knows of them",
+    "gateway.posted": "the scheduler has been sent this turn's messages, clients nothing yet",
+    "gateway.heard": "the scheduler's messages have been read, nothing is decided",
+    "gateway.copied": "a result is copied out, its slot not given back, its client not told",
+    "gateway.told": "a client has been sent its messages",
+    "gateway.restoring": "a new gateway has been told a part of what it should know",
+    "scheduler.read": "messages have been read, nothing is decided",
+    "scheduler.decided": "everything is decided, nobody has been told",
+    "scheduler.sent": "the workers have been sent their runs, the gateway nothing",
+    "scheduler.told": "everybody has been told",
+    "worker.granted": "the lease is granted, nothing is loaded",
+    "worker.loaded": "the model is loaded, nobody knows",
+    "worker.received": "a run has been received",
+    "worker.ran": "the run is over and its result written, nobody knows",
+    "worker.done": "the scheduler has been sent the result",
+    "arbiter.asked": "a worker's question has been read",
+    "arbiter.written": "the grant is in the journal, the worker does not know",
+    "arbiter.told": "the worker has been sent its lease",
+}
+SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abrt": signal.SIGABRT, "stop": signal.SIGSTOP}
+_WAYS = (*SIGNALS, "exit")
+_SPEC = re.compile(rf"({'|'.join(_WAYS)})@([1-9]\d*)(?::([\w-]+))?(\*|#\d+)?")
+
+
+@dataclass
+class Armed:
+    """A failpoint that is on: how to die, and after how many more visits."""
+
+    way: str
+    left: int
+
+    def reach(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            if self.way == "exit":
+                os._exit(70)
+            signal.raise_signal(SIGNALS[self.way])
+
+
+_armed: dict[str, Armed] = {}
+
+
+def check(hooks: Mapping[str, str]) -> None:
+    """Raises ConfigError for a failpoint that says nothing sensible."""
+    for name, spec in hooks.items():
+        if name in POINTS and not _SPEC.fullmatch(spec):
+            raise ConfigError(f"failpoint {name} is {spec!r}", "write WAY@COUNT, as in kill@3; see docs/operations.md")
+
+
+def arm(hooks: Mapping[str, str], role: str, incarnation: int) -> None:
+    """Switch on what the hooks name for this life of this role."""
+    for name, spec in hooks.items():
+        match = _SPEC.fullmatch(spec)
+        if name not in POINTS or match is None:
+            continue
+        way, count, stage, life = match.groups()
+        mine = stage is None or role.partition("@")[0] == stage
+        if mine and (life or "#1") in ("*", f"#{incarnation}"):
+            _armed[name] = Armed(way, int(count))
+
+
+def reach(name: str) -> None:
+    """This process is at the point of that name."""
+    if _armed and (armed := _armed.get(name)) is not None:
+        armed.reach()
