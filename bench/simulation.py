@@ -160,7 +160,7 @@ class World:
 
     def _state(self) -> str:
         waiting = {client.core.tag: sorted(client.core.unended) for client in self.clients}
-        return f"not over after {LATEST_S:g} s; unended {waiting}; {self.supervisor.life.unhealthy() or 'healthy'}"
+        return f"not over after {LATEST_S:g} s; unended {waiting}"
 
     # ---------------------------------------------------------------- faults
 

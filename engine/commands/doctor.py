@@ -262,6 +262,9 @@ def look_at_node(given: str) -> Finding:
     processes = stats.get("processes", [])
     late = [p["role"] for p in processes if (p.get("age_ms") or 0) > 3000]
     text = f"{stats.get('node', '?')} at {endpoint}, mode {stats.get('mode', '?')}, {len(processes)} processes"
+    health = stats.get("health", {})
+    if not health.get("ready", True):
+        return Finding("bad", "node", f"{text}; not serving: {health['reason']}", "look into its log")
     if late:
         return Finding("note", "node", f"{text}; silent for over 3 s: {', '.join(late)}", "look into its log")
     return Finding("ok", "node", text)

@@ -24,5 +24,8 @@ def run(args: argparse.Namespace) -> int:
     if answer["ready"]:
         print(f"serving at {endpoint}")
         return OK
+    for name, stage in answer.get("stages", {}).items():
+        if stage["reason"]:
+            print(f"stage {name}: {stage['reason']}")
     print(f"not serving: {answer.get('reason') or answer.get('phase', 'it does not say why')} ({endpoint})")
     return FAILED

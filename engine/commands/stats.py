@@ -67,14 +67,15 @@ def _totals(stats: Mapping[str, Any]) -> str:
 
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    head = ["stage", "concurrency", "waiting", "running", "done", "failed", "wait ms", "work ms"]
+    head = ["stage", "health", "concurrency", "waiting", "running", "done", "failed", "wait ms", "work ms"]
     report = stats.get("scheduler") or {}
     concurrency = report.get("concurrency") or {}
+    health = (stats.get("health") or {}).get("stages") or {}
+    fields = ("waiting", "running", "done", "failed", "avg_waiting_ms", "avg_processing_ms")
     rows = [
-        [name, concurrency.get(name), s.get("waiting"), s.get("running"), s.get("done"), s.get("failed"),
-         s.get("avg_waiting_ms"), s.get("avg_processing_ms")]
-        for name, s in (report.get("stages") or {}).items()
-    ]  # fmt: skip
+        [name, (health.get(name) or {}).get("reason") or "ok", concurrency.get(name), *map(stage.get, fields)]
+        for name, stage in (report.get("stages") or {}).items()
+    ]
     return "Stages", head, rows
 
 

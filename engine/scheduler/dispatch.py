@@ -127,6 +127,7 @@ class Dispatch:
         batch = Batch({ticket: job.key for job, ticket, *_ in granted}, now, limit)
         worker.send(batch)
         worker.runs += 1
+        self.book.paces[plan.name].moved_at = now
         self.book.send(worker.peer, Run(items))
         if batch.began is not None:
             self.fleet.watch(batch.began + limit)

@@ -150,6 +150,16 @@ class Fleet:
         if not worker.batches and worker.loading_since is None:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
 
+    def forgive(self, pause_s: float) -> None:
+        """This process was stopped for so long, and the workers perhaps too: their runs and loads may take longer."""
+        for worker in self.book.workers.values():
+            if worker.batches and worker.batches[0].began is not None:
+                worker.batches[0].began += pause_s
+            if worker.loading_since is not None:
+                worker.loading_since += pause_s
+        if self.look_at is not None:
+            self.look_at += pause_s
+
     def watch(self, at: float) -> None:
         """Something may be over its limit at ``at``."""
         self.look_at = at if self.look_at is None else min(self.look_at, at)

@@ -124,6 +124,8 @@ class Flow:
             if job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
+        if not self.book.queues[plan.name].waiting:  # from now on there is something to do
+            self.book.paces[plan.name].moved_at = now
         self.book.queues[plan.name].push(job.key, job.session.priority)
         self.book.stir(plan.name)
 
@@ -133,6 +135,7 @@ class Flow:
         """One ticket came back."""
         book = self.book
         book.stir(worker.plan.stage)
+        book.paces[worker.plan.stage].moved_at = now
         hit = worker.done(result.ticket, now)
         job = book.job(hit[0]) if hit else None
         out = (worker.plan.role, result.ticket)

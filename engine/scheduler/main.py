@@ -19,6 +19,7 @@ from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
 
 DRAIN_S = 1.0
+LATE_S = 1.0  # woken so much later than asked for, we were stopped, and perhaps the whole node was
 
 
 class Shell:
@@ -60,7 +61,12 @@ class Shell:
         timeout = max(0.0, until - now())
         if self.dying:  # the end of a stream wakes us too
             timeout = max(0.0, min(timeout, min(by for _, by in self.dying.values()) - now()))
+        asked = now()
         readable = self.poll.wait(timeout)
+        late = now() - asked - timeout
+        if late > LATE_S:
+            logs.get().warning("this process was stopped for %.1f s: all limits are moved by as much", late)
+            self.core.fleet.forgive(late)
         if self.lifeline.death_fd in readable:
             leave(ORPHANED)
         return readable

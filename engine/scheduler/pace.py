@@ -20,6 +20,7 @@ class StagePace:
     failed: int = 0
     waiting_sum_s: float = 0.0
     processing_sum_s: float = 0.0
+    moved_at: float = 0.0  # when a run was last sent or ended, or work came to an empty queue (monotonic)
 
     def measure(self, waiting_s: float, processing_s: float) -> None:
         """One utterance has gone through, in a run of ``processing_s``."""

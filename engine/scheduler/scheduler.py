@@ -50,6 +50,7 @@ from ipc.peers import peer_name
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
+STALL_GRACE_S = 5.0  # beyond the longest a run may take: a hung worker is condemned by then
 
 
 class Scheduler:
@@ -256,7 +257,7 @@ class Scheduler:
             "slots_unknown": book.slots.unknown,
             "handed_over": self.handover.complete,
             "per_device": self._per_device(),
-            "stages": {name: self._stage(name) for name in book.stages},
+            "stages": {name: self._stage(name, now) for name in book.stages},
             "workers": {role: self._worker(role) for role in book.workers},
         }
 
@@ -281,11 +282,18 @@ class Scheduler:
             row["queue"] += sum(len(batch.jobs) for batch in worker.batches)
         return out
 
-    def _stage(self, name: str) -> dict[str, Any]:
-        pace = self.book.paces[name]
+    def _stage(self, name: str, now: float) -> dict[str, Any]:
+        pace, plan, workers = self.book.paces[name], self.book.stages[name], self.book.workers_of(name)
         done = max(1, pace.done)
-        running = sum(len(batch.jobs) for worker in self.book.workers_of(name) for batch in worker.batches)
+        batches = [batch for worker in workers for batch in worker.batches]
+        running = sum(len(batch.jobs) for batch in batches)
+        has_work = bool(batches or self.book.queues[name].waiting)
         return {
+            "optional": plan.optional,
+            "loaded": sum(worker.life is Life.LOADED for worker in workers),
+            "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
+            "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
+            "stall_limit_s": max([plan.timeout_base_s, *(batch.limit_s for batch in batches)]) + STALL_GRACE_S,
             "waiting": len(self.book.queues[name]),
             "running": running,
             "done": pace.done,

@@ -148,13 +148,6 @@ class Lifecycle:
         """Draining has begun, and ``in_flight`` is still what the scheduler said before."""
         return self._count_due is not None
 
-    def unhealthy(self) -> str:
-        """Why the node is not serving; "" when it is."""
-        if self.phase is not Phase.SERVING:
-            return self.phase.value
-        missing = [r.role for r in self.roster if r.state is not State.UP and r.role not in self._may_fail]
-        return f"not up: {', '.join(missing)}" if missing else ""
-
     def check(self) -> None:
         """Raise AssertionError if phase and processes contradict each other."""
         self.roster.check()

@@ -21,7 +21,7 @@ import msgspec
 
 from engine import devices, exits, failpoints, logs, process, published
 from engine.config import Config
-from engine.supervisor import environment, plan, stats, survey
+from engine.supervisor import environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
 from engine.supervisor.events import (
     Announce,
@@ -273,12 +273,11 @@ class Supervisor:
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
         name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(name, self._life, self._devices, rings, process.now())
+        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now())
 
     def health(self) -> dict[str, Any]:
-        """Whether the node serves, and why not."""
-        reason = self._life.unhealthy()
-        return {"ready": not reason, "reason": reason, "phase": self._life.phase.value}
+        """Whether the node and each stage do their work, and why not."""
+        return health.judge(self._life, self.config.deadlines, process.now())
 
     def drain(self) -> dict[str, Any]:
         """Begin to drain, once; how many utterances are in flight."""

@@ -12,8 +12,15 @@ from typing import Any
 from engine.supervisor.lifecycle import Lifecycle
 
 
-def compose(node: str, lifecycle: Lifecycle, devices: Mapping[str, str], ring_bytes: int, now: float) -> dict[str, Any]:
-    """The document. ``devices``: name -> kind ("cpu" or "cuda")."""
+def compose(
+    node: str,
+    lifecycle: Lifecycle,
+    devices: Mapping[str, str],
+    ring_bytes: int,
+    health: Mapping[str, Any],
+    now: float,
+) -> dict[str, Any]:
+    """The document. ``devices``: name -> kind ("cpu" or "cuda"); ``health``: see ``health.judge``."""
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
     scheduler, gateway, arbiter = (reports.get(role, {}) for role in ("scheduler", "gateway", "arbiter"))
     completed, failed = scheduler.get("completed", 0), scheduler.get("failed", 0)
@@ -44,6 +51,7 @@ def compose(node: str, lifecycle: Lifecycle, devices: Mapping[str, str], ring_by
         "endpoints": list(lifecycle.endpoints),
         "processes": lifecycle.roster.snapshot(now),
         "deaths": list(lifecycle.deaths),
+        "health": health,
         "gateway": gateway,
         "scheduler": scheduler,
         "arbiter": arbiter,

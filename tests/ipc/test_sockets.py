@@ -80,12 +80,12 @@ def test_a_frame_is_plain_msgpack_that_any_zeromq_program_can_read(endpoint, ope
     raw.bind(endpoint)
     dealer = opened(Dealer(endpoint, "tts@cpu/0", 2, messages.ToWorker))
     dealer.epoch = 9
-    dealer.send([messages.Here(state="loaded", model="m" * n)])  # kept until libzmq has greeted
+    dealer.send([messages.Here(state="loaded", reason="m" * n)])  # kept until libzmq has greeted
     assert arrivals(dealer, 0.2) == []
     assert raw.poll(WAIT_S * 1000)
     name, frame = raw.recv_multipart()
     assert name == b"tts@cpu/0#2"
-    assert msgpack.unpackb(frame) == [2, 9, [{"type": "Here", "state": "loaded", "model": "m" * n}]]
+    assert msgpack.unpackb(frame) == [2, 9, [{"type": "Here", "state": "loaded", "reason": "m" * n}]]
     raw.send_multipart([name, msgpack.packb([1, 9, [{"type": "Park"}]])])
     assert first(dealer) == (1, 9, [messages.Park()])
     raw.close(linger=0)

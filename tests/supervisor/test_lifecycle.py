@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.config import DeadlinesSection
 from engine.exits import BOOT_FAILED
 from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick
+from engine.supervisor.health import judge
 from engine.supervisor.lifecycle import COUNT_S, MOVES, Lifecycle, Phase
 from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
 from ipc.errors import IllegalMove
@@ -74,6 +75,34 @@ class World:
         return actions
 
 
+def health(world: World) -> dict[str, Any]:
+    return judge(world.life, LIMITS, world.now)
+
+
+def stage_row(**changes: Any) -> dict[str, Any]:
+    return {"absent": "", "optional": False, "loaded": 1, "why": "", "stalled_s": 0.0, "stall_limit_s": 25.0, **changes}
+
+
+@pytest.mark.parametrize(
+    ("row", "ready", "reason"),
+    [
+        ({}, True, ""),
+        ({"loaded": 0, "why": "needs 3 GB, there are 2"}, False, "stage nmt: needs 3 GB, there are 2"),
+        ({"loaded": 0}, False, "stage nmt: no worker has its model yet"),
+        ({"stalled_s": 26.0}, False, "stage nmt: has work and made no progress for 26 s"),
+        ({"stalled_s": 24.0}, True, ""),
+        ({"loaded": 0, "absent": "not installed"}, True, ""),
+        ({"loaded": 0, "optional": True}, True, ""),
+    ],
+)
+def test_health_comes_from_progress(row: dict[str, Any], ready: bool, reason: str) -> None:
+    world = World().serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(**row)}}))
+    assert (health(world)["ready"], health(world)["reason"]) == (ready, reason)
+    world.now += 10
+    assert not health(world)["ready"], "nobody has been heard for so long"
+
+
 @pytest.mark.parametrize("start", Phase)
 @pytest.mark.parametrize("end", Phase)
 def test_a_phase_that_does_not_follow_is_refused(start: Phase, end: Phase) -> None:
@@ -105,7 +134,7 @@ def test_ready_serve_serving_and_only_then_ready() -> None:
     world.say("scheduler", Ready("serial", "as configured"))
     assert world.posted(Serve) == ["gateway"] and world.life.phase is Phase.STARTING
     assert world.say("gateway", Serving(("ipc://x",))) == [Announce(("ipc://x",), "serial", "as configured")]
-    assert world.life.phase is Phase.SERVING and world.life.unhealthy() == ""
+    assert world.life.phase is Phase.SERVING and health(world)["ready"]
 
 
 def test_a_gateway_that_comes_last_is_told_to_serve_all_the_same() -> None:
@@ -125,7 +154,7 @@ def test_a_dead_worker_is_announced_and_comes_back() -> None:
     gone = [a.message for a in world.actions if isinstance(a, Post)]
     assert [(g.role, g.incarnation, g.final) for g in gone] == [(WORKER, 1, False)] * 2
     assert world.posted(Gone) == ["scheduler", "arbiter"]
-    assert "not up: asr@cpu/0" in world.life.unhealthy()
+    assert health(world)["ready"], "a stage is judged by its own report, not by a process"
     assert Spawn(WORKER, 2) in world.do(Tick())
     world.say(WORKER, Alive("started"))
     assert set(world.posted(Up)) == set(ROLES)
@@ -151,7 +180,7 @@ def test_every_process_comes_back_and_is_told_what_it_missed(role: str) -> None:
     world.do(Tick())
     world.say(WORKER, Alive("loaded"))
     world.do(Exited(role, -11))
-    assert world.life.phase is Phase.SERVING and f"not up: {role}" in world.life.unhealthy()
+    assert world.life.phase is Phase.SERVING and f"{role} is not up" in health(world)["reason"]
     assert Spawn(role, 2) in world.do(Tick())
     world.say(role, Alive("started"))
     told = [a.message for a in world.actions if isinstance(a, Post) and a.role == role]
@@ -163,7 +192,7 @@ def test_every_process_comes_back_and_is_told_what_it_missed(role: str) -> None:
         a.role for a in world.actions if isinstance(a, Post) and isinstance(a.message, Up) and a.message.role == role
     }
     assert news == set(ROLES) - {role}
-    assert world.life.unhealthy() == ""
+    assert health(world)["ready"]
 
 
 def test_a_new_scheduler_is_told_which_workers_will_never_come() -> None:

@@ -1,0 +1,93 @@
+"""Stopped processes, a paused node, a starved machine: nobody is killed who only had no time, and no order is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from engine.node import Node
+from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, identities, process_of, wait_until
+
+BURNERS = 50
+
+
+def carry(node: Node, count: int, then=lambda index: None) -> list:
+    marks = Marks()
+    with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+        for index in range(count):
+            session.submit(marks.make("t", index))
+            then(index)
+        outcomes = list(session.outcomes(timeout_s=60))
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    assert_in_order(outcomes)
+    assert not marks.mixed_up
+    return outcomes
+
+
+def test_a_node_that_was_paused_as_a_whole_wakes_up_in_peace() -> None:
+    """Longer than any limit on silence, and than a run may take."""
+    limits = {name: {"timeout_base_s": 1.0, "timeout_per_audio": 0.0} for name in STAGES}
+    with Node(config(sleep_ms=100.0, deadlines={"silent_s": 1.0}, stages=limits)) as node:
+        before = identities(node)
+        pids = [node.pid, *(pid for pid, _ in before.values())]
+
+        def pause(index: int) -> None:
+            if index == 6:
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(3.0)
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+
+        outcomes = carry(node, 12, pause)
+        time.sleep(1.5)  # whoever is to be condemned would be by now
+        assert node.stats()["deaths"] == [] and identities(node) == before
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
+@pytest.mark.parametrize("stage", ["asr", "tts"])
+def test_a_worker_that_was_stopped_and_goes_on_changes_nothing(stage: str) -> None:
+    """Its run is over its limit, so it is condemned and replaced; if it wakes just before it dies, nobody listens."""
+    with Node(config(sleep_ms=20.0, stages={stage: {"timeout_base_s": 0.5, "timeout_per_audio": 0.0}},
+                     deadlines={"abort_s": 1.0})) as node:  # fmt: skip
+        pid = process_of(node, f"{stage}@cpu/0")["pid"]
+
+        def stop(index: int) -> None:
+            if index == 3:
+                os.kill(pid, signal.SIGSTOP)
+
+        outcomes = carry(node, 10, stop)
+        dead = [death["role"] for death in node.stats()["deaths"]]
+    assert dead == [f"{stage}@cpu/0"]
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
+@contextmanager
+def burners(count: int) -> Iterator[None]:
+    """Programs that want all the processor there is."""
+    running = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+@pytest.mark.timeout(120)
+def test_fifty_programs_that_burn_the_processor_kill_nobody() -> None:
+    with Node(config(sleep_ms=2.0, deadlines={"heartbeat_s": 0.5})) as node:
+        before = identities(node)
+        with burners(BURNERS):
+            outcomes = carry(node, 10)
+            time.sleep(5.0)  # longer than a process may be silent
+        wait_until(lambda: node.stats()["health"]["ready"])
+        assert identities(node) == before and node.stats()["deaths"] == []
+    assert {o.outcome for o in outcomes} == {"ok"}
