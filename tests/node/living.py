@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 COOKIE = b"DRAGOMAN_NODE="
@@ -42,8 +43,11 @@ def shared_memory_files() -> set[str]:
 
 def descriptors(pid: int) -> dict[int, str]:
     """What a process has open: descriptor -> target."""
-    folder = Path(f"/proc/{pid}/fd")
-    return {int(entry.name): os.readlink(entry) for entry in folder.iterdir()}
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[int(entry.name)] = os.readlink(entry)
+    return found
 
 
 def wait_until(holds: Callable[[], object], within_s: float = 10.0, what: str = "") -> None:
