@@ -40,7 +40,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "evaluate",
         help="score the demo models on data they have never seen",
         description="Make test sentences and speech on the spot, from combinations and voices that were kept out of\n"
-        "training, send them through a private node, and score what comes back.",
+        "training, send them through a private node, and score what comes back. Two minutes on two cores.",
         epilog="examples:\n  run_node.py models evaluate\n  run_node.py models evaluate models/demo --json --count 10\n"
         "\nexit codes: 0 every aim is reached, 1 one is not, 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +54,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "make-demo",
         help="train the demo models anew",
         description="Train the demo models from the phrase book and espeak-ng alone; needs torch (extra 'train').\n"
-        "Its parts took 80 minutes on two busy cores.",
+        "It took an hour on two cores.",
         epilog="examples:\n  run_node.py models make-demo --out /tmp/demo\n"
         "  run_node.py models make-demo --out /tmp/demo --only tts\n"
         "\nexit codes: 0 written, 1 it could not be made, 2 usage",
