@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine import embedded, picture, timeline
+from engine.client import Client
 from engine.commands import inputs, nodes, translate
 from engine.commands.delivery import Delivery, Wish
 from engine.commands.reading import ReadAhead
@@ -149,8 +150,9 @@ def _again(client: Any, config: Config, say: Callable[[str], None], shown: bool)
         with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as folder:
             results = Results(Path(folder))
             try:
-                if carry(client, config, results, say, shown=False).interrupted:
-                    return []
+                with Client(client.endpoint) as fresh:  # whose sessions have no names in use
+                    if carry(fresh, config, results, say, shown=False).interrupted:
+                        return []
             finally:
                 results.close()
             charts.append(results.chart())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
 from engine.node import Node
 from tests.node.rehearsal import Marks, assert_in_order, config, identities, kill, process_of, wait_until
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "plain_client.py"
 COUNT = 40
 CORES = ("scheduler", "gateway", "arbiter")
 
@@ -62,6 +67,44 @@ def test_results_that_nobody_had_read_are_made_again_by_the_last_stage_alone() -
     assert_in_order(outcomes)
     assert {o.outcome for o in outcomes} == {"ok"} and not marks.mixed_up
     assert runs["asr@cpu/0"] == 8 and 8 <= runs["tts@cpu/0"] <= 16
+
+
+def test_when_both_die_at_once_the_client_library_submits_again_what_has_no_outcome() -> None:
+    with Node(config(sleep_ms=15.0)) as node:
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(60):
+                session.submit(marks.make("t", index))
+                if index == 25:
+                    for victim in ("scheduler", "gateway"):
+                        kill(process_of(node, victim)["pid"])
+            outcomes = list(session.outcomes(timeout_s=30))
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    assert_in_order(outcomes)
+    assert {o.outcome for o in outcomes} == {"ok"} and not marks.mixed_up
+
+
+def test_the_documented_plain_client_notices_nothing_either() -> None:
+    """Scheduler, then gateway, while it alone puts the node under load."""
+    marks = Marks()
+    utterances = [marks.make("t", index).tobytes() for index in range(150)]
+    with Node(config(sleep_ms=15.0)) as node:
+        victims, heard = ["scheduler", "gateway"], []
+        for message, samples in plain_client().translate(node.endpoint, utterances, source="en", target="de"):
+            heard.append((message["index"], message["outcome"], message["texts"]["asr"], samples is not None))
+            if victims and len(heard) % 40 == 20:
+                kill(process_of(node, victims.pop(0))["pid"])
+    assert not victims
+    assert heard == [(index, "ok", marks.sent["t", index], True) for index in range(150)]
+
+
+def plain_client() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plain_client", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_node_ends_when_the_budget_of_one_it_cannot_do_without_is_spent() -> None:

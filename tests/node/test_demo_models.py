@@ -15,6 +15,7 @@ from engine import embedded, media
 from engine.commands import demo
 from engine.node import Node
 from models import phrasebook, scores
+from tests.node.rehearsal import kill, process_of
 
 for library in ("faster_whisper", "ctranslate2", "sentencepiece", "piper", "soxr"):
     if importlib.util.find_spec(library) is None:  # not imported: together in one process they can crash it
@@ -69,6 +70,25 @@ def test_what_a_voice_says_is_understood_by_the_recogniser(client: Any, language
         heard = list(session.outcomes(timeout_s=60.0))
     pairs = list(zip(texts, [o.transcript or "" for o in heard], strict=True))
     assert scores.error_rate(pairs, language) <= 0.20, pairs
+
+
+def test_deaths_of_any_process_do_not_show_in_what_is_heard_and_said() -> None:
+    clips = demo.clips() * 3
+    victims = ["scheduler", "asr@cpu/0", "gateway", "nmt@cpu/0"]
+    with Node(embedded.config()) as node, node.client() as client:
+        heard = {}
+        for speaker in ("anna", "bruno", "chen"):
+            mine = [clip for clip in clips if clip.speaker == speaker]
+            with client.session(source=mine[0].source, target=mine[0].target) as session:
+                for number, clip in enumerate(mine):
+                    session.submit(media.read(clip.path, 10.0).samples)
+                    if victims and number % 6 == 3:
+                        kill(process_of(node, victims.pop(0))["pid"])
+                heard[speaker] = [(o.index, o.translation) for o in session.outcomes(timeout_s=60.0)]
+        assert len(node.stats()["deaths"]) == 4 - len(victims) >= 4
+    for speaker, found in heard.items():
+        mine = [clip.translation for clip in clips if clip.speaker == speaker]
+        assert found == list(enumerate(mine)), speaker
 
 
 def test_without_repair_the_clips_go_through_all_the_same(tmp_path: Path) -> None:
