@@ -17,6 +17,7 @@ class KeptDevice(msgspec.Struct, frozen=True):
     name: str
     reading: Reading | None
     foreign_bytes: int
+    missing_bytes: int
     leases: tuple[Lease, ...]  # those whose bytes may lie on the device, oldest first
 
 

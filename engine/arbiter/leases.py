@@ -271,7 +271,7 @@ class Leases:
         devices = []
         for name, memory in self._devices.items():
             leases = tuple(replace(lease) for lease in self._leases[name] if lease.state in ON_DEVICE)
-            devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, leases))
+            devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, memory.missing_bytes, leases))
         return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices))
 
     def restore(self, kept: Kept) -> None:
@@ -282,7 +282,7 @@ class Leases:
         self._load_times_ms.update(kept.load_times_ms)
         for device in kept.devices:
             if device.name in self._devices:
-                self._devices[device.name].remember(device.reading, device.foreign_bytes)
+                self._devices[device.name].remember(device.reading, device.foreign_bytes, device.missing_bytes)
                 self._leases[device.name] += device.leases
 
     # ------------------------------------------------------------ looking

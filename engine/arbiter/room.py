@@ -5,7 +5,8 @@ is *foreign* (other programs, and whatever of ours no lease covers), and keeps t
 
 * growth goes first to leases that were granted more than they hold (the one loading before the others), then to
   foreign;
-* a fall goes first to leases that are draining, then to foreign, then to the others;
+* a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
+  for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
 * what a worker measured of itself after loading replaces what was put down to it.
 
 Room for a grant, all figures signed::
@@ -23,6 +24,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
+
+PATIENT_S = 1.0  # for the news of a death that its memory has told already
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,14 @@ class DeviceMemory:
         self.limits = limits
         self.reading: Reading | None = None
         self.foreign_bytes = 0
+        self.missing_bytes = 0  # of what the book says is held, and the driver does not show
+        self._missing_since = 0.0
         self._remembered = False  # the reading is an earlier arbiter's
 
-    def remember(self, reading: Reading | None, foreign_bytes: int) -> None:
+    def remember(self, reading: Reading | None, foreign_bytes: int, missing_bytes: int) -> None:
         """Go on from an earlier arbiter's figures: they explain the next reading, and nothing is granted upon them."""
         self.reading, self.foreign_bytes, self._remembered = reading, foreign_bytes, True
+        self.missing_bytes, self._missing_since = missing_bytes, reading.taken_at if reading else 0.0
 
     def take(self, reading: Reading, leases: Collection[Lease]) -> None:
         """Enter a reading: settle what was measured before it, then explain the rest."""
@@ -87,8 +93,12 @@ class DeviceMemory:
         unexplained = reading.used_bytes - self.foreign_bytes - sum(lease.held_bytes for lease in leases)
         if unexplained > 0:
             self._grow(unexplained, leases)
-        else:
-            self._shrink(-unexplained, leases)
+        missing = self._shrink(max(0, -unexplained), leases)
+        if not missing or not self.missing_bytes:
+            self._missing_since = reading.taken_at
+        elif reading.taken_at - self._missing_since >= PATIENT_S:
+            missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
+        self.missing_bytes = missing
 
     def forget(self, lease: Lease) -> None:
         """A lease is over; what of it is still there is foreign from now on."""
@@ -137,12 +147,13 @@ class DeviceMemory:
             nbytes -= part
         self.foreign_bytes += nbytes
 
-    def _shrink(self, nbytes: int, leases: list[Lease]) -> None:
+    def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
+        """Put a fall down to whom it may be put down at once; returns what is left of it."""
         leaving = [lease for lease in leases if lease.state not in ALIVE]
         nbytes = self._take_from(leaving, nbytes)
         part = min(nbytes, self.foreign_bytes)
         self.foreign_bytes -= part
-        self._take_from([lease for lease in leases if lease.state in ALIVE], nbytes - part)
+        return nbytes - part
 
     @staticmethod
     def _take_from(leases: list[Lease], nbytes: int) -> int:
@@ -157,4 +168,5 @@ class DeviceMemory:
         held = [lease.held_bytes for lease in leases if lease.state in ON_DEVICE]
         assert self.foreign_bytes >= 0 and all(nbytes >= 0 for nbytes in held), "negative bytes in the book"
         if self.reading is not None:
-            assert self.foreign_bytes + sum(held) == self.reading.used_bytes, "the book does not add up"
+            shown = self.foreign_bytes + sum(held) - self.missing_bytes
+            assert shown == self.reading.used_bytes, "the book does not add up"

@@ -104,6 +104,34 @@ def test_growth_beyond_a_grant_is_foreign_until_its_holder_measured_it():
     assert (bench.row()["foreign_bytes"], bench.row()["held_bytes"]) == (0, 10 * GIB)
 
 
+def two_held(bench: Bench) -> None:
+    """asr and nmt, 8 GiB each, loaded."""
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 8 * GIB, 16 * GIB)
+    bench.load("nmt@cuda:0/0", 8 * GIB, 8 * GIB)
+
+
+def test_a_death_that_memory_tells_before_anybody_does_is_put_down_to_the_dead():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0, returns_at_once=True))
+    two_held(bench)
+    bench.later(0.1)
+    bench.read(16 * GIB)  # nmt is dead, and nobody has said so
+    bench.later(0.01)
+    bench.feed(Gone("nmt@cuda:0/0", 1))
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    assert bench.row()["grantable_bytes"] == 16 * GIB, "the lease of asr, which lives, counts once"
+
+
+def test_what_the_living_give_back_is_theirs_when_no_death_explains_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    for _ in range(3):
+        bench.later(0.6)
+        bench.read(10 * GIB)
+    assert bench.row()["held_bytes"] == 14 * GIB
+
+
 def test_another_programs_growth_during_a_load_is_put_right_by_the_measurement():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(24 * GIB)

@@ -13,11 +13,13 @@ from engine.gateway.ingress import Ingress
 from engine.scheduler.slots import Slots
 
 HISTORIES = 300
-# Seeds that once did not end well, and what was wrong.
+# Seeds that once did not end well, and what was wrong. When the simulation draws otherwise than it did, put each fault
+# back, play histories until one shows it, and let its seed stand here.
 FOUND = {
-    367: "a result was being made again when the scheduler died too: the next epoch ran it on a freed input",
-    17: "inputs kept until the acknowledgement filled the ring, and what they waited for found no room in it",
-    300: "... and again: inputs that were kept after room had been asked for",
+    1718: "a result was being made again when the scheduler died too: the next epoch ran it on a freed input",
+    38: "inputs kept until the acknowledgement filled the ring, and what they waited for found no room in it",
+    240: "... and again: inputs that were kept after room had been asked for",
+    5: "memory showed a death before it was told: it was put down to another worker, whose lease then counted twice",
 }
 
 

@@ -1,0 +1,24 @@
+"""What all of a simulated node shares: its stages, its times, and what it is called when a history ends badly."""
+
+from __future__ import annotations
+
+from engine.config import DeadlinesSection
+
+PIPELINES = (("asr", "nmt", "tts"), ("asr", "nmt", "tts"), ("pass1", "pass2"))  # the last: samples from end to end
+DEADLINES = DeadlinesSection(
+    heartbeat_s=0.5, silent_s=3.0, backoff_first_s=0.05, gap_s=10.0, budget_base_s=120.0, retry_delay_s=0.5
+)
+KINDS = {"asr": ("audio", "text"), "nmt": ("text", "text"), "tts": ("text", "audio"),
+         "pass1": ("audio", "same"), "pass2": ("audio", "same")}  # fmt: skip
+SAMPLES = 8  # of an utterance, int16: its mark
+PING_S = 0.5
+CANCELS = 0.08  # share of utterances
+LATEST_S = 120.0  # virtual; a history that takes longer has got stuck
+CORES = ("scheduler", "gateway")
+ARBITER = "arbiter"
+MODEL_BYTES = 2**30  # of every model
+MARGIN = 0.1
+
+
+class Stuck(AssertionError):
+    """A history that does not end well: what is wrong, and the seed that shows it."""
