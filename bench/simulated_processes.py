@@ -241,7 +241,7 @@ class GatewayLife(Life):
         self._feed(TurnEnd())
         self.core.check()
         self._flush()
-        if self.wanted and not self.open and self.core.handover.whole:
+        if self.wanted and not self.open and self.core.books.whole:
             self.open = True
             self.tell_supervisor(Serving(()))
         if (due := self.core.deadline()) < float("inf"):
@@ -262,7 +262,7 @@ class GatewayLife(Life):
                 self._hear(thing)
         self._posts.clear()
         self.scheduler, self.epoch = peer_name("scheduler", incarnation), incarnation
-        self._posts.append(Here("whole" if self.core.handover.whole else "empty"))
+        self._posts.append(Here("whole" if self.core.books.whole else "empty"))
         self._feed(NewEpoch())
         self._flush()
 

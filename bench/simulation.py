@@ -163,7 +163,7 @@ class World:
             return False
         both = scheduler.alive and gateway.alive
         linked = scheduler.core.book.gateway == gateway.peer and gateway.epoch == scheduler.incarnation
-        return both and linked and scheduler.core.handover.complete and gateway.core.handover.whole
+        return both and linked and scheduler.core.handover.complete and gateway.core.books.whole
 
     def kill(self, role: str) -> None:
         """SIGKILL."""

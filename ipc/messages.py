@@ -635,8 +635,11 @@ class Stop(_Wire, frozen=True):
 
 
 class Silent(_Wire, frozen=True):
+    """A worker's heartbeat is missed; ``phase`` is what its last one said."""
+
     worker: str
     incarnation: int
+    phase: str = ""
 
 
 # ---------------------------------------------------------------- operators <-> supervisor

@@ -31,8 +31,9 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
 
     session = token = incarnation = None
     received, coming, share, hold_until = -1, 0, 1, 0.0  # last outcome in hand, next index to send
-    pinged, heard = time.monotonic(), time.monotonic()
-    say({"type": "Hello", "version": 1, "client": "plain"}, opening)
+    pinged = heard = asked = time.monotonic()
+    question = opening  # Open or Resume, until Opened answers it
+    say({"type": "Hello", "version": 1, "client": "plain"}, question)
     while received < len(utterances) - 1:
         now = time.monotonic()
         if now - heard > patience_s:
@@ -40,6 +41,9 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
         if now - pinged >= 0.5:  # a restarted node knows nobody until spoken to; naming the session shows what it knows
             pinged = now
             say({"type": "Ping"}, *([{"type": "Ack", "session": session, "through": received}] if session else []))
+        if session is None and now - asked >= 2.0:  # it died with a connection
+            asked = now
+            say({"type": "Hello", "version": 1, "client": "plain"}, question)
         while session and now >= hold_until and coming < len(utterances) and coming - received - 1 < share:
             submit(coming)
             coming += 1
@@ -49,7 +53,7 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
         heard = time.monotonic()
         for message in msgpack.unpackb(head):
             kind = message["type"]
-            if kind == "Opened":
+            if kind == "Opened" and session is None:  # else asked for twice, and answered twice
                 session, token, share = message["session"], message["token"], message["share"]
                 coming = max(received + 1, message["next_index"])  # below it, everything was accepted
             elif kind == "Outcome" and message["index"] > received:  # else: sent again after a resume
@@ -69,12 +73,12 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
             elif (kind == "Pong" and incarnation not in (None, message["incarnation"])) or (
                 kind == "UnknownSession" and session and message["session"] == session
             ):
-                session = None
-                if token:
-                    say({"type": "Resume", "token": token, "last_received": received})
+                session, asked = None, time.monotonic()
+                question = {"type": "Resume", "token": token, "last_received": received} if token else opening
+                say(question)
             elif kind == "UnknownSession" and message["session"] == token:  # nothing is known of it: begin again
-                token = None
-                say({**opening, "first_index": received + 1})
+                token, asked, question = None, time.monotonic(), {**opening, "first_index": received + 1}
+                say(question)
             incarnation = message.get("incarnation", incarnation)
     say({"type": "Close", "session": session})
     socket.close()

@@ -59,7 +59,7 @@ class Books:
     def __post_init__(self) -> None:
         boot = self.boot
         self.catalog = Catalog(boot)
-        self.sessions = Sessions()
+        self.sessions = Sessions(self.incarnation)
         self.ledger = Ledger()
         longest = int(boot.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
         self.ingress = Ingress(self.ring_blocks, longest, self.first_generation, self.deadlines.reserve_after_s)
@@ -67,6 +67,7 @@ class Books:
         self._few_bytes = min(FEW_BYTES, boot.outbox_session_bytes)
         self.capacity = Capacity(1)
         self.draining = False
+        self.whole = False  # all that an earlier life knew is known here
         self.totals = Totals()
         self.now = 0.0  # of the event being handled
         self.slow: set[bytes] = set()  # connections whose answers pile up unread

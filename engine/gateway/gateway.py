@@ -263,7 +263,7 @@ class Gateway:
             "outbox_bytes": books.outbox.total_bytes,
             "ring": {"blocks": books.ingress.blocks.count, "free": books.ingress.blocks.free},
             "clients": len(books.sessions.clients),
-            "whole": self.handover.whole,
+            "whole": books.whole,
         }
 
     def check(self) -> None:

@@ -30,7 +30,6 @@ class Handover:
     def __init__(self, books: Books, delivery: Delivery) -> None:
         self.books = books
         self.delivery = delivery
-        self.whole = False
         self.fruitful = True
         self._heard: list[Any] = []
 
@@ -39,12 +38,11 @@ class Handover:
     def epoch(self, now: float) -> None:
         """There is a new epoch: tell it everything, or, while not whole, wait to be told by it."""
         self._heard.clear()
-        if not self.whole:
-            return
         books = self.books
+        if not books.whole:
+            return
         books.forget_riders()
-        if not self.fruitful:
-            self._charge()
+        self._charge()
         self.fruitful = False
         for key, offset, nbytes, generation in books.ingress.held():
             books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
@@ -68,11 +66,11 @@ class Handover:
             books.post(CancelJob(session.id, entry.index))
 
     def _charge(self) -> None:
-        """The epoch before ended nothing: whatever it held is suspect."""
+        """If the epoch before ended nothing, whatever it is known to have held is suspect; else nothing is any more."""
         for session in self.books.sessions:
             for index in sorted(self.books.ledger.unended_indices(session.id)):
                 entry = self.books.ledger.of(session.id)[index]
-                entry.charges += 1
+                entry.charges = 0 if self.fruitful else entry.charges + (entry.state is State.ACCEPTED)
                 if entry.charges >= MAX_CHARGES:
                     self.books.ledger.end(session.id, index)
                     text = f"the scheduler died {entry.charges} times while it held this utterance, and ended nothing"
@@ -82,7 +80,7 @@ class Handover:
 
     def hear(self, message: Any, now: float) -> None:
         """One of ``Session``, ``Admit``, ``Ended``, ``Remade``, ``Held``, and at the end ``Restored``."""
-        if self.whole:
+        if self.books.whole:
             return
         if not isinstance(message, Restored):
             self._heard.append(message)
@@ -103,7 +101,10 @@ class Handover:
                 case Held(id, index, ref):
                     self.books.ingress.adopt(id, index, ref.offset, ref.nbytes, ref.generation)
         self._heard.clear()
-        self.whole = True
+        self.books.whole = True
+        if self.books.draining:  # what is missing can never come
+            for session in self.books.sessions:
+                self.delivery.end_all_missing(session, now)
 
     def _open(self, told: messages.Session, now: float) -> None:
         """A session whose client has to resume it."""

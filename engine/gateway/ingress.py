@@ -76,6 +76,7 @@ class Ingress:
             yield key, start * BLOCK, self._lengths[key] * BLOCK, self._generations[key]
 
     def _enter(self, key: Key, start: int, length: int, generation: int) -> None:
+        assert key not in self._starts, f"{key} has a slot already"
         self._starts[key], self._lengths[key], self._generations[key] = start, length, generation
         self._held[key[0]] = self._held.get(key[0], 0) + length
 

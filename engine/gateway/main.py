@@ -50,6 +50,7 @@ LAST_WORDS_S = 1.0  # to read what a dead scheduler had sent
 LINGER_MS = 250  # last outcomes on their way when the process ends
 DOOR_SLACK_BYTES = 2**20
 TOKEN_BYTES = 16
+BARRED = "waiting for its endpoints"
 _TURN_END = TurnEnd()
 WIRE_NAMES = {numpy_name: name for name, numpy_name in NUMPY_NAMES.items()}
 
@@ -116,6 +117,8 @@ class Shell:
             self._read_scheduler(self.scheduler)
         if self.door is not None and self.door in readable:
             self._read_clients(self.door)
+        if self.phase == BARRED:
+            self._open_door()
         self._feed(_TURN_END)
         self._send()
         if self.now >= self.lifeline.pulse_at:
@@ -147,7 +150,7 @@ class Shell:
         for _, epoch, batch in arrivals:
             if epoch != link.epoch:
                 continue
-            failpoints.reach("gateway.heard" if self.core.handover.whole else "gateway.restoring")
+            failpoints.reach("gateway.heard" if self.core.books.whole else "gateway.restoring")
             for message in batch:
                 self._feed(self._fetch(message) if isinstance(message, JobOutcome) else message)
 
@@ -264,13 +267,13 @@ class Shell:
         address = endpoint or self.boot.endpoints["scheduler"]
         self.scheduler = Dealer(address, self.boot.role, self.boot.incarnation, ToGateway)
         self.scheduler.epoch = incarnation
-        self.scheduler.post(Here("whole" if self.core.handover.whole else "empty"))
+        self.scheduler.post(Here("whole" if self.core.books.whole else "empty"))
         self.poll.add(self.scheduler)
         self._feed(NewEpoch())
 
     def _open_door(self) -> None:
         """To clients, once we are asked to serve and know all there is to know; then cap this process's memory."""
-        if self.door is not None or not self.wanted or not self.core.handover.whole:
+        if self.door is not None or not self.wanted or not self.core.books.whole:
             return
         longest = int(self.body.max_utterance_s * SAMPLE_RATE * LONGEST_ITEMSIZE)
         try:
@@ -278,8 +281,12 @@ class Shell:
             self.door = Door(list(self.body.endpoints), 2 * longest + DOOR_SLACK_BYTES)
         except (OSError, zmq.ZMQError) as error:
             wanted = ", ".join(self.body.endpoints)
-            self.log.error("cannot bind %s for clients (%s); free it or change node.endpoints", wanted, error)
-            process.leave(process.BOOT_FAILED)
+            if self.phase != BARRED:
+                self.log.error("cannot bind %s for clients (%s); free it or change node.endpoints", wanted, error)
+            if self.boot.incarnation == 1:
+                process.leave(process.BOOT_FAILED)
+            self.phase = BARRED  # it was ours, and somebody may hold it for a moment only: tried again every turn
+            return
         self.poll.add(self.door)
         cap_memory(2 * self.body.outbox_node_bytes + HEADROOM_BYTES)
         self.phase = "serving"

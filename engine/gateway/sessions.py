@@ -34,6 +34,8 @@ from ipc import messages
 from ipc.errors import IllegalMove
 from ipc.messages import Open
 
+IDS_A_LIFE = 10**9  # of session ids that a life of the gateway may give
+
 
 class Link(enum.Enum):
     """Where a session stands with its client."""
@@ -189,12 +191,12 @@ class Client:
 class Sessions:
     """All open sessions, by id, by token and by connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: int) -> None:
         self.clients: dict[bytes, Client] = {}
         self.strangers = Strangers()
         self._by_id: dict[str, Session] = {}
         self._by_key: dict[bytes, str] = {}
-        self._count = 0
+        self._count = (life - 1) * IDS_A_LIFE  # slots of an earlier life's sessions go by their ids
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -223,7 +225,6 @@ class Sessions:
         )  # fmt: skip
         self._by_id[session.id] = session
         self._by_key[_key(session.token)] = session.id
-        self._count = max(self._count, int(told.id.rpartition(".")[2]) + 1)
         return session
 
     def get(self, id: str) -> Session | None:

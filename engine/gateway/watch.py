@@ -219,11 +219,12 @@ class Watch:
 
     def _check_flushed(self, now: float) -> None:
         books = self.books
-        if self._flushed:
+        if self._flushed or not books.whole:
             return
         if books.ledger.total == 0 and self._flush_until == math.inf:
             self._flush_until = now + books.deadlines.flush_s
-        waiting = any(s.client is not None and s.acked < s.order.next - 1 for s in books.sessions)
+        here = [s for s in books.sessions if s.client is not None or s.handed_over]  # or about to resume
+        waiting = any(session.acked < session.order.next - 1 for session in here)
         if (books.ledger.total == 0 and not waiting) or now >= min(self._flush_until, self._drain_until):
             self._flushed = True
             self._say_goodbye(now)

@@ -9,6 +9,7 @@ from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Ready
 from ipc.peers import split_peer
 
+BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
 EXCUSED_LIVES = 8  # two utterances that kill their worker until they are poison; a worker that only dies is not excused
 
 
@@ -22,6 +23,7 @@ class Fleet:
         self.look_at: float | None = None  # no worker can be over a limit before this
         self._by_peer: dict[str, Worker] = {}  # every life that has spoken
         self._failing = False
+        self._awaited: dict[tuple[str, int], float] = {}  # silent lives that have not spoken to this epoch: since when
 
     def find(self, peer: str) -> Worker | None:
         """The worker of this name, or None when the role is unknown or the incarnation is not the present one."""
@@ -37,6 +39,7 @@ class Fleet:
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
         worker.begin(incarnation)
+        worker.spoke_at = now
         self._by_peer[peer] = worker
         worker.move(Life.EMPTY)
         worker.condemned = False
@@ -73,7 +76,7 @@ class Fleet:
         worker.waiting_for = ""
         self.watch(now + self.book.deadlines.load_timeout_s)
 
-    def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
+    def loaded(self, worker: Worker, message: Loaded) -> None:
         worker.move(Life.LOADED)
         worker.loading_since = None
         worker.waiting_for = ""
@@ -81,7 +84,6 @@ class Fleet:
         self.book.stir(worker.plan.stage)
         self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
         self._check_ready()
-        del now
 
     def denied(self, worker: Worker, message: Denied, now: float) -> None:
         """No lease, or the load failed. Before the first ready that may end the node; later it is tried again."""
@@ -142,12 +144,23 @@ class Fleet:
 
     # ---------------------------------------------------------------- trouble
 
-    def silent(self, role: str, incarnation: int) -> None:
-        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits."""
+    def silent(self, role: str, incarnation: int, phase: str, now: float) -> None:
+        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits.
+
+        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as a
+        load may take. And news of silence may be older than the worker's last word.
+        """
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation or worker.condemned:
             return
-        if not worker.batches and worker.loading_since is None:
+        deadlines = self.book.deadlines
+        if incarnation != worker.incarnation or worker.life is Life.ABSENT:
+            since = self._awaited.setdefault((role, incarnation), now)
+            if not phase.startswith(BUSY_PHASES):
+                self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+            elif now >= since + deadlines.load_timeout_s:
+                self._condemn(worker, incarnation, "silent since before this scheduler began")
+        elif not worker.batches and worker.loading_since is None and now >= worker.spoke_at + deadlines.silent_s:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
 
     def forgive(self, pause_s: float) -> None:

@@ -112,7 +112,7 @@ class Scheduler:
             case SessionEnded(id=session):
                 flow.close(session, now)
             case Here():
-                self._told = (-1, 0.0)
+                self._told, self._drained = (-1, 0.0), False  # results may have to be made once more
                 self.handover.meet(peer, message, now)
                 self.fleet.check_start()
             case Restored():
@@ -125,6 +125,7 @@ class Scheduler:
                 self.book.totals.stale += 1
                 self.book.release(peer, result.ticket)
             return
+        worker.spoke_at = now
         running = worker.batches[0] if worker.batches else None
         for result in message.results:
             self.flow.done(worker, result, now)
@@ -137,13 +138,14 @@ class Scheduler:
         worker = self.fleet.find(peer)
         if worker is None:
             return
+        worker.spoke_at = now
         match message:
             case LeaseWait():
                 self.fleet.lease_wait(worker, message)
             case Loading():
                 self.fleet.loading(worker, now)
             case Loaded():
-                self.fleet.loaded(worker, message, now)
+                self.fleet.loaded(worker, message)
             case Denied():
                 self.fleet.denied(worker, message, now)
 
@@ -163,8 +165,8 @@ class Scheduler:
                 self.fleet.gone(role, incarnation, reason, final=final, now=now)
             case Serve():  # it does already: a load that fails is no reason to end it
                 self.fleet.ready = True
-            case Silent(worker=role, incarnation=incarnation):
-                self.fleet.silent(role, incarnation)
+            case Silent(worker=role, incarnation=incarnation, phase=phase):
+                self.fleet.silent(role, incarnation, phase, now)
             case Drain(budget_ms=budget_ms):
                 if self._drain_by is None:
                     self._drain_by = now + budget_ms / 1000

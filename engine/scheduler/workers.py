@@ -73,6 +73,7 @@ class Worker:
     failed: int = 0
     busy_s: float = 0.0
     load_ms: float = 0.0
+    spoke_at: float = 0.0  # when its last message came
     fruitless: int = 0  # lives in a row that ended no utterance well
 
     def __post_init__(self) -> None:

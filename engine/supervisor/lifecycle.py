@@ -253,10 +253,11 @@ class Lifecycle:
             self._fail(f"{role} cannot start: {reason}")
             return []
         if final and not record.is_worker:
-            self._fail(f"{role} died ({reason}) and its restart budget is spent: the node ends with it")
+            why = "cannot start again" if record.boot_failed else "its restart budget is spent"
+            self._fail(f"{role} died ({reason}) and {why}: the node ends with it")
             return []
         if role == "gateway":
-            self._serve_told = self._flushed = False
+            self._serve_told = self._flushed = self._drained = False
         record.reason = reason
         news = Gone(role, record.incarnation, reason, final)
         actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -83,6 +85,60 @@ def test_when_both_die_at_once_the_client_library_submits_again_what_has_no_outc
         marks.compare("t", outcome)
     assert_in_order(outcomes)
     assert {o.outcome for o in outcomes} == {"ok"} and not marks.mixed_up
+
+
+def test_a_slot_that_a_worker_reads_outlives_its_session_and_the_gateway() -> None:
+    """Sessions of the next gateway have other ids, so nobody gives back a slot that is not his."""
+    with Node(config(sleep_ms={"asr": 1500.0}, node={"window": 8})) as node:
+        marks = Marks()
+        with node.client() as client:
+            with client.session(source="en", target="de", tag="s") as session:
+                session.submit(marks.make("s", 0))
+                wait_until(lambda: node.stats()["scheduler"]["workers"]["asr@cpu/0"]["on_board"] == 1)
+                session.cancel(0)
+                assert [o.code for o in session.outcomes(timeout_s=10)] == ["cancelled"]
+                first = session.id
+        kill(process_of(node, "gateway")["pid"])
+        with node.client() as client, client.session(source="en", target="de", tag="s") as session:
+            for index in range(2):
+                session.submit(marks.make("s", index))
+            outcomes = list(session.outcomes(timeout_s=30))
+            assert session.id != first
+        for outcome in outcomes:
+            marks.compare("s", outcome)
+        assert [o.outcome for o in outcomes] == ["ok", "ok"] and not marks.mixed_up
+        wait_until(lambda: node.stats()["gateway"]["ring"]["free"] == node.stats()["gateway"]["ring"]["blocks"])
+
+
+@pytest.mark.parametrize("hook", ["gateway.copied=kill@6", "scheduler.decided=kill@20"])
+def test_a_death_while_the_node_drains_loses_nothing_either(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", hook)
+    with Node(config(sleep_ms=300.0, deadlines={"drain_s": 15.0, "flush_s": 3.0})) as node:
+        marks = Marks()
+        client = node.client()
+        client.start()
+        session = client.session(source="en", target="de", tag="t")
+        for index in range(6):
+            session.submit(marks.make("t", index))
+        wait_until(lambda: node.stats()["scheduler"]["total"] == 6)
+        os.kill(node.pid, signal.SIGTERM)
+        outcomes = list(session.outcomes(timeout_s=30))
+        assert [(o.index, o.outcome, o.code) for o in outcomes] == [(index, "ok", "") for index in range(6)]
+        client.close()
+        assert node.wait(20.0) == 0
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_the_plain_client_asks_again_for_a_session_that_died_with_the_gateway(
+    nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"gateway.read=kill@{nth}")
+    marks = Marks()
+    utterances = [marks.make("t", index).tobytes() for index in range(5)]
+    with Node(config()) as node:
+        heard = [m["index"] for m, _ in plain_client().translate(node.endpoint, utterances, source="en", target="de")]
+        assert len(node.stats()["deaths"]) == 1
+    assert heard == list(range(5))
 
 
 def test_the_documented_plain_client_notices_nothing_either() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_a_node_that_was_paused_as_a_whole_wakes_up_in_peace() -> None:
 
 @pytest.mark.parametrize("stage", ["asr", "tts"])
 def test_a_worker_that_was_stopped_and_goes_on_changes_nothing(stage: str) -> None:
-    """Its run is over its limit, so it is condemned and replaced; if it wakes just before it dies, nobody listens."""
+    """Its run is over its limit, so it is condemned and replaced. In the other test it wakes in time, and works on."""
     with Node(config(sleep_ms=20.0, stages={stage: {"timeout_base_s": 0.5, "timeout_per_audio": 0.0}},
                      deadlines={"abort_s": 1.0})) as node:  # fmt: skip
         pid = process_of(node, f"{stage}@cpu/0")["pid"]
@@ -64,8 +64,42 @@ def test_a_worker_that_was_stopped_and_goes_on_changes_nothing(stage: str) -> No
                 os.kill(pid, signal.SIGSTOP)
 
         outcomes = carry(node, 10, stop)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
         dead = [death["role"] for death in node.stats()["deaths"]]
     assert dead == [f"{stage}@cpu/0"]
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
+@pytest.mark.parametrize("stage", ["asr", "tts"])
+def test_a_worker_that_was_stopped_for_a_while_works_on(stage: str) -> None:
+    with Node(config(sleep_ms=20.0)) as node:
+        before = identities(node)
+
+        def freeze(index: int) -> None:
+            if index == 3:
+                os.kill(before[f"{stage}@cpu/0"][0], signal.SIGSTOP)
+                time.sleep(1.0)
+                os.kill(before[f"{stage}@cpu/0"][0], signal.SIGCONT)
+
+        outcomes = carry(node, 10, freeze)
+        assert identities(node) == before
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
+def test_runs_and_loads_longer_than_silence_may_be_are_nobody_s_fault() -> None:
+    """Also when the scheduler dies meanwhile, and the new one has never heard of them."""
+    limits = {"silent_s": 0.6, "heartbeat_s": 0.1}
+    with Node(config(sleep_ms={"asr": 1800.0}, deadlines=limits)) as node:
+        before = identities(node)
+
+        def kill_scheduler(index: int) -> None:
+            if index == 1:
+                time.sleep(0.3)  # a run is under way
+                os.kill(before["scheduler"][0], signal.SIGKILL)
+
+        outcomes = carry(node, 3, kill_scheduler)
+        assert [death["role"] for death in node.stats()["deaths"]] == ["scheduler"]
     assert {o.outcome for o in outcomes} == {"ok"}
 
 

@@ -32,7 +32,7 @@ from ipc.messages import (
     Silent,
     Status,
 )
-from tests.scheduler.world import GATEWAY_PEER, World, audio_stage, text_stage
+from tests.scheduler.world import DEADLINES, GATEWAY_PEER, World, audio_stage, text_stage
 
 
 def started(*stages, **fields) -> World:
@@ -244,6 +244,24 @@ def test_a_silent_worker_is_condemned_only_if_nothing_keeps_it_busy():
     assert not world.messages(Condemn, "supervisor")
     world.done(world.peer("a@cpu/0"))
     world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
+    world.turn()
+    assert not world.messages(Condemn, "supervisor"), "this news is older than the word that has just come"
+    world.advance(DEADLINES.silent_s)
+    world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
+    world.turn()
+    assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+@pytest.mark.parametrize("phase", ["loaded", "loading"])
+def test_a_new_epoch_does_not_condemn_who_is_still_busy_for_the_one_before(phase: str):
+    world = World(text_stage("a"))  # which has said nothing to this epoch yet
+    for _ in range(3):
+        world.advance(DEADLINES.silent_s)
+        world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+        world.turn()
+    assert not world.messages(Condemn, "supervisor")
+    world.advance(DEADLINES.load_timeout_s)
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
     world.turn()
     assert len(world.messages(Condemn, "supervisor")) == 1
 

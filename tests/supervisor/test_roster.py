@@ -69,7 +69,7 @@ def test_a_silent_worker_is_reported_and_not_touched() -> None:
     for t in range(1, 14):
         up(made, "scheduler", t / 2)
         actions += made.tick(t / 2)
-    silent = Post("scheduler", 1, Silent(WORKER, 1))
+    silent = Post("scheduler", 1, Silent(WORKER, 1, "loaded"))
     assert actions == [silent, silent]  # said again, because what it was busy with may have ended
 
 
