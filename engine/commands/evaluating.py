@@ -7,10 +7,12 @@ what is scored is what a user gets.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,22 +64,34 @@ class Evaluation:
         self._client = client
         self._say = say
         self._count = count
+        self._seed = seed
         self._chance = np.random.default_rng(seed)
+        self._failed = False
         book = phrasebook.sentences()
         self._new = [sentence for sentence in book if sentence.held_out]
         self._known = [sentence for sentence in book if not sentence.held_out]
         self.report = Report("models")
 
     def run(self) -> Report:
-        """Every model in turn; one that fails has no scores, and those of the others stand."""
-        for name, score in (("asr", self.asr), ("repair", self.repair), ("nmt", self.nmt), ("tts", self.tts)):
-            try:
+        """Every model in turn; what fails has no score, and the others stand. Each has chance of its own."""
+        for number, (name, score) in enumerate(
+            (("asr", self.asr), ("repair", self.repair), ("nmt", self.nmt), ("tts", self.tts))
+        ):
+            self._chance = np.random.default_rng((self._seed, number))
+            self._failed = False
+            with self._part(name):
                 score()
-                self.report.add(f"{name}_works", 1, "", WORKS)
-            except DragomanError as error:
-                self._say(f"{name} cannot be scored: {error}")
-                self.report.add(f"{name}_works", 0, "", WORKS)
+            self.report.add(f"{name}_works", not self._failed, "", WORKS)
         return self.report
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """What cannot be scored in here is said, and the rest goes on."""
+        try:
+            yield
+        except DragomanError as error:
+            self._failed = True
+            self._say(f"{name} cannot be scored: {error}")
 
     # ------------------------------------------------------------ the models
 
@@ -133,23 +147,25 @@ class Evaluation:
 
     def tts(self) -> None:
         for language in phrasebook.LANGUAGES:
-            texts = [sentence.texts[language] for sentence in self._some(self._new)]
-            said = [Said(text, text) for text in texts]
-            normal = self.through("speak", said, f"tts {language}", source=language)
-            slow = self.through("slowly", said, f"tts {language}, slowly", source=language)
-            again = [
-                Said(speech.resample(_float(o.audio), o.sample_rate), t) for o, t in zip(normal, texts, strict=True)
-            ]
-            heard = self.through("hear", again, f"tts {language}, heard by asr", source=language)
-            wer = scores.error_rate(_pairs(again, heard, "transcript"), language)
-            self.report.add(f"tts_wer_{language}", wer, "ratio", VOICE_AIM)
-            ratio = np.median([len(b.audio) / len(a.audio) for a, b in zip(normal, slow, strict=True)])
-            self.report.add(f"tts_stretch_{language}", float(ratio), "ratio", STRETCH_AIM)
-            pitches = [
-                scores.pitch(b.audio, b.sample_rate) / scores.pitch(a.audio, a.sample_rate)
-                for a, b in zip(normal, slow, strict=True)
-            ]
-            self.report.add(f"tts_pitch_{language}", _median(pitches), "ratio", PITCH_AIM)
+            with self._part(f"tts {language}"):
+                self._voice(language)
+
+    def _voice(self, language: str) -> None:
+        texts = [sentence.texts[language] for sentence in self._some(self._new)]
+        said = [Said(text, text) for text in texts]
+        normal = self.through("speak", said, f"tts {language}", source=language)
+        slow = self.through("slowly", said, f"tts {language}, slowly", source=language)
+        again = [Said(speech.resample(_float(o.audio), o.sample_rate), t) for o, t in zip(normal, texts, strict=True)]
+        heard = self.through("hear", again, f"tts {language}, heard by asr", source=language)
+        wer = scores.error_rate(_pairs(again, heard, "transcript"), language)
+        self.report.add(f"tts_wer_{language}", wer, "ratio", VOICE_AIM)
+        ratio = np.median([len(b.audio) / len(a.audio) for a, b in zip(normal, slow, strict=True)])
+        self.report.add(f"tts_stretch_{language}", float(ratio), "ratio", STRETCH_AIM)
+        pitches = [
+            scores.pitch(b.audio, b.sample_rate) / scores.pitch(a.audio, a.sample_rate)
+            for a, b in zip(normal, slow, strict=True)
+        ]
+        self.report.add(f"tts_pitch_{language}", _median(pitches), "ratio", PITCH_AIM)
 
     # ------------------------------------------------------------ test data
 
@@ -200,17 +216,43 @@ def evaluate(folder: Path, count: int, seed: int, say: Callable[[str], None]) ->
         raise DragomanError(f"cannot make test speech: {error}", "pip install espeakng-loader") from error
     if count < FEW:
         say(f"with {count} utterances a score, one that fails moves it by {1 / count:.0%}: the verdicts say little")
-    with nodes.private(config(folder), say) as client:
+    chosen = config(folder)
+    for name, section in chosen.stages.items():
+        if reason := _unusable(section.kind or name, section):
+            say(f"{name}: {reason}")
+    with nodes.private(chosen, say) as client:
         return Evaluation(client, count, seed, say).run()
 
 
-def recordings(folder: Path, heard: Path, say: Callable[[str], None]) -> Report:
-    """What the recogniser in ``folder`` makes of the recordings in ``heard``, as English. Raises DragomanError."""
+def _unusable(kind: str, section: StageSection) -> str:
+    """Why a model cannot be run here, as far as its files and the installed libraries tell; "" otherwise."""
+    import stages
+    from stages.base import StageError
+
+    stage = stages.find(kind)
+    if any(importlib.util.find_spec(module) is None for module in stage.declaration.requires):
+        return f"its library is not installed; {stage.declaration.install_hint}"
+    try:
+        stage.describe(section.model, section.options)
+    except StageError as error:
+        return error.text.partition("; make ")[0]
+    return ""
+
+
+def recordings(folder: Path, heard: Path, source: str, say: Callable[[str], None]) -> Report:
+    """What the recogniser in ``folder`` makes of the recordings in ``heard``. Raises DragomanError."""
     files = inputs.expand([str(heard)], takes_text=False)
-    sounds = [Said(media.read(file, 30.0).samples, "") for file in files]
+    sounds: list[Said] = []
+    for file in files:
+        try:
+            sounds.append(Said(media.read(file, 30.0).samples, "", file.name))
+        except DragomanError as error:
+            say(f"{file.name} is left out: {error.text}")
     with nodes.private(config(folder), say) as client:
         evaluation = Evaluation(client, len(sounds), 1, say)
-        texts = [o.transcript or "" for o in evaluation.through("hear", sounds, "recordings", source="en")]
+        texts = [o.transcript or "" for o in evaluation.through("hear", sounds, "recordings", source=source)]
+    for one, text in zip(sounds, texts, strict=True):
+        say(f"{one.voice}: {text or '(nothing)'}")
     report = evaluation.report
     report.add("recordings", len(texts), "")
     report.add("recordings_heard_as_nothing", texts.count(""), "")

@@ -50,6 +50,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     scoring.add_argument("--count", type=int, default=100, metavar="N", help="utterances for each score (default 100)")
     scoring.add_argument("--seed", type=int, default=1, help="of the test data (default 1)")
     scoring.add_argument("--recordings", metavar="DIR", help="score nothing; say what the recogniser hears in these")
+    scoring.add_argument("--source", default="en", metavar="LANG", help="their language, or auto (default en)")
     training = what.add_parser(
         "make-demo",
         help="train the demo models anew",
@@ -130,7 +131,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed {args.seed} is negative", "give a whole number from 0 on")
     folder, say = Path(args.folder) if args.folder else embedded.DEMO, translate.speaker(args.json)
     if args.recordings:
-        report = evaluating.recordings(folder, Path(args.recordings), say)
+        report = evaluating.recordings(folder, Path(args.recordings), args.source, say)
     else:
         report = evaluating.evaluate(folder, args.count, args.seed, say)
     report.show(args.json)

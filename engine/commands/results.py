@@ -9,6 +9,7 @@ results, and the WAV files that they list, make way. What could not be written w
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections import Counter
@@ -101,10 +102,17 @@ class Results:
         path = self.folder / "results.jsonl"
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab", buffering=0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise DragomanError(f"another run is writing to {self.folder}", "give another --out") from None
             for name in _spoken_before(path):
                 (self.folder / name).unlink(missing_ok=True)
             (self.folder / "timeline.json").unlink(missing_ok=True)
-            self._file = path.open("wb", buffering=0)
+            file.truncate(0)
+            self._file = file
 
     def add(self, row: Row) -> None:
         assert self._file is not None

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   run_node.py translate talk.mp3 --out OUT --source en --target de
   run_node.py translate recordings/ --out OUT --sessions 3
   run_node.py translate talk.mp3 --out OUT --pipeline transcribe
-  run_node.py translate lines.txt --out OUT --pipeline translate-text --target fr
+  run_node.py translate lines.txt --out OUT --pipeline translate-text --target es
   run_node.py translate lines.txt --out OUT --pipeline speak --source de
 
 One sound file is one utterance, a .txt file is one utterance a line; folders give their files. Files are dealt out to

@@ -42,6 +42,8 @@ def test_the_gain_is_between_the_middle_runs_of_each_mode() -> None:
     gain = demo.gained(pipelined, serial, {"asr": 2, "tts": 1}, 8)
     assert (gain.serial_s, gain.pipelined_s, gain.rounds) == (pytest.approx(2.0), pytest.approx(1.0), 3)
     assert gain.factor == pytest.approx(2.0) and gain.bound == pytest.approx(200 / 75)
+    assert gain.is_noisy and (gain.least, gain.most) == (pytest.approx(2.0), pytest.approx(18.0))
+    assert not demo.gained(pipelined[1:2] * 3, serial[:1] * 3, {"asr": 2, "tts": 1}, 8).is_noisy
 
 
 def test_the_clips_come_with_what_they_should_become() -> None:
