@@ -25,7 +25,7 @@ PYTHON := $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python
             "$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 endif
 
-.PHONY: env repair demo test check static format bench docs clean
+.PHONY: env repair demo test check static format bench nightly docs clean
 
 env: $(STAMP)
 
@@ -87,6 +87,12 @@ format: env
 bench: env
 	@$(PY) run_node.py bench pipeline
 	@$(PY) run_node.py bench hop
+
+# Hours: what is too long for every change. Each ends non-zero when a promise is broken.
+nightly: env
+	@$(PY) run_node.py bench histories --count 1000000 --jobs 2
+	@$(PY) run_node.py bench chaos --seconds 3600
+	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 
 docs: env
 	@$(PY) scripts/pages.py --write

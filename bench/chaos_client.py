@@ -4,8 +4,9 @@
 
 ``engine`` is ``engine.Client``; ``plain`` is the documented example in plain pyzmq, as it stands. The log, a JSON
 object a line, is all that the checker sees: ``submit`` (index), ``outcome`` (index, outcome, code, whether it is right:
-its own mark came back), ``error`` (the client gave up), ``end``. Times are of the machine's monotonic clock. It ends
-when standard input does: nothing more is submitted then, and everything outstanding is waited for.
+its own mark came back), ``error`` (the client gave up), ``end``, and of ``engine`` each ``wire`` arrival. Times are of
+the machine's monotonic clock. It ends when standard input does: nothing more is submitted then, and everything
+outstanding is waited for.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Utterances(Sequence[bytes]):
     """Marked utterances without end, until standard input ends; then as many as were taken."""
 
     def __init__(self, log: Log, seed: int) -> None:
-        self._log = log
+        self.log = log
         self._chance = random.Random(seed)
         self.marks: list[str] = []
         self._limit = sys.maxsize
@@ -61,7 +62,7 @@ class Utterances(Sequence[bytes]):
         if index == len(self.marks):
             mark = self._chance.getrandbits(64)
             self.marks.append(read_mark(mark_samples(mark, SAMPLES)))
-            self._log("submit", index=index)
+            self.log("submit", index=index)
         return mark_samples(
             int.from_bytes(bytes.fromhex(self.marks[index].partition(":")[2]), "little"), SAMPLES
         ).tobytes()
@@ -89,8 +90,20 @@ def run() -> None:
 Told = tuple[int, str, str, str, dict[str, str], np.ndarray | None]
 
 
+class Watched(Client):
+    """``engine.Client`` that also logs what comes over the wire, before anything is sorted out."""
+
+    log: Log
+
+    def _take(self, message: dict[str, Any], payload: Any, now: float) -> None:
+        if message["type"] in ("Outcome", "Opened"):
+            self.log("wire", what=message["type"], index=message.get("index"))
+        super()._take(message, payload, now)
+
+
 def _engine(endpoint: str, utterances: Utterances) -> Iterator[Told]:
-    with Client(endpoint, patience_s=PATIENCE_S) as client, client.session(source="en", target="de") as session:
+    Watched.log = utterances.log
+    with Watched(endpoint, patience_s=PATIENCE_S) as client, client.session(source="en", target="de") as session:
         coming = 0
         while coming < len(utterances):
             session.submit(np.frombuffer(utterances[coming], "<i2"), index=coming)

@@ -45,6 +45,29 @@ def test_the_judge_sees_every_harm(lines: list[dict[str, Any]], harm: dict[str, 
     assert {name: getattr(verdict, name) for name in GOOD} == GOOD | harm
 
 
+def wire(*what: int | str) -> list[dict[str, Any]]:
+    return [
+        {"kind": "wire", "what": "Opened", "index": None} if one == "Opened"
+        else {"kind": "wire", "what": "Outcome", "index": one}
+        for one in what
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "duplicated", "reordered"),
+    [
+        (wire("Opened", 0, 1, 2), 0, 0),
+        (wire("Opened", 0, 1, "Opened", 1, 2), 0, 0),  # resumed
+        (wire("Opened", 0, 1, 1, 2), 1, 0),
+        (wire("Opened", 0, 2, 1), 0, 1),
+    ],
+)
+def test_the_judge_sees_what_a_client_would_hide(arrivals: list, duplicated: int, reordered: int) -> None:
+    verdict = Verdict()
+    chaos.judge_wire(verdict, arrivals)
+    assert (verdict.duplicated, verdict.reordered) == (duplicated, reordered)
+
+
 def test_recovery_ends_when_the_last_client_gets_outcomes_again() -> None:
     kill = Kill("gateway", 1, 10.0, "SIGKILL")
     assert recovery_s(kill, [[9.0, 10.05, 10.4, 10.5], [9.5, 11.0]]) == pytest.approx(1.0)

@@ -10,7 +10,6 @@ import pytest
 from bench import histories
 from bench.simulation import Stuck, World
 from engine.gateway.ingress import Ingress
-from engine.scheduler.slots import Slots
 
 HISTORIES = 300
 # Seeds that once did not end well, and what was wrong. When the simulation draws otherwise than it did, put each fault
@@ -56,9 +55,8 @@ def ends_badly(seeds: range) -> bool:
     return False
 
 
-def test_a_slot_freed_before_all_have_answered_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Slots, "heard", lambda self, role: self._unknown.clear() or [])  # a new epoch knows it all
-    monkeypatch.setattr(Ingress, "held", lambda self: iter(()))  # ... and is not told what is taken
+def test_a_new_epoch_that_is_not_told_which_input_slots_are_taken_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ingress, "held", lambda self: iter(()))
     assert ends_badly(range(400))
 
 
