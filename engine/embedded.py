@@ -30,6 +30,7 @@ SAYING = (
     "make a node.toml for real ones)"
 )
 DEMO = Path(models.__file__).parent / "demo"
+RESTORE = "in a checkout: git checkout models/demo; else install Dragoman again"
 STAGES = ("asr", "repair", "nmt", "tts")
 PIPELINES = {
     "full": STAGES,
@@ -66,7 +67,7 @@ def check(config: Config) -> None:
         if is_demo(section.model) and not Path(section.model).exists():
             raise DragomanError(
                 f"the demo model {section.model} is missing",
-                "in a checkout: git checkout models/demo; else install Dragoman again",
+                RESTORE,
             )
 
 

@@ -184,6 +184,11 @@ def sentences() -> list[Sentence]:
     return list(itertools.chain.from_iterable(map(_expand, TEMPLATES)))
 
 
+def taught() -> list[Sentence]:
+    """What models may be trained on: the book without what it holds out."""
+    return [sentence for sentence in sentences() if not sentence.held_out]
+
+
 def _expand(template: dict[str, str]) -> Iterator[Sentence]:
     slots = [match[0] for match in _SLOT.findall(template["en"])]
     combinations = itertools.product(*(FILLERS[slot] for slot in slots))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from engine import embedded, picture, timeline
 from engine.client import Client
-from engine.commands import inputs, nodes, translate
+from engine.commands import FAILED, OK, inputs, nodes, translate
 from engine.commands.delivery import Delivery, Wish
 from engine.commands.reading import ReadAhead
 from engine.commands.results import Results, Row, all_ok, summary
@@ -61,8 +61,12 @@ class Clip:
 
 
 def clips() -> list[Clip]:
-    """The clips in the order they are spoken, their speakers in turn."""
-    return [Clip(**fields) for fields in json.loads((CLIPS / "clips.json").read_text(encoding="utf-8"))]
+    """The clips in the order they are spoken, their speakers in turn. Raises DragomanError."""
+    path = CLIPS / "clips.json"
+    try:
+        return [Clip(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise DragomanError(f"cannot read {path}: {error}", embedded.RESTORE) from error
 
 
 def spoken_by(row: Row) -> Clip:
@@ -77,7 +81,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         description="Translate twelve spoken sentences of three speakers on a private node with the demo models, show\n"
         "what was heard and said, and measure the gain over doing one thing at a time.",
         epilog="examples:\n  run_node.py demo\n  run_node.py demo --out /tmp/demo\n"
-        "\nexit codes: 0 every clip came back, 1 not every one, 130 interrupted",
+        "\nexit codes: 0 every clip came back as expected, 1 not every one, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", metavar="DIR", default="out/demo", help="folder for the results (default: out/demo)")
@@ -127,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
             print(page(results, drawing), flush=True)
         gain = measure(client, config, shown)
     print(json_page(results, gain) if args.json else gain_text(gain))
-    return translate.exit_code(gain is None, results)
+    code = translate.exit_code(gain is None, results)
+    return code or (OK if as_expected(results.rows) == len(clips()) else FAILED)
 
 
 def draw(results: Results) -> Path:
@@ -179,6 +184,8 @@ def _round(client: Any, config: Config) -> Mapping[str, Any] | None:
                     return None
         finally:
             results.close()
+        if not all_ok(results.rows):
+            raise DragomanError("a round of the measurement failed, so nothing was measured", "see the node's log")
         return results.chart()
 
 

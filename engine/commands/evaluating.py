@@ -155,6 +155,8 @@ class Evaluation:
         said = [Said(text, text) for text in texts]
         normal = self.through("speak", said, f"tts {language}", source=language)
         slow = self.through("slowly", said, f"tts {language}, slowly", source=language)
+        if any(o.audio is None or not len(o.audio) for o in (*normal, *slow)):
+            raise DragomanError(f"tts {language}: a voice made no sound", "see the node's log")
         again = [Said(speech.resample(_float(o.audio), o.sample_rate), t) for o, t in zip(normal, texts, strict=True)]
         heard = self.through("hear", again, f"tts {language}, heard by asr", source=language)
         wer = scores.error_rate(_pairs(again, heard, "transcript"), language)

@@ -29,6 +29,10 @@ def make(out: Path, only: Sequence[str], seed: int, threads: int, quick: bool) -
         raise DragomanError(
             f"training needs {', '.join(missing)}", "pip install 'dragoman[train]' (in a checkout: -e '.[train]')"
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --out") from error
     rows = []
     for name in only or STEPS:
         path = out / STEPS[name]

@@ -1,8 +1,8 @@
 """Trains the demo recogniser and writes it as a faster-whisper folder.
 
-Two things make so small a Whisper learn at all from ten thousand short clips. For the first part of the training the
-encoder also has to name espeak's phonemes (CTC); without that the decoder learns the sentences by heart and the encoder
-nothing. And the padding to 30 s is emulated (``asr_net``), first unfelt, then in full.
+Two things make so small a Whisper learn at all from some ten thousand short clips. For the first part of the training
+the encoder also has to name espeak's phonemes (CTC); without that the decoder learns the sentences by heart and the
+encoder nothing. And the padding to 30 s is emulated (``asr_net``), first unfelt, then in full.
 
 A clip teaches one of these, as Whisper's own training does: its language (at the start), its words with or without
 timestamps, or that nothing is said.
@@ -42,7 +42,7 @@ def train(out: Path, seed: int = 1, quick: bool = False) -> Path:
     torch.manual_seed(seed)
     words = vocabulary()
     studio = Studio(words, seed)
-    book = [sentence for sentence in phrasebook.sentences() if not sentence.held_out]
+    book = phrasebook.taught()
     clips = studio.record(book[:: 40 if quick else 1], 1 if quick else VOICES, speech.VARIANTS)
     silences = [studio.silence() for _ in range(20 if quick else SILENCES)]
     net = Recogniser(Shape(), len(words), len(studio.phonemes.ids) + 1)

@@ -186,7 +186,7 @@ class Batch:
 
 def batches(vocabulary: Vocabulary, chance: random.Random, size: int) -> Iterator[Batch]:
     """Random examples of the training sentences without end, those of like length together."""
-    known = [sentence.texts for sentence in phrasebook.sentences() if not sentence.held_out]
+    known = [sentence.texts for sentence in phrasebook.taught()]
     rows = grouped(lambda: _example(known, vocabulary, chance), lambda row: len(row[0]) + len(row[1]), size, chance)
     return map(_batch, rows)
 

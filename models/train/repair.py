@@ -197,7 +197,7 @@ Row = tuple[list[int], list[int]]  # what the template makes of the question, an
 
 def batches(vocabulary: Vocabulary, chance: random.Random, size: int) -> Iterator[Batch]:
     """Random examples of the training sentences without end, those of like length together."""
-    known = [sentence.texts for sentence in phrasebook.sentences() if not sentence.held_out]
+    known = [sentence.texts for sentence in phrasebook.taught()]
     rows = grouped(
         lambda: _tokens(_example(known, chance), vocabulary, chance),
         lambda row: len(row[0]) + len(row[1]),

@@ -209,7 +209,7 @@ def lessons(seed: int, quick: bool) -> list[Lesson]:
     chance = random.Random(seed)
     made: list[Lesson | None] = []
     for language in LANGUAGES:
-        texts = [sentence.texts[language] for sentence in phrasebook.sentences() if not sentence.held_out]
+        texts = [sentence.texts[language] for sentence in phrasebook.taught()]
         texts = texts[:: 80 if quick else 1] + [babble(language, chance) for _ in range(1 if quick else BABBLE)]
         for text in tqdm(texts, f"teacher, {language}", unit="sentence", file=sys.stderr):
             speed = 1.0 if chance.random() < 0.65 else chance.uniform(0.75, 1.35)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from engine import media, timeline
@@ -44,6 +46,23 @@ def test_the_gain_is_between_the_middle_runs_of_each_mode() -> None:
     assert gain.factor == pytest.approx(2.0) and gain.bound == pytest.approx(200 / 75)
     assert gain.is_noisy and (gain.least, gain.most) == (pytest.approx(2.0), pytest.approx(18.0))
     assert not demo.gained(pipelined[1:2] * 3, serial[:1] * 3, {"asr": 2, "tts": 1}, 8).is_noisy
+
+
+def test_the_figures_are_told_as_they_are() -> None:
+    gain = demo.Gain(rounds=5, pipelined_s=0.40, serial_s=0.92, bound=2.5, least=2.1, most=2.4)
+    told = demo.gain_text(gain)
+    assert "0.92 s one thing at a time, 0.40 s like this: 2.30 × as fast" in told and "at most 2.50 ×" in told
+    assert "Do not trust" not in told
+    assert "single rounds gave 0.70 to 2.40 ×" in demo.gain_text(dataclasses.replace(gain, least=0.7))
+    assert "Do not trust" in demo.gain_text(dataclasses.replace(gain, bound=2.0)), "more than is possible"
+
+
+def test_what_is_expected_is_counted_and_not_assumed() -> None:
+    clips = demo.clips()
+    rows = [{"input": str(clip.path), "translation": clip.translation} for clip in clips]
+    assert demo.as_expected(rows) == len(clips)
+    rows[3]["translation"] = "something else"
+    assert demo.as_expected(rows) == len(clips) - 1
 
 
 def test_the_clips_come_with_what_they_should_become() -> None:

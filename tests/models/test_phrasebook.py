@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,24 @@ def test_what_is_held_out_never_changes_and_its_words_are_all_known() -> None:
     for language in LANGUAGES:
         new = words_of(kept, language) - words_of([s for s in BOOK if not s.held_out], language)
         assert not new, f"{language}: {new} occur in held-out sentences only"
+
+
+def test_nothing_held_out_is_taught_in_any_language_and_each_template_holds_some_out() -> None:
+    kept = [sentence for sentence in BOOK if sentence.held_out]
+    taught = {text for sentence in phrasebook.taught() for text in sentence.texts.values()}
+    assert len(phrasebook.taught()) + len(kept) == len(BOOK)
+    assert not taught & {text for sentence in kept for text in sentence.texts.values()}
+    for template in phrasebook.TEMPLATES:
+        made = list(phrasebook._expand(template))
+        assert len(made) == 1 or 0 < sum(s.held_out for s in made) < 0.25 * len(made), template["en"]
+
+
+def test_training_takes_its_sentences_from_nowhere_else() -> None:
+    """The vocabularies are of the whole book; what is taught is not."""
+    folder = Path(phrasebook.__file__).parent / "train"
+    for module, name in (("asr", "asr.py"), ("nmt", "nmt.py"), ("repair", "repair.py"), ("tts", "tts_data.py")):
+        source = (folder / name).read_text(encoding="utf-8")
+        assert source.count("phrasebook.taught()") == 1 and "held_out" not in source.replace("held-out", ""), module
 
 
 def words_of(sentences: list[phrasebook.Sentence], language: str) -> set[str]:

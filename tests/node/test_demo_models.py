@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from engine import embedded, media
 from engine.commands import demo
+from engine.config import Config
 from engine.node import Node
 from models import phrasebook, scores
 from tests.node.rehearsal import kill, process_of
@@ -22,9 +25,15 @@ for library in ("faster_whisper", "ctranslate2", "sentencepiece", "piper", "soxr
         pytest.skip(f"{library} is not installed", allow_module_level=True)
 
 
+def with_repair_alone() -> Config:
+    """The embedded node, and a pipeline that only mends."""
+    made = embedded.config()
+    return msgspec.structs.replace(made, pipelines={**made.pipelines, "mend": ("repair",)})
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    with Node(embedded.config()) as node, node.client() as client:
+    with Node(with_repair_alone()) as node, node.client() as client:
         yield client
 
 
@@ -42,8 +51,32 @@ def test_each_speaker_s_clips_are_understood_and_translated_word_for_word(client
     clips = [clip for clip in demo.clips() if clip.speaker == speaker]
     sounds = [media.read(clip.path, 10.0).samples for clip in clips]
     done = outcomes(client, sounds, source=clips[0].source, target=clips[0].target)
+    assert [o.transcript for o in done] == [clip.text for clip in clips]
     assert [(o.repaired, o.translation) for o in done] == [(clip.text, clip.translation) for clip in clips]
     assert all(o.ok and o.audio is not None and len(o.audio) > 4000 for o in done)
+
+
+@pytest.mark.parametrize("language", phrasebook.LANGUAGES)
+def test_damaged_sentences_are_restored_and_whole_ones_left_alone(client: Any, language: str) -> None:
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama_cpp is not installed")
+    chance = random.Random(7)
+    texts = [sentence.texts[language] for sentence in phrasebook.sentences() if sentence.held_out][::4]
+    damaged = [phrasebook.damage(text, language, chance) for text in texts]
+    assert sum(a != b for a, b in zip(texts, damaged, strict=True)) > len(texts) / 2
+    mended = outcomes(client, damaged, pipeline="mend", source=language)
+    assert all(o.stages[0]["state"] == "completed" and not o.degraded for o in mended)
+    assert sum(o.repaired == text for o, text in zip(mended, texts, strict=True)) >= 0.9 * len(texts)
+    whole = outcomes(client, texts, pipeline="mend", source=language)
+    assert sum(o.repaired == text for o, text in zip(whole, texts, strict=True)) >= 0.95 * len(texts)
+
+
+@pytest.mark.parametrize(("source", "target"), itertools.permutations(phrasebook.LANGUAGES, 2))
+def test_every_direction_is_translated_word_for_word(client: Any, source: str, target: str) -> None:
+    held_out = [sentence.texts for sentence in phrasebook.sentences() if sentence.held_out][::6]
+    done = outcomes(client, [t[source] for t in held_out], pipeline="translate-text", source=source, target=target)
+    right = sum(o.translation == texts[target] for o, texts in zip(done, held_out, strict=True))
+    assert right >= len(held_out) - 1, [o.translation for o in done]
 
 
 def test_the_language_is_found_out(client: Any) -> None:
@@ -95,9 +128,10 @@ def test_without_repair_the_clips_go_through_all_the_same(tmp_path: Path) -> Non
     config = embedded.config()
     missing = msgspec.structs.replace(config.stages["repair"], model=str(tmp_path / "none.gguf"))
     config = msgspec.structs.replace(config, stages={**config.stages, "repair": missing})
-    clips = [clip for clip in demo.clips() if clip.speaker == "anna"]
     with Node(config) as node, node.client() as client:
-        sounds = [media.read(clip.path, 10.0).samples for clip in clips]
-        done = outcomes(client, sounds, source="en", target="es")
-    assert [o.translation for o in done] == [clip.translation for clip in clips]
-    assert {s["state"] for o in done for s in o.stages if s["stage"] == "repair"} == {"skipped"}
+        for speaker in ("anna", "bruno", "chen"):
+            clips = [clip for clip in demo.clips() if clip.speaker == speaker]
+            sounds = [media.read(clip.path, 10.0).samples for clip in clips]
+            done = outcomes(client, sounds, source=clips[0].source, target=clips[0].target)
+            assert [(o.transcript, o.translation) for o in done] == [(clip.text, clip.translation) for clip in clips]
+            assert {s["state"] for o in done for s in o.stages if s["stage"] == "repair"} == {"skipped"}
