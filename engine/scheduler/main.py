@@ -14,11 +14,12 @@ from engine.process import ORPHANED, Lifeline, enter, leave, now
 from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
 from ipc.errors import PeerGone
-from ipc.messages import Drain, Gone, Stop, ToScheduler, Up
+from ipc.messages import Denied, Drain, Gone, Here, Loaded, Stop, ToScheduler, Up
 from ipc.peers import peer_name
 from ipc.sockets import Poll, Router
 
 DRAIN_S = 1.0
+NEWS = (Here, Loaded, Denied)  # who can work has changed: the node's health hangs on it, so it is reported at once
 LATE_S = 1.0  # woken so much later than asked for, we were stopped, and perhaps the whole node was
 
 
@@ -82,6 +83,8 @@ class Shell:
                 self.gateway = peer
             for message in batch:
                 self.core.handle(peer, message, time)
+                if isinstance(message, NEWS):
+                    self.lifeline.hurry()
 
     def read_supervisor(self) -> None:
         for message in self.lifeline.read():
@@ -104,6 +107,7 @@ class Shell:
             if now() < until and peer in self.router:
                 continue
             del self.dying[peer]
+            self.lifeline.hurry()
             self.core.handle(SUPERVISOR, message, now())
 
     def act(self) -> None:

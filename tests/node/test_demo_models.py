@@ -71,7 +71,7 @@ def test_damaged_sentences_are_restored_and_whole_ones_left_alone(client: Any, l
     assert sum(o.repaired == text for o, text in zip(whole, texts, strict=True)) >= 0.95 * len(texts)
 
 
-@pytest.mark.parametrize(("source", "target"), itertools.permutations(phrasebook.LANGUAGES, 2))
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(phrasebook.LANGUAGES, 2)))
 def test_every_direction_is_translated_word_for_word(client: Any, source: str, target: str) -> None:
     held_out = [sentence.texts for sentence in phrasebook.sentences() if sentence.held_out][::6]
     done = outcomes(client, [t[source] for t in held_out], pipeline="translate-text", source=source, target=target)
