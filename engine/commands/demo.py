@@ -92,7 +92,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 class Gain:
     """What working on several things at once was worth: medians over the rounds of each mode, run for run alike.
 
-    ``bound``: the gain that these stage times allow on this machine. NaN: not measured.
+    ``bound``: the gain that these stage times allow on this machine.
     """
 
     rounds: int
