@@ -3,7 +3,9 @@
 Off in production, where each costs one look at an empty table. ``DRAGOMAN_TEST_HOOKS=gateway.copied=kill@3`` arms one:
 the process dies the third time it gets there, in its first life. ``kill@3#2``: in its second, ``kill@3*``: in every
 life; ``kill@3:tts``: only the workers of that stage. The other ways are ``segv``, ``abrt``, ``stop`` (SIGSTOP: it
-hangs) and ``exit``. The node says loudly which hooks are in force. ``docs/operations.md`` lists the points.
+hangs) and ``exit``. With ``failpoints.file=PATH`` a process also reads a file of them, one ``POINT=SPEC`` a line, when
+it starts and whenever it is sent SIGUSR1; all are armed anew then. The node says loudly which hooks are in force.
+``docs/operations.md`` lists the points.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ipc.errors import ConfigError
 
+FILE = "failpoints.file"
 POINTS: dict[str, str] = {
     "gateway.read": "a client's frame has been read, nothing is decided",
+    "gateway.writing": "half of an utterance's samples lie in shared memory",
     "gateway.written": "an utterance's samples lie in shared memory, nobody knows of them",
     "gateway.posted": "the scheduler has been sent this turn's messages, clients nothing yet",
     "gateway.heard": "the scheduler's messages have been read, nothing is decided",
@@ -31,8 +36,11 @@ POINTS: dict[str, str] = {
     "worker.granted": "the lease is granted, nothing is loaded",
     "worker.loaded": "the model is loaded, nobody knows",
     "worker.received": "a run has been received",
+    "worker.writing": "half of a result lies in shared memory",
     "worker.ran": "the run is over and its result written, nobody knows",
     "worker.done": "the scheduler has been sent the result",
+    "worker.released": "a model did not load or is unloaded, the arbiter does not know that its memory is free",
+    "worker.stopping": "told to stop, the model is not yet closed",
     "arbiter.asked": "a worker's question has been read",
     "arbiter.written": "the grant is in the journal, the worker does not know",
     "arbiter.told": "the worker has been sent its lease",
@@ -65,10 +73,27 @@ def check(hooks: Mapping[str, str]) -> None:
     for name, spec in hooks.items():
         if name in POINTS and not _SPEC.fullmatch(spec):
             raise ConfigError(f"failpoint {name} is {spec!r}", "write WAY@COUNT, as in kill@3; see docs/operations.md")
+        if name == FILE and not os.access(spec, os.R_OK):
+            raise ConfigError(f"{FILE} is {spec!r}, which cannot be read", "make the file first; it may be empty")
 
 
 def arm(hooks: Mapping[str, str], role: str, incarnation: int) -> None:
-    """Switch on what the hooks name for this life of this role."""
+    """Switch on what the hooks name for this life of this role, now and, with a file, on every SIGUSR1."""
+    path = hooks.get(FILE)
+
+    def read(*_: object) -> None:
+        lines = Path(path).read_text().split() if path else ()
+        _armed.clear()
+        _armed.update(_meant({**hooks, **dict(line.split("=", 1) for line in lines)}, role, incarnation))
+
+    read()
+    if path:
+        signal.signal(signal.SIGUSR1, read)
+
+
+def _meant(hooks: Mapping[str, str], role: str, incarnation: int) -> dict[str, Armed]:
+    """Those of the failpoints that are meant for this life of this role."""
+    meant = {}
     for name, spec in hooks.items():
         match = _SPEC.fullmatch(spec)
         if name not in POINTS or match is None:
@@ -76,10 +101,16 @@ def arm(hooks: Mapping[str, str], role: str, incarnation: int) -> None:
         way, count, stage, life = match.groups()
         mine = stage is None or role.partition("@")[0] == stage
         if mine and (life or "#1") in ("*", f"#{incarnation}"):
-            _armed[name] = Armed(way, int(count))
+            meant[name] = Armed(way, int(count))
+    return meant
 
 
 def reach(name: str) -> None:
     """This process is at the point of that name."""
     if _armed and (armed := _armed.get(name)) is not None:
         armed.reach()
+
+
+def inside(name: str) -> Callable[[], None] | None:
+    """What to call in the middle of something that is usually done in one piece; None unless that point is armed."""
+    return _armed[name].reach if name in _armed else None

@@ -71,23 +71,38 @@ class Ring:
         self._marks = np.frombuffer(self._map, dtype="<u8", count=blocks)
         self._payload = memoryview(self._map)[self._start :]
 
-    def write(self, offset: int, nbytes_granted: int, number: int, array: np.ndarray, sample_rate: int) -> Ref:
+    def write(
+        self,
+        offset: int,
+        nbytes_granted: int,
+        number: int,
+        array: np.ndarray,
+        sample_rate: int,
+        midway: Callable[[], None] | None = None,
+    ) -> Ref:
         """Put ``array`` (int16 or float32, contiguous) into the slot at ``offset``; returns its reference.
 
-        Raises ValueError when the array is longer than the slot.
+        ``midway``: see ``put``. Raises ValueError when the array is longer than the slot.
         """
         nbytes = array.nbytes
         if nbytes > nbytes_granted:
             raise ValueError(f"{nbytes} bytes do not fit in a slot of {nbytes_granted}")
-        self.put(offset, nbytes, number, array.reshape(-1).view(np.uint8))
+        self.put(offset, nbytes, number, array.reshape(-1).view(np.uint8), midway)
         return Ref(self.name, offset, nbytes, array.dtype.name, array.shape, sample_rate, number)
 
-    def put(self, offset: int, nbytes: int, number: int, data: Any) -> None:
-        """Put ``nbytes`` as they lie in the buffer ``data`` into the slot at ``offset``."""
+    def put(self, offset: int, nbytes: int, number: int, data: Any, midway: Callable[[], None] | None = None) -> None:
+        """Put ``nbytes`` as they lie in the buffer ``data`` into the slot at ``offset``.
+
+        ``midway`` is called when half of them lie there, for those who want to see what becomes of such a slot.
+        """
         first = offset // BLOCK
         run = self._marks[first : first + blocks_for(nbytes)]
         run[:] = number << 1
-        self._payload[offset : offset + nbytes] = memoryview(data)  # a zmq.Frame as such has no strides
+        source = memoryview(data)  # a zmq.Frame as such has no strides
+        if midway is not None:
+            self._payload[offset : offset + nbytes // 2] = source[: nbytes // 2]
+            midway()
+        self._payload[offset : offset + nbytes] = source
         run[:] = number << 1 | 1
 
     def view(self, ref: Ref) -> np.ndarray:

@@ -211,7 +211,9 @@ class Shell:
                         letter = self.letters[action.client] = wire.Letter()
                     letter.add(action.message, action.payload)
                 case Write(ref, payload):
-                    self.rings[ref.ring].put(ref.offset, ref.nbytes, ref.generation, payload)
+                    self.rings[ref.ring].put(
+                        ref.offset, ref.nbytes, ref.generation, payload, failpoints.inside("gateway.writing")
+                    )
                     failpoints.reach("gateway.written")
                 case Note(level, text):
                     getattr(self.log, level)(text)

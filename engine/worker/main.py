@@ -199,6 +199,7 @@ class Worker:
         cause = stage_error(error)
         logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
         self.state = "empty"
+        failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
         self._to_scheduler(Denied(cause.text, cause.code))
 
@@ -207,6 +208,7 @@ class Worker:
             return
         self.runner.stage.close()
         self.runner, self.state = None, "empty"
+        failpoints.reach("worker.released")
         self._tell_arbiter(Release(self.lease))
 
     # ---------------------------------------------------------------- the work
@@ -284,6 +286,7 @@ def main() -> None:
         logs.get().error("cannot start: %s", error)
         leave(BOOT_FAILED)
     worker.run()
+    failpoints.reach("worker.stopping")
     if worker.runner is not None:
         worker.runner.stage.close()
     leave(0)

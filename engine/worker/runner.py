@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine import logs
+from engine import failpoints, logs
 from engine.boot import Boot
 from ipc.errors import StaleData
 from ipc.messages import Ref, Run, RunItem, RunResult
@@ -97,7 +97,8 @@ class Runner:
             raise StageError("output_too_long", f"{array.nbytes} bytes; the slot has {item.slot_nbytes}")
         ring = self.rings[self.role]
         return ring.write(
-            item.slot_offset, item.slot_nbytes, item.ticket, np.ascontiguousarray(array), sample_rate
+            item.slot_offset, item.slot_nbytes, item.ticket, np.ascontiguousarray(array), sample_rate,
+            failpoints.inside("worker.writing"),
         )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ from engine import failpoints
 from engine.failpoints import POINTS, SIGNALS, Armed
 from engine.node import Node
 from ipc.errors import ConfigError
-from tests.node.rehearsal import Marks, assert_in_order, config
+from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, kill, process_of
 
 COUNT = 16
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+AT_THE_END = ("worker.released", "worker.stopping")
 AT_THE_START = ("worker.granted", "worker.loaded", "arbiter.asked", "arbiter.written", "arbiter.told")
-UNDER_LOAD = [name for name in POINTS if name not in (*AT_THE_START, "gateway.restoring")]
+UNDER_LOAD = [name for name in POINTS if name not in (*AT_THE_START, *AT_THE_END, "gateway.restoring")]
 
 
 def carry(node: Node, count: int = COUNT) -> list:
@@ -61,6 +64,70 @@ def test_a_gateway_that_dies_while_it_is_restored_is_restored_by_the_next(monkey
         outcomes = carry(node)
         assert deaths(node) == ["gateway", "gateway"]
     assert [o.outcome for o in outcomes] == ["ok"] * COUNT
+
+
+@pytest.mark.parametrize("way", ["segv", "abrt", "exit"])
+@pytest.mark.parametrize("point", ["gateway.heard", "scheduler.sent", "worker.writing"])
+def test_whatever_way_it_dies(point: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"{point}={way}@5{':tts' if point.startswith('worker') else ''}")
+    with Node(config(sleep_ms=4.0)) as node:
+        outcomes = carry(node)
+        assert len(deaths(node)) == 1
+    assert [o.outcome for o in outcomes] == ["ok"] * COUNT
+
+
+@pytest.mark.parametrize("point", ["gateway.copied", "gateway.writing", "scheduler.decided", "worker.writing"])
+def test_who_hangs_at_a_step_is_ended_and_costs_nothing_but_time(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = ":tts" if point.startswith("worker") else ""
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"{point}=stop@5{stage}")
+    limits = {name: {"timeout_base_s": 1.0, "timeout_per_audio": 0.0} for name in STAGES}
+    with Node(config(sleep_ms=4.0, stages=limits, deadlines={"silent_s": 1.0, "abort_s": 0.2})) as node:
+        outcomes = carry(node)
+        assert deaths(node) == [stage[1:] or point.partition(".")[0]]
+    assert [o.outcome for o in outcomes] == ["ok"] * COUNT
+
+
+def test_a_worker_that_dies_while_it_gives_its_lease_back_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model does not load, its stage is not required: it has no say any more, and the rest serves."""
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", "worker.released=kill@1:repair")
+    broken = {"repair": [{"index": -1, "action": "bad_model", "text": "no such file"}]}
+    with Node(config(cues=broken, stages={"repair": {"required": False}})) as node:
+        outcomes = carry(node)
+        dead, leases = deaths(node), node.stats()["arbiter"]["leases"]
+    assert dead[:1] == ["repair"] and set(dead) == {"repair"}
+    assert not any(lease["holder"].startswith("repair") for lease in leases)
+    assert [o.outcome for o in outcomes] == ["ok"] * COUNT
+
+
+def test_a_worker_that_dies_while_it_stops_does_not_keep_the_node_from_ending_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", "worker.stopping=kill@1")
+    with Node(config()) as node:
+        outcomes = carry(node)
+        os.kill(node.pid, signal.SIGTERM)
+        assert node.wait(20.0) == 0
+    assert [o.outcome for o in outcomes] == ["ok"] * COUNT
+
+
+def test_failpoints_can_be_armed_while_the_node_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "points"
+    file.write_text("")
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"failpoints.file={file}")
+    with Node(config(sleep_ms=4.0)) as node:
+        carry(node, 2)
+        file.write_text("scheduler.decided=kill@2\nworker.granted=kill@1:asr#2\n")
+        os.kill(process_of(node, "scheduler")["pid"], signal.SIGUSR1)
+        carry(node)
+        file.write_text("worker.granted=kill@1:asr#2\n")
+        kill(process_of(node, "asr@cpu/0")["pid"])
+        carry(node)
+        assert deaths(node) == ["scheduler", "asr", "asr"]
+
+
+def test_a_file_of_failpoints_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        failpoints.check({"failpoints.file": "/nowhere/points"})
 
 
 @pytest.mark.parametrize("spec", ["kill", "kill@0", "kil@3", "kill@3:", "kill@x", ""])
