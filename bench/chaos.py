@@ -1,30 +1,28 @@
 """bench chaos: does a client notice when processes of the node die? (Kills under load, judged by the clients' logs.)
 
-A node of simulated stages serves several clients of both kinds, each in a process of its own. Victims are drawn over
-the kinds of process and the ways to die, SIGKILL, SIGSEGV and SIGABRT; now and then one is stopped for a while and goes
-on. The next kill waits until the node has recovered from the last: scheduler and gateway are each other's memory, and
-both at once are not survived.
+A node of simulated stages serves several clients of both kinds, each in a process of its own, through a pipeline that
+ends in samples of its own and through one that hands on what it was sent. Some of what they submit they cancel, leave
+out, or want at once. Faults come from a deck (``bench.chaos_faults``), and the next waits until the node has recovered
+from the last: scheduler and gateway are each other's memory, and both at once are not survived.
 
-The verdict reads the clients' logs and nothing else: every utterance submitted has one outcome, in order, ok, and its
-own. **Recovery** is the time from a kill until every client gets outcomes again. Before that, one kill of each kind
-within 800 requests, the way Dynamo counts its failures.
+The verdict reads the clients' logs and nothing else (``bench.chaos_judge``). **Recovery** is the time from a death to
+the moment when every client gets outcomes again. Before all that, one kill of each kind within 800 requests, the way
+Dynamo counts its failures.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,75 +31,73 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bench.chaos_faults import KINDS, Faults, Kill, cards, kind_of
+from bench.chaos_judge import Verdict, read_logs
 from bench.report import ZERO, Goal, Report
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
+from engine.failpoints import FILE
 from engine.node import Node
+from engine.supervisor.main import HOOKS
 from ipc.errors import DragomanError
 
 STAGE_MS = {"asr": 8.0, "repair": 2.0, "nmt": 8.0, "tts": 3.0}
 SIGMA = 0.8  # of the logarithm of a stage's time: with two workers, later ones overtake
-KINDS = ("worker", "scheduler", "gateway", "arbiter")
-SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
-CLIENTS = ("engine", "plain", "engine", "plain")
+CLIENTS = (("engine", "full"), ("plain", "full"), ("engine", "echo"), ("plain", "echo"))
 RESTART_BUDGET = 1000
 REQUESTS = 800
 CALM_S = (0.3, 0.8)  # between recovery and the next kill
-FREEZE_S = (0.1, 0.8)  # shorter than any limit on silence
-FREEZES = 0.15  # share of the draws
+SILENT_S = 2.0  # a process that hangs is suspected after this
+ABORT_S = 0.3
 RECOVERY_LIMIT_S = 15.0
 POLL_S = 0.01
 ALIVE_PHASES = ("loaded", "running", "serving")
 GOALS = {"worker": 1.0, "scheduler": 1.5, "gateway": 2.0, "arbiter": 1.5}
+PAIR_GOAL_S = GOALS["worker"] + GOALS["arbiter"]
 SEEN_GOAL_MS = 50.0
+HUNG_GOAL_S = SILENT_S + 1.0
 KILLS_A_SECOND = 0.4
 FLOW_S = 0.1  # what was on its way when the process died arrives within this
 
 
-@dataclass(frozen=True)
-class Kill:
-    """One death that was caused: who, when (monotonic), how."""
-
-    role: str
-    incarnation: int
-    at: float
-    how: str
-
-    @property
-    def kind(self) -> str:
-        return kind_of(self.role)
-
-
 @dataclass
-class Verdict:
-    """What the logs say."""
+class Storm:
+    """Everything that a storm was: the kills, one list for each card, and what the node and the clients said."""
 
-    submitted: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    reordered: int = 0
-    mixed_up: int = 0
-    client_failures: int = 0
-    reasons: list[str] = field(default_factory=list)
-    arrivals: list[list[float]] = field(default_factory=list)  # per client, when its outcomes came
-
-
-def kind_of(role: str) -> str:
-    return "worker" if "@" in role else role
+    kills: list[list[Kill]] = field(default_factory=list)
+    freezes: int = 0
+    verdict: Verdict = field(default_factory=Verdict)
+    deaths: list[dict[str, Any]] = field(default_factory=list)  # as the node saw them
+    restarts: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns 1 when anything was lost, doubled, out of order, mixed up or failed, else 0."""
     args = parser().parse_args(argv)
+    log = args.log or Path(tempfile.mkdtemp(prefix="dragoman-chaos-")) / "node.log"
+    try:
+        report = measure(args, log)
+    except DragomanError:
+        print(f"the log of the nodes is {log}", file=sys.stderr)
+        raise
+    report.show(args.json)
+    if report.exit_code:
+        print(f"the log of the nodes is {log}", file=sys.stderr)
+    elif not args.log:
+        shutil.rmtree(log.parent)
+    return report.exit_code
+
+
+def measure(args: argparse.Namespace, log: Path) -> Report:
+    """Single kills, then the storm. Raises DragomanError when the node does not come back."""
     report = Report("chaos")
     report.add("restart_budget", RESTART_BUDGET, "")
     report.add("seed", args.seed, "")
     if not args.no_single:
         for kind in KINDS:
-            failed = single(kind, args.requests)
+            failed = single(kind, args.requests, log)
             report.add(f"failed_of_{args.requests}_{kind}", failed, "", ZERO)
-    judge(report, args.seconds, *storm(args.seconds, args.seed, args.json))
-    report.show(args.json)
-    return report.exit_code
+    judge(report, args.seconds, storm(args.seconds, args.seed, args.json, log))
+    return report
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,34 +106,42 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seed", type=int, default=1, metavar="S", help="of the draws (default 1)")
     found.add_argument("--requests", type=int, default=REQUESTS, help=f"for each single kill (default {REQUESTS})")
     found.add_argument("--no-single", action="store_true", help="without the single kills")
+    found.add_argument("--log", type=Path, metavar="F", help="keep the nodes' log here (default: only after a failure)")
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return found
 
 
 def config() -> Config:
-    """Simulated stages that carry the mark; heartbeats short enough to see a recovery."""
+    """Simulated stages that carry the mark; waits short enough to see a recovery, and who hangs ended soon."""
     options: dict[str, dict[str, Any]] = {name: {"sleep_ms": ms, "sigma": SIGMA} for name, ms in STAGE_MS.items()}
+    options["echo"] = {"accepts": "audio", "emits": "same", "sleep_ms": STAGE_MS["asr"], "sigma": SIGMA}
     options["asr"] |= {"accepts": "audio", "mark": True}
     options["tts"] |= {"emits": "audio", "mark": True, "output_bytes": 32_000}
     return Config(
-        node=NodeSection(log_level="error", restart_budget=RESTART_BUDGET),
-        deadlines=DeadlinesSection(heartbeat_s=0.1),
+        node=NodeSection(restart_budget=RESTART_BUDGET),
+        deadlines=DeadlinesSection(heartbeat_s=0.1, silent_s=SILENT_S, abort_s=ABORT_S),
         devices=DeviceSection(use=("cpu",)),
         stages={
-            name: StageSection(kind="simulated", instances=2 if name == "nmt" else 1, options=table)
+            name: StageSection(
+                kind="simulated",
+                instances=2 if name == "nmt" else 1,
+                timeout_base_s=SILENT_S,
+                timeout_per_audio=0.0,
+                options=table,
+            )
             for name, table in options.items()
         },
-        pipelines={"full": tuple(options)},
+        pipelines={"full": tuple(STAGE_MS), "echo": ("echo",)},
     )
 
 
 # ---------------------------------------------------------------- one kill
 
 
-def single(kind: str, requests: int) -> int:
+def single(kind: str, requests: int, log: Path | None = None) -> int:
     """Requests of ``requests`` that did not come back well although one process of this kind was killed."""
     samples = np.zeros(4_000, np.int16)
-    with Node(config()) as node, node.client() as client:
+    with Node(config(), log_file=log) as node, node.client() as client:
         with client.session(source="en", target="de") as session:
             good = 0
             for index in tqdm(range(requests), f"one kill: {kind}", leave=False, disable=None):
@@ -152,19 +156,40 @@ def single(kind: str, requests: int) -> int:
 # ---------------------------------------------------------------- many
 
 
-def storm(seconds: float, seed: int, quiet: bool) -> tuple[list[Kill], Verdict, list[dict[str, Any]], int]:
-    """Kill for ``seconds``: the kills, the clients' verdict, the deaths as the node saw them, and its restarts."""
+def storm(seconds: float, seed: int, quiet: bool, log: Path | None = None) -> Storm:
+    """Do harm for ``seconds``."""
     chance = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="dragoman-chaos-") as folder, Node(config()) as node:
-        logs = [Path(folder) / f"{number}-{kind}.jsonl" for number, kind in enumerate(CLIENTS)]
-        with clients(node.endpoint, logs, seed) as all_flow:
-            wait(all_flow, "the clients get outcomes")
-            deaths = Deaths(node)
-            kills = [kill for kill in kill_for(seconds, node, chance, quiet) if deaths.look()]
-        verdict = read_logs(logs)
-        restarts = sum(row["incarnation"] - 1 for row in processes(node))
-        normal_run(node)
-    return kills, verdict, list(deaths.seen.values()), restarts
+    found = Storm()
+    with tempfile.TemporaryDirectory(prefix="dragoman-chaos-") as folder:
+        points = Path(folder) / "failpoints"
+        points.touch()
+        with hooked(points), Node(config(), log_file=log) as node:
+            faults = Faults(partial(processes, node), points, chance)
+            logs = [Path(folder) / f"{number}-{'-'.join(kind)}.jsonl" for number, kind in enumerate(CLIENTS)]
+            with clients(node.endpoint, logs, seed) as all_flow:
+                wait(all_flow, "the clients get outcomes")
+                deaths = Deaths(node)
+                for kills in harm_for(seconds, node, faults, chance, quiet):
+                    found.kills.append(kills)
+                    deaths.look()
+            found.verdict = read_logs(logs)
+            found.restarts = sum(row["incarnation"] - 1 for row in processes(node))
+            found.freezes, found.deaths = faults.freezes, list(deaths.seen.values())
+            normal_run(node)
+    return found
+
+
+@contextmanager
+def hooked(points: Path) -> Iterator[None]:
+    """Nodes started within read failpoints from this file."""
+    before = os.environ.get(HOOKS)
+    os.environ[HOOKS] = f"{FILE}={points}"
+    try:
+        yield
+    finally:
+        os.environ.pop(HOOKS)
+        if before is not None:
+            os.environ[HOOKS] = before
 
 
 class Deaths:
@@ -174,36 +199,27 @@ class Deaths:
         self._node = node
         self.seen: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def look(self) -> bool:
-        """Take in what it tells now; whether there was any."""
+    def look(self) -> None:
+        """Take in what it tells now."""
         self.seen |= {(death["role"], death["incarnation"]): death for death in self._node.stats()["deaths"]}
-        return bool(self.seen)
 
 
-def kill_for(seconds: float, node: Node, chance: random.Random, quiet: bool) -> Iterator[Kill]:
-    """Kill, wait for recovery, rest; again until the time is over."""
+def harm_for(seconds: float, node: Node, faults: Faults, chance: random.Random, quiet: bool) -> Iterator[list[Kill]]:
+    """Play a card, wait for recovery, rest; again until the time is over. Gives each card's kills, if any."""
     end = time.monotonic() + seconds
+    deck = cards(chance)
     with tqdm(total=round(seconds), desc="killing", unit="s", leave=False, disable=quiet or None) as bar:
         while (left := end - time.monotonic()) > 0:
             bar.update(max(0, round(seconds - left) - bar.n))
-            kind = chance.choice(KINDS)
-            row = chance.choice([r for r in processes(node) if kind_of(r["role"]) == kind])
-            if chance.random() < FREEZES:
-                freeze(row["pid"], chance.uniform(*FREEZE_S))
-            else:
-                how = chance.choice(SIGNALS)
-                kill = Kill(row["role"], row["incarnation"], time.monotonic(), how.name)
-                os.kill(row["pid"], how)
-                wait(partial(has_recovered, node, kill), f"{kill.role} comes back")
-                yield kill
+            if kills := faults.play(*next(deck)):
+                last = {kill.role: kill for kill in kills}  # the one of each that its present life comes after
+                wait(partial(have_recovered, node, last.values()), f"{' and '.join(last)} came back")
+                yield kills
             time.sleep(chance.uniform(*CALM_S))
 
 
-def freeze(pid: int, seconds: float) -> None:
-    """Stop a process for a while; nobody may be harmed."""
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
+def have_recovered(node: Node, kills: Iterable[Kill]) -> bool:
+    return all(has_recovered(node, kill) for kill in kills)
 
 
 def has_recovered(node: Node, kill: Kill) -> bool:
@@ -236,7 +252,7 @@ def clients(endpoint: str, logs: Sequence[Path], seed: int) -> Iterator[Callable
     """Client processes that submit until the end of the block; gives whether each has had an outcome."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "bench.chaos_client", endpoint, kind, str(log), f"{seed}{number}"],
+            [sys.executable, "-m", "bench.chaos_client", endpoint, *kind, str(log), f"{seed}{number}"],
             stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )
         for number, (kind, log) in enumerate(zip(CLIENTS, logs, strict=True))
@@ -247,7 +263,8 @@ def clients(endpoint: str, logs: Sequence[Path], seed: int) -> Iterator[Callable
             assert client.stdin is not None
             client.stdin.close()
         for client in running:
-            client.wait(60.0)
+            with suppress(subprocess.TimeoutExpired):  # then its log has no end, and the judge says so
+                client.wait(60.0)
     finally:
         for client in running:
             client.kill()
@@ -263,53 +280,7 @@ def wait(holds: Callable[[], bool], what: str) -> None:
         time.sleep(POLL_S)
 
 
-# ---------------------------------------------------------------- the verdict
-
-
-def read_logs(logs: Sequence[Path]) -> Verdict:
-    """Judge the clients' logs."""
-    verdict = Verdict()
-    for log in logs:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        judge_log(verdict, log.stem, lines)
-    return verdict
-
-
-def judge_log(verdict: Verdict, name: str, lines: Sequence[dict[str, Any]]) -> None:
-    """One client: every utterance submitted has one outcome, ok, in order, and its own."""
-    submitted = {line["index"] for line in lines if line["kind"] == "submit"}
-    outcomes = [line for line in lines if line["kind"] == "outcome"]
-    ended = Counter(line["index"] for line in outcomes)
-    order = [line["index"] for line in outcomes]
-    bad = [line for line in outcomes if line["outcome"] != "ok"]
-    gave_up = [line["text"] for line in lines if line["kind"] == "error"]
-    unfinished = not gave_up and not any(line["kind"] == "end" for line in lines)
-    verdict.submitted += len(submitted)
-    verdict.lost += len(submitted - ended.keys())
-    verdict.duplicated += sum(count - 1 for count in ended.values())
-    verdict.reordered += sum(b <= a for a, b in itertools.pairwise(order))
-    verdict.mixed_up += sum(not line["right"] for line in outcomes) + len(ended.keys() - submitted)
-    judge_wire(verdict, lines)
-    verdict.client_failures += len(bad) + len(gave_up) + unfinished
-    verdict.reasons += [f"{name}: {line['index']} {line['outcome']} {line['code']} {line['error']}" for line in bad]
-    verdict.reasons += [f"{name}: {text}" for text in gave_up] + [f"{name}: did not end"] * unfinished
-    verdict.arrivals.append([line["at"] for line in outcomes])
-
-
-def judge_wire(verdict: Verdict, lines: Sequence[dict[str, Any]]) -> None:
-    """What came over the wire: in order and once, but for what a client that has resumed is sent again."""
-    last = -1
-    for line in lines:
-        if line["kind"] != "wire":
-            continue
-        if line["what"] == "Opened":
-            last = -1
-        elif line["index"] == last:
-            verdict.duplicated += 1
-        elif line["index"] < last:
-            verdict.reordered += 1
-        else:
-            last = line["index"]
+# ---------------------------------------------------------------- the report
 
 
 def recovery_s(kill: Kill, arrivals: Sequence[Sequence[float]]) -> float:
@@ -318,27 +289,39 @@ def recovery_s(kill: Kill, arrivals: Sequence[Sequence[float]]) -> float:
     return max((at - kill.at for at in nexts if at is not None), default=float("nan"))
 
 
-def judge(
-    report: Report,
-    seconds: float,
-    kills: list[Kill],
-    verdict: Verdict,
-    deaths: list[dict[str, Any]],
-    restarts: int,
-) -> None:
+def judge(report: Report, seconds: float, found: Storm) -> None:
     """Enter everything into the report."""
+    kills = [kill for group in found.kills for kill in group]
+    verdict = found.verdict
     report.add("kills", len(kills), "", Goal(at_least=int(KILLS_A_SECOND * seconds)))
+    report.add("kills_at_points", sum(" at " in kill.how for kill in kills), "")
+    report.add("points_not_reached", sum("not reached" in kill.how for kill in kills), "")
+    report.add("kills_of_hung", sum(kill.how == "hang" for kill in kills), "")
+    report.add("freezes", found.freezes, "")
     report.add("utterances", verdict.submitted, "")
+    for end in sorted(verdict.ends):
+        report.add(f"ended_{end}", verdict.ends[end], "")
     for name in ("lost", "duplicated", "reordered", "mixed_up", "client_failures"):
         report.add(name, getattr(verdict, name), "", ZERO)
-    report.add("collateral_restarts", restarts - len(kills), "", ZERO)
+    report.add("collateral_restarts", found.restarts - len(kills), "", ZERO)
+    singles = [group[0] for group in found.kills if len(group) == 1]
     for kind in KINDS:
-        times = [recovery_s(kill, verdict.arrivals) for kill in kills if kill.kind == kind]
-        report.add(f"kills_{kind}", len(times), "", Goal(at_least=1))
-        report.add(f"recovery_max_s_{kind}", max(times, default=float("nan")), "s", Goal(at_most=GOALS[kind]))
-        report.add(f"recovery_p99_s_{kind}", float(np.quantile(times, 0.99)) if times else float("nan"), "s")
-    seen = {(death["role"], death["incarnation"]): death["seen_s"] for death in deaths}
-    delays = [1000 * (seen.get((kill.role, kill.incarnation), float("inf")) - kill.at) for kill in kills]
+        times = [recovery_s(kill, verdict.arrivals) for kill in singles if kill.kind == kind]
+        report.add(f"kills_{kind}", sum(kill.kind == kind for kill in kills), "", Goal(at_least=1))
+        add_recovery(report, kind, times, GOALS[kind])
+    pairs = [recovery_s(group[0], verdict.arrivals) for group in found.kills if len(group) > 1]
+    add_recovery(report, "pair", pairs, PAIR_GOAL_S)
+    hung = [kill.hung_s for kill in kills if kill.hung_s]
+    report.add("hung_max_s", max(hung, default=float("nan")), "s", Goal(at_most=HUNG_GOAL_S) if hung else None)
+    seen = {(death["role"], death["incarnation"]): death["seen_s"] for death in found.deaths}
+    delays = [1000 * (seen.get((k.role, k.incarnation), float("inf")) - k.at) for k in kills if k.exact]
     report.add("seen_max_ms", max(delays, default=float("nan")), "ms", Goal(at_most=SEEN_GOAL_MS))
+    report.add("seen_p99_ms", float(np.quantile(delays, 0.99)) if delays else float("nan"), "ms")
     for reason in verdict.reasons[:20]:
         print(reason, file=sys.stderr)
+
+
+def add_recovery(report: Report, kind: str, times: Sequence[float], goal: float) -> None:
+    """The longest, and for many the 99th percentile."""
+    report.add(f"recovery_max_s_{kind}", max(times, default=float("nan")), "s", Goal(at_most=goal) if times else None)
+    report.add(f"recovery_p99_s_{kind}", float(np.quantile(times, 0.99)) if times else float("nan"), "s")

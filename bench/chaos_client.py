@@ -1,12 +1,13 @@
 """A client for ``bench chaos``, in a process of its own: submits marked utterances for ever and logs what it is told.
 
-    python -m bench.chaos_client ENDPOINT engine|plain LOG SEED
+    python -m bench.chaos_client ENDPOINT engine|plain full|echo LOG SEED
 
-``engine`` is ``engine.Client``; ``plain`` is the documented example in plain pyzmq, as it stands. The log, a JSON
-object a line, is all that the checker sees: ``submit`` (index), ``outcome`` (index, outcome, code, whether it is right:
-its own mark came back), ``error`` (the client gave up), ``end``, and of ``engine`` each ``wire`` arrival. Times are of
-the machine's monotonic clock. It ends when standard input does: nothing more is submitted then, and everything
-outstanding is waited for.
+``engine`` is ``engine.Client``, and some of its utterances it cancels, leaves out or wants at once; ``plain`` is the
+documented example in plain pyzmq, as it stands. The log, a JSON object a line, is all that the judge sees: ``submit``
+(index, and what it ``may`` or ``must`` end as besides ok), ``outcome`` (index, outcome, code, whether it is right: its
+own mark came back), ``error`` (the client gave up), ``end``, and of ``engine`` each ``wire`` arrival. Times are of the
+machine's monotonic clock. It ends when standard input does: nothing more is submitted then, and everything outstanding
+is waited for.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from stages.simulated import mark_samples, read_mark
 
 SAMPLES = 4_000
 PATIENCE_S = 30.0
+WISHES = {"": 90, "cancel": 4, "hurry": 4, "leave out": 2}  # what becomes of an utterance -> how often, in percent
+HURRY_S = (0.01, 0.1)
+ENDS = {"cancel": {"may": "skipped/cancelled"}, "hurry": {"may": "error/expired"}, "leave out": {"must": "skipped/gap"}}
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "plain_client.py"
 
 
@@ -48,7 +52,7 @@ class Utterances(Sequence[bytes]):
 
     def __init__(self, log: Log, seed: int) -> None:
         self.log = log
-        self._chance = random.Random(seed)
+        self.chance = random.Random(seed)
         self.marks: list[str] = []
         self._limit = sys.maxsize
 
@@ -60,25 +64,29 @@ class Utterances(Sequence[bytes]):
     def __getitem__(self, index: Any) -> Any:
         """int16 samples as bytes; asked for again (after Busy), the same."""
         if index == len(self.marks):
-            mark = self._chance.getrandbits(64)
-            self.marks.append(read_mark(mark_samples(mark, SAMPLES)))
-            self.log("submit", index=index)
-        return mark_samples(
-            int.from_bytes(bytes.fromhex(self.marks[index].partition(":")[2]), "little"), SAMPLES
-        ).tobytes()
+            self.make()
+        mark = int.from_bytes(bytes.fromhex(self.marks[index].partition(":")[2]), "little")
+        return mark_samples(mark, SAMPLES).tobytes()
+
+    def make(self, wish: str = "") -> None:
+        """One more, of which its client wishes something."""
+        index = len(self.marks)
+        self.marks.append(read_mark(mark_samples(self.chance.getrandbits(64), SAMPLES)))
+        self.log("submit", index=index, **ENDS.get(wish, {}))
 
     def came_back(self, index: int, texts: dict[str, str], audio: np.ndarray | None) -> bool:
-        """Whether an outcome is of this utterance, by text and by samples."""
-        return texts.get("asr") == self.marks[index] and audio is not None and read_mark(audio) == self.marks[index]
+        """Whether an ok outcome is of this utterance, by its samples and, where it has one, by its text."""
+        mark = self.marks[index]
+        return audio is not None and read_mark(audio) == mark and texts.get("asr", mark) == mark
 
 
 def run() -> None:
-    endpoint, kind, path, seed = sys.argv[1:]
+    endpoint, kind, pipeline, path, seed = sys.argv[1:]
     log = Log(path)
     utterances = Utterances(log, int(seed))
     carry = _engine if kind == "engine" else _plain
     try:
-        for index, outcome, code, error, texts, audio in carry(endpoint, utterances):
+        for index, outcome, code, error, texts, audio in carry(endpoint, pipeline, utterances):
             right = outcome != "ok" or utterances.came_back(index, texts, audio)
             log("outcome", index=index, outcome=outcome, code=code, error=error, right=right)
         log("end", submitted=len(utterances.marks))
@@ -101,15 +109,25 @@ class Watched(Client):
         super()._take(message, payload, now)
 
 
-def _engine(endpoint: str, utterances: Utterances) -> Iterator[Told]:
+def _engine(endpoint: str, pipeline: str, utterances: Utterances) -> Iterator[Told]:
     Watched.log = utterances.log
-    with Watched(endpoint, patience_s=PATIENCE_S) as client, client.session(source="en", target="de") as session:
-        coming = 0
-        while coming < len(utterances):
-            session.submit(np.frombuffer(utterances[coming], "<i2"), index=coming)
-            coming += 1
-            yield from _told(session, 0.0)
-        yield from _told(session, PATIENCE_S)
+    chance = utterances.chance
+    with Watched(endpoint, patience_s=PATIENCE_S) as client:
+        with client.session(source="en", target="de", pipeline=pipeline) as session:
+            coming = 0
+            while coming < len(utterances):
+                [wish] = chance.choices(list(WISHES), list(WISHES.values()))
+                utterances.make(wish)
+                if wish == "leave out":
+                    session.skip(coming)
+                else:
+                    hurry = chance.uniform(*HURRY_S) if wish == "hurry" else None
+                    session.submit(np.frombuffer(utterances[coming], "<i2"), index=coming, budget_s=hurry)
+                if wish == "cancel":
+                    session.cancel(coming)
+                coming += 1
+                yield from _told(session, 0.0)
+            yield from _told(session, PATIENCE_S)
 
 
 def _told(session: Any, timeout_s: float) -> Iterator[Told]:
@@ -121,8 +139,8 @@ def _told(session: Any, timeout_s: float) -> Iterator[Told]:
             raise
 
 
-def _plain(endpoint: str, utterances: Utterances) -> Iterator[Told]:
-    for message, samples in _example().translate(endpoint, utterances, source="en", target="de", patience_s=PATIENCE_S):
+def _plain(endpoint: str, pipeline: str, utterances: Utterances) -> Iterator[Told]:
+    for message, samples in _example().translate(endpoint, utterances, pipeline, "en", "de", PATIENCE_S):
         audio = np.frombuffer(samples, "<i2") if samples else None
         texts = message.get("texts", {})
         yield message["index"], message["outcome"], message.get("code", ""), message.get("error", ""), texts, audio

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ class Node:
     """A node of this program's own.
 
     config: path of a configuration file, a ``Config``, the same as a dict, or None (``./node.toml``, the user's file,
-    else the embedded models). log_level: what the node's processes write to standard error. publish: whether clients
-    and ``stats`` on this machine find this node by themselves. modules: role -> module, for tests.
+    else the embedded models). log_level: what the node's processes write to standard error, or to ``log_file``, at its
+    end. publish: whether clients and ``stats`` on this machine find this node by themselves. modules: role -> module,
+    for tests.
 
     One node can be started once. All methods may be called from any thread.
     """
@@ -50,11 +52,13 @@ class Node:
         log_level: str = "warning",
         publish: bool = False,
         modules: Mapping[str, str] | None = None,
+        log_file: str | Path | None = None,
     ) -> None:
         self._given = config
         self._log_level = log_level
         self._publish = publish
         self._modules = dict(modules or {})
+        self._log_file = log_file
         self._config = Config()
         self._process: subprocess.Popen[bytes] | None = None
         self._life_fd = -1
@@ -90,14 +94,16 @@ class Node:
         arguments += ["--publish"] if self._publish else []
         arguments += ["--modules", json.dumps(self._modules)] if self._modules else []
         try:
-            self._process = subprocess.Popen(
-                command("engine.supervisor.main", *arguments),
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=tuple(inherited.values()),
-                process_group=0,
-            )
+            with nullcontext() if self._log_file is None else open(self._log_file, "ab") as log:
+                self._process = subprocess.Popen(
+                    command("engine.supervisor.main", *arguments),
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    pass_fds=tuple(inherited.values()),
+                    process_group=0,
+                )
         finally:
             for fd in inherited.values():
                 os.close(fd)

@@ -64,6 +64,19 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_line(capfd: pytest.Capture
     assert capfd.readouterr().err == ""  # the program that embeds the node tells its user, and nobody else
 
 
+def test_the_log_of_an_embedded_node_goes_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", "arbiter.told=kill@1")
+    file = tmp_path / "node.log"
+    file.write_text("before\n")
+    with Node(make_config(), log_file=file):
+        pass
+    text = file.read_text()
+    assert text.startswith("before\n") and "arbiter (life 1) died" in text
+    assert capfd.readouterr().err == ""
+
+
 def test_what_is_asked_of_a_node_that_was_not_started_says_so() -> None:
     node = Node(make_config())
     for ask in (lambda: node.endpoint, lambda: node.pid, node.stats, node.client, lambda: node.wait(0)):
