@@ -38,7 +38,7 @@ from engine.supervisor.events import (
 )
 from engine.supervisor.folder import RunFolder, base_folder
 from engine.supervisor.lifecycle import Lifecycle, Phase
-from engine.supervisor.notify import notify
+from engine.supervisor.notify import Watchdog, notify
 from engine.supervisor.operators import Operators
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
@@ -163,6 +163,7 @@ class Supervisor:
 
     def _loop(self) -> int:
         self._end: End | None = None
+        self._watchdog = Watchdog()
         self._handle(Tick())
         while self._end is None:
             self._turn()
@@ -174,7 +175,8 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait until something happens or is due, and take in everything that has happened."""
         at = process.now()
-        readable = self._poll.wait(max(0.0, self._life.next_due(at) - at))
+        self._watchdog.beat(at)
+        readable = self._poll.wait(max(0.0, min(self._life.next_due(at) - at, self._watchdog.due_in(at))))
         self._read_processes()
         self._read_outputs(readable)
         self._read_deaths(readable)

@@ -73,6 +73,24 @@ def test_any_other_death_is_a_death(action: str) -> None:
     assert [o.outcome for o in outcomes] == ["ok"] * 5
 
 
+def test_when_all_workers_and_the_arbiter_die_at_once_nothing_is_lost() -> None:
+    with Node(config(sleep_ms=10.0)) as node:
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(20):
+                session.submit(marks.make("t", index))
+                if index == 8:
+                    for role, (pid, _) in identities(node).items():
+                        if "@" in role or role == "arbiter":
+                            kill(pid)
+            outcomes = list(session.outcomes(timeout_s=30))
+        assert len(node.stats()["deaths"]) == len(STAGES) + 1
+    for outcome in outcomes:
+        marks.compare("t", outcome)
+    assert_in_order(outcomes)
+    assert [o.outcome for o in outcomes] == ["ok"] * 20 and not marks.mixed_up
+
+
 def test_a_hung_worker_is_killed_at_its_time_out_and_its_job_runs_again() -> None:
     cues = {"asr": [{"index": 1, "action": "hang", "attempt": 1}]}
     with Node(config(cues=cues, stages={"asr": {"timeout_base_s": 0.5, "timeout_per_audio": 0.0}})) as node:

@@ -103,6 +103,25 @@ def test_runs_and_loads_longer_than_silence_may_be_are_nobody_s_fault() -> None:
     assert {o.outcome for o in outcomes} == {"ok"}
 
 
+def test_while_the_supervisor_is_stopped_utterances_go_on_and_when_it_goes_on_nobody_is_killed() -> None:
+    with Node(config(deadlines={"silent_s": 0.5, "heartbeat_s": 0.1})) as node:
+        before = identities(node)
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            os.kill(node.pid, signal.SIGSTOP)
+            try:
+                marks = Marks()
+                outcomes = []
+                for index in range(10):  # for longer than anybody may be silent
+                    session.submit(marks.make("t", index))
+                    outcomes += session.outcomes(timeout_s=10)
+                    time.sleep(0.2)
+            finally:
+                os.kill(node.pid, signal.SIGCONT)
+        assert [o.outcome for o in outcomes] == ["ok"] * 10
+        time.sleep(1.0)  # whoever is to be condemned would be by now
+        assert identities(node) == before and node.stats()["deaths"] == []
+
+
 @contextmanager
 def burners(count: int) -> Iterator[None]:
     """Programs that want all the processor there is."""

@@ -17,6 +17,7 @@ from living import descriptors, is_alive, processes, state, wait_until
 from engine import ctl
 from engine.node import Node
 from engine.supervisor.environment import package_root
+from engine.supervisor.notify import Watchdog
 from ipc.errors import ConfigError, DragomanError
 from ipc.messages import Answer
 
@@ -236,3 +237,31 @@ def test_systemd_is_told(tmp_path: Path, start_node: StartNode, monkeypatch: pyt
         assert channel.recv(100) == b"READY=1"
         node.close()
         assert channel.recv(100) == b"STOPPING=1"
+
+
+def test_systemd_s_watchdog_hears_of_a_supervisor_that_works_and_of_no_other(
+    tmp_path: Path, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "300000")
+        node = start_node(fakes=True)
+        heard = {channel.recv(100) for _ in range(20)}
+        assert heard == {b"READY=1", b"WATCHDOG=1"}
+        os.kill(node.pid, signal.SIGSTOP)
+        channel.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            while True:  # what it had said before
+                channel.recv(100)
+        os.kill(node.pid, signal.SIGCONT)
+        channel.settimeout(10)
+        assert channel.recv(100) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "many"}, {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}])
+def test_no_watchdog_is_told_that_asks_for_nothing_or_for_somebody_else(environ: dict[str, str]) -> None:
+    assert Watchdog(environ).interval_s == float("inf")
