@@ -426,6 +426,19 @@ def test_a_busy_index_is_no_gap_until_its_client_has_given_up(stand: Stand) -> N
     assert ends(stand, session) == [(0, "skipped", "gap"), (1, "skipped", "gap")]
 
 
+def test_what_was_held_back_behind_a_busy_index_has_all_its_time_when_that_has_come(stand: Stand) -> None:
+    stand.feed(Capacity(1))
+    session = stand.open().session
+    stand.submit(session, 2)
+    for _ in range(24):  # its client tries again and again, and sends 1 when 0 is in
+        assert stand.submit(session, 0)[0].reason == "capacity"
+        stand.wait(0.5)
+    stand.feed(Capacity(100))
+    assert stand.submit(session, 0) == []
+    stand.wait(9.9)
+    assert stand.submit(session, 1) == [] and stand.sent(Admit)[-1].index == 1
+
+
 def test_share_is_told_to_sessions_with_work_and_not_too_often(stand: Stand) -> None:
     session = stand.open().session
     idle = stand.open(client=b"b").session
