@@ -36,6 +36,7 @@ from ipc.messages import (
     SessionEnded,
     Share,
     Skip,
+    Spare,
     Status,
     Submit,
     UnknownSession,
@@ -457,6 +458,19 @@ def test_a_full_ring_is_busy_memory_and_another_sessions_share_of_it_is_kept() -
     assert stand.submit(first, 0, n=64000) == [] and stand.submit(first, 1, n=64000) == []
     assert stand.submit(first, 2, n=64000)[0].reason == "memory"
     assert stand.submit(second, 0, n=64000, client=b"b") == []
+
+
+def test_inputs_that_are_kept_are_wanted_when_they_fill_their_sessions_part_of_the_ring() -> None:
+    stand = Stand(ring_blocks=8)
+    session, other = stand.open().session, stand.open(client=b"b").session
+    for index in (1, 2):
+        stand.submit(session, index, n=64000)
+    for _ in range(3):
+        assert stand.submit(session, 0, n=64000)[0].reason == "memory"
+        stand.wait(0.5)
+    assert stand.sent(Spare)
+    for index in (0, 1):  # nothing is reserved for who has its part
+        assert stand.submit(other, index, n=64000, client=b"b") == []
 
 
 def test_a_slot_is_used_again_only_when_the_scheduler_frees_it() -> None:
