@@ -6,7 +6,7 @@ import pytest
 from stand import Stand, samples
 
 from engine.config import DeadlinesSection
-from engine.gateway.events import AllFlushed, Arrived, DrainNode
+from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode
 from ipc.messages import (
     Accepted,
     Ack,
@@ -855,6 +855,17 @@ def test_a_stopping_node_does_not_wait_for_ever_for_acknowledgements(stand: Stan
     assert AllFlushed() not in stand.others
     stand.wait(0.2)
     assert stand.others.count(AllFlushed()) == 1
+
+
+def test_a_stopping_node_waits_a_moment_for_a_client_whose_connection_was_just_lost(stand: Stand) -> None:
+    session = stand.open()
+    stand.run(session.session, 0)
+    stand.feed(DrainNode(20.0))
+    stand.feed(ClientLost(b"a"))
+    stand.wait(1.0)
+    assert AllFlushed() not in stand.others
+    stand.say(Resume(session.token, 0), client=b"b")
+    assert AllFlushed() in stand.others
 
 
 def test_a_stopping_node_does_not_wait_for_jobs_that_never_end(stand: Stand) -> None:
