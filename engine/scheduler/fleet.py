@@ -43,6 +43,7 @@ class Fleet:
         self._by_peer[peer] = worker
         worker.move(Life.EMPTY)
         worker.condemned = False
+        worker.waiting_for = ""
         self.book.fleet_changed = True
         self._knows_its_slots(role)
         match message.state:
@@ -147,21 +148,36 @@ class Fleet:
     def silent(self, role: str, incarnation: int, phase: str, now: float) -> None:
         """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits.
 
-        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as a
-        load may take. And news of silence may be older than the worker's last word.
+        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as
+        that may take. And news of silence may be older than the worker's last word.
         """
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation or worker.condemned:
             return
         deadlines = self.book.deadlines
         if incarnation != worker.incarnation or worker.life is Life.ABSENT:
-            since = self._awaited.setdefault((role, incarnation), now)
-            if not phase.startswith(BUSY_PHASES):
-                self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
-            elif now >= since + deadlines.load_timeout_s:
-                self._condemn(worker, incarnation, "silent since before this scheduler began")
+            self._await(worker, incarnation, phase, now)
         elif not worker.batches and worker.loading_since is None and now >= worker.spoke_at + deadlines.silent_s:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+
+    def _await(self, worker: Worker, incarnation: int, phase: str, now: float) -> None:
+        """A life that is silent and has not spoken to this epoch."""
+        if not phase.startswith(BUSY_PHASES):
+            return self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+        key = worker.plan.role, incarnation
+        if key not in self._awaited:
+            self._awaited[key] = now
+            worker.waiting_for = f"silent since before this scheduler began: it may be in a {_doing(phase)} from then"
+            self.book.note("warning", f"{worker.plan.role} is {worker.waiting_for}")
+        limit_s = self.book.deadlines.load_timeout_s if _doing(phase) == "load" else self._longest_run_s(worker)
+        if now >= self._awaited[key] + limit_s:
+            self._condemn(worker, incarnation, f"hung: silent since before this scheduler began, {limit_s:.1f} s ago")
+        return None
+
+    def _longest_run_s(self, worker: Worker) -> float:
+        """What a run of any utterance that is known may take at this worker's stage."""
+        audio_s = [job.audio_s for line in self.book.lines.values() for job in line.jobs.values()]
+        return worker.stage.timeout_base_s + worker.stage.timeout_per_audio * max(audio_s, default=0.0)
 
     def forgive(self, pause_s: float) -> None:
         """This process was stopped for so long, and the workers perhaps too: their runs and loads may take longer."""
@@ -258,3 +274,8 @@ class Fleet:
             if job is not None and job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.flow.status(job, reason)
+
+
+def _doing(phase: str) -> str:
+    """What a worker is in by its last heartbeat."""
+    return "load" if phase.startswith("loading") else "run"

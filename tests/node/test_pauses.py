@@ -87,6 +87,22 @@ def test_a_worker_that_was_stopped_for_a_while_works_on(stage: str) -> None:
     assert {o.outcome for o in outcomes} == {"ok"}
 
 
+def test_a_worker_that_hangs_is_replaced_in_time_also_when_the_scheduler_dies_meanwhile() -> None:
+    limits = {name: {"timeout_base_s": 1.0, "timeout_per_audio": 0.0} for name in STAGES}
+    deadlines = {"silent_s": 0.5, "heartbeat_s": 0.1, "abort_s": 0.2, "load_timeout_s": 300.0}
+    with Node(config(sleep_ms=20.0, stages=limits, deadlines=deadlines)) as node:
+        before = identities(node)
+
+        def harm(index: int) -> None:
+            if index == 3:
+                os.kill(before["nmt@cpu/0"][0], signal.SIGSTOP)
+                os.kill(before["scheduler"][0], signal.SIGKILL)
+
+        outcomes = carry(node, 10, harm)  # within the deadline of the utterances, which is 30 s
+        assert [death["role"] for death in node.stats()["deaths"]] == ["scheduler", "nmt@cpu/0"]
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
 def test_runs_and_loads_longer_than_silence_may_be_are_nobody_s_fault() -> None:
     """Also when the scheduler dies meanwhile, and the new one has never heard of them."""
     limits = {"silent_s": 0.6, "heartbeat_s": 0.1}

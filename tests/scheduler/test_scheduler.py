@@ -576,6 +576,26 @@ def test_a_worker_that_falls_silent_before_its_first_word_is_condemned():
     assert [c.incarnation for c in world.messages(Condemn, "supervisor")] == [2]
 
 
+@pytest.mark.parametrize(("phase", "limit_s"), [("loaded", 4.0 + 2.0 * 3.0), ("loading", DEADLINES.load_timeout_s)])
+def test_a_worker_silent_since_before_this_epoch_has_as_long_as_what_it_may_be_in_takes(phase: str, limit_s: float):
+    """A run of the longest utterance that is known; or a load."""
+    world = World(text_stage("a", timeout_base_s=4.0, timeout_per_audio=2.0))
+    world.open()
+    world.admit(0, audio_s=3.0)
+    end = world.now + limit_s
+    while world.now < end - 1.0:
+        world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+        world.turn()
+        assert not world.messages(Condemn, "supervisor")
+        assert "silent since before" in world.core.snapshot(world.now)["stages"]["a"]["why"]
+        world.now += 1.0
+    world.now = end
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+    world.turn()
+    (condemn,) = world.messages(Condemn, "supervisor")
+    assert condemn.reason.startswith("hung: silent since before")
+
+
 def test_partials_and_states_are_told_only_to_sessions_that_ask():
     world = started(text_stage("a"), text_stage("b"))
     world.open("curious", partials=True)
