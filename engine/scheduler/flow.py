@@ -120,7 +120,8 @@ class Flow:
         else:
             workers = self.book.workers_of(plan.name)
             if all(worker.life is Life.LOST for worker in workers):
-                return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
+                why = next((worker.waiting_for for worker in workers if worker.waiting_for), "")
+                return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
             if job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
@@ -312,7 +313,9 @@ class Flow:
             if held is not None and held != kept:
                 book.drop((held.ring, held.generation))
         if job.lost is None:
-            self._count(outcome, code)
+            self._count(outcome)
+            if outcome == "error" and code != "expired":
+                self.book.note("info", f"session {job.session.id} index {job.index} ended as error({code}): {error}")
 
     def _withdraw(self, job: Job) -> None:
         line = self.book.lines[job.session.id]
@@ -337,13 +340,11 @@ class Flow:
         for stage in job.stages[job.at + 1 :]:
             job.record(StageRecord(stage, State.PENDING.value))
 
-    def _count(self, outcome: str, code: str) -> None:
+    def _count(self, outcome: str) -> None:
         totals = self.book.totals
         totals.completed += outcome == "ok"
         totals.failed += outcome == "error"
         totals.skipped += outcome == "skipped"
-        if outcome == "error" and code != "expired":
-            self.book.note("info", f"an utterance ended as error({code})")
 
     # ---------------------------------------------------------------- told
 

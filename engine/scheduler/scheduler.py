@@ -294,6 +294,8 @@ class Scheduler:
         has_work = bool(batches or self.book.queues[name].waiting)
         return {
             "optional": plan.optional,
+            "workers": len(workers),
+            "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
             "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,

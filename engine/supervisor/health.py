@@ -43,7 +43,14 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):
         return {"alive": True, "progressing": False, "reason": f"has work and made no progress for {stalled:.0f} s"}
-    return {"alive": True, "progressing": True, "reason": ""}
+    return {"alive": True, "progressing": True, "reason": "", "note": _lost(row)}
+
+
+def _lost(row: dict[str, Any]) -> str:
+    """What an operator should know of a stage that is well all the same."""
+    lost, workers = row.get("lost", 0), row.get("workers", 0)
+    why = f": {row['why']}" if row.get("why") else ""
+    return f"{lost} of {workers} workers will not come back until the node is started again{why}" if lost else ""
 
 
 def _of_process(life: Lifecycle, role: str, deadlines: DeadlinesSection, now: float) -> str:

@@ -252,11 +252,12 @@ class Lifecycle:
             self._fail(f"{role} cannot start: {reason}")
             return []
         if final and not record.is_worker:
-            why = "cannot start again" if record.boot_failed else "its restart budget is spent"
-            self._fail(f"{role} died ({reason}) and {why}: the node ends with it")
+            self._fail(f"{role} died ({reason}); {self.roster.why_spent(role)}: the node ends with it")
             return []
         if role == "gateway":
             self._serve_told = self._flushed = self._drained = False
+        if final:
+            reason += f"; {self.roster.why_spent(role)}"
         record.reason = reason
         news = Gone(role, record.incarnation, reason, final)
         actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]
@@ -267,7 +268,7 @@ class Lifecycle:
         text = f"{record.role} (life {record.incarnation}) died: {reason}; "
         if final:
             self.roster.give_up(record.role)
-            return text + "it will not be started again"
+            return text + "it stays away until the node is started again"
         wait = self.roster.restart(record.role, now)
         return text + (f"starting it again in {wait:.1f} s" if wait else "starting it again")
 

@@ -218,6 +218,13 @@ class Roster:
             record.restarts.popleft()
         return not record.boot_failed and len(record.restarts) < self._restart_budget
 
+    def why_spent(self, role: str) -> str:
+        """Why ``can_restart`` says no, in words."""
+        if self._records[role].boot_failed:
+            return "it cannot start again"
+        window_s = self._limits.restart_window_s
+        return f"its restart budget is spent ({self._restart_budget} within {window_s:g} s: node.restart_budget)"
+
     def excuse(self, role: str, incarnation: int) -> None:
         """The death of this life was an utterance's doing: the restart that followed is not charged."""
         record = self._records.get(role)
@@ -310,7 +317,7 @@ class Roster:
     def _silence(self, record: Record, now: float) -> Iterator[Action]:
         record.silence_told = now
         if not record.is_worker:
-            yield self.condemn(record.role, f"silent for {now - record.heard:.1f} s", now)
+            yield self.condemn(record.role, f"ended for being silent for {now - record.heard:.1f} s", now)
             return
         scheduler = self._records.get("scheduler")
         if scheduler is not None and scheduler.state in HEARING:
