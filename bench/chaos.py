@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from bench.chaos_faults import KINDS, Faults, Kill, cards, kind_of
 from bench.chaos_judge import Verdict, read_logs
-from bench.report import ZERO, Goal, Report
+from bench.report import ZERO, Goal, Report, at_least
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
 from engine.failpoints import FILE
 from engine.node import Node
@@ -56,6 +56,15 @@ PAIR_GOAL_S = GOALS["worker"] + GOALS["arbiter"]
 SEEN_GOAL_MS = 50.0
 HUNG_GOAL_S = SILENT_S + 1.0
 KILLS_A_SECOND = 0.4
+A_DECK_S = 60.0  # in so long every kind of process is killed for certain
+EPILOG = """It takes about a minute more than the seconds given. docs/operations.md explains the report.
+
+examples:
+  run_node.py bench chaos
+  run_node.py bench chaos --seconds 3600 --seed 7 --log chaos.log     for a night
+
+exit codes: 0 nothing was lost, doubled, out of order, mixed up or failed, nobody restarted who was not killed, and
+there were enough kills; 1 otherwise. Times over their goal are shown and are no failure: they are the machine's too."""
 FLOW_S = 0.1  # what was on its way when the process died arrives within this
 
 
@@ -101,11 +110,15 @@ def measure(args: argparse.Namespace, log: Path) -> Report:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench chaos", description=(__doc__ or "").partition("\n")[0])
-    found.add_argument("--seconds", type=float, default=60.0, metavar="N", help="of killing (default 60)")
+    found = argparse.ArgumentParser(
+        prog="run_node.py bench chaos", description=(__doc__ or "").partition("\n")[0], epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    found.add_argument("--seconds", type=at_least(5.0), default=60.0, metavar="N", help="of killing (default 60)")
     found.add_argument("--seed", type=int, default=1, metavar="S", help="of the draws (default 1)")
-    found.add_argument("--requests", type=int, default=REQUESTS, help=f"for each single kill (default {REQUESTS})")
-    found.add_argument("--no-single", action="store_true", help="without the single kills")
+    found.add_argument("--requests", type=at_least(10), default=REQUESTS, metavar="R",
+                       help=f"in each of the four runs with one kill that come first (default {REQUESTS})")  # fmt: skip
+    found.add_argument("--no-single", action="store_true", help="leave those four runs out")
     found.add_argument("--log", type=Path, metavar="F", help="keep the nodes' log here (default: only after a failure)")
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return found
@@ -293,7 +306,7 @@ def judge(report: Report, seconds: float, found: Storm) -> None:
     """Enter everything into the report."""
     kills = [kill for group in found.kills for kill in group]
     verdict = found.verdict
-    report.add("kills", len(kills), "", Goal(at_least=int(KILLS_A_SECOND * seconds)))
+    report.add("kills", len(kills), "", Goal(at_least=int(KILLS_A_SECOND * seconds), fatal=True))
     report.add("kills_at_points", sum(" at " in kill.how for kill in kills), "")
     report.add("points_not_reached", sum("not reached" in kill.how for kill in kills), "")
     report.add("kills_of_hung", sum(kill.how == "hang" for kill in kills), "")
@@ -307,7 +320,8 @@ def judge(report: Report, seconds: float, found: Storm) -> None:
     singles = [group[0] for group in found.kills if len(group) == 1]
     for kind in KINDS:
         times = [recovery_s(kill, verdict.arrivals) for kill in singles if kill.kind == kind]
-        report.add(f"kills_{kind}", sum(kill.kind == kind for kill in kills), "", Goal(at_least=1))
+        often = Goal(at_least=1, fatal=True) if seconds >= A_DECK_S else None
+        report.add(f"kills_{kind}", sum(kill.kind == kind for kill in kills), "", often)
         add_recovery(report, kind, times, GOALS[kind])
     pairs = [recovery_s(group[0], verdict.arrivals) for group in found.kills if len(group) > 1]
     add_recovery(report, "pair", pairs, PAIR_GOAL_S)
@@ -315,7 +329,8 @@ def judge(report: Report, seconds: float, found: Storm) -> None:
     report.add("hung_max_s", max(hung, default=float("nan")), "s", Goal(at_most=HUNG_GOAL_S) if hung else None)
     seen = {(death["role"], death["incarnation"]): death["seen_s"] for death in found.deaths}
     delays = [1000 * (seen.get((k.role, k.incarnation), float("inf")) - k.at) for k in kills if k.exact]
-    report.add("seen_max_ms", max(delays, default=float("nan")), "ms", Goal(at_most=SEEN_GOAL_MS))
+    goal = Goal(at_most=SEEN_GOAL_MS) if delays else None
+    report.add("seen_max_ms", max(delays, default=float("nan")), "ms", goal)
     report.add("seen_p99_ms", float(np.quantile(delays, 0.99)) if delays else float("nan"), "ms")
     for reason in verdict.reasons[:20]:
         print(reason, file=sys.stderr)

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.client import Client
     from engine.node import Node
+    from engine.outcome import Busy, NodeGone, Outcome, Rejected, SessionClosed
+    from ipc.errors import DragomanError
 
-__all__ = ["Client", "Node", "__version__"]
+__all__ = [
+    "Busy", "Client", "DragomanError", "Node", "NodeGone", "Outcome", "Rejected", "SessionClosed", "__version__",
+]  # fmt: skip
 __version__ = "0.1.0"
 
-_HOMES = {"Client": "engine.client", "Node": "engine.node"}
+_HOMES = {
+    "Client": "engine.client",
+    "Node": "engine.node",
+    "DragomanError": "ipc.errors",
+    **dict.fromkeys(("Busy", "NodeGone", "Outcome", "Rejected", "SessionClosed"), "engine.outcome"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,12 +39,14 @@ class Handover:
             self._tell_all(now)
             book.send(GATEWAY, Restored())
             self.complete = True
+            self._note_meeting(split_peer(peer)[1])
         book.stir_all()
 
     def told_all(self) -> None:
         """The gateway has told this epoch everything."""
         self.past.settle()
         self.complete = True
+        self.book.note("info", f"the gateway has told this scheduler {self._known()}")
 
     def part(self, peer: str) -> None:
         """This life of the gateway is dead: it reads no slot any more, and what it was told it was told in vain."""
@@ -52,6 +54,21 @@ class Handover:
         if peer == book.gateway:
             book.gateway = ""
         book.free(book.slots.gone(peer))
+
+    def _note_meeting(self, incarnation: int) -> None:
+        """A line for the log: what a new gateway was told, or that nobody is left who could tell it anything."""
+        if incarnation > 1 and self.book.epoch > 1 and not self.book.lines:
+            text = (
+                "scheduler and gateway are both new: what had been accepted and not fetched before is lost, if any was"
+            )
+            self.book.note("warning", text)
+        elif incarnation > 1:
+            self.book.note("info", f"a new gateway has been told {self._known()}")
+
+    def _known(self) -> str:
+        lines = self.book.lines.values()
+        unended, kept = sum(len(line.unended) for line in lines), sum(len(line.jobs) for line in lines)
+        return f"{len(lines)} sessions, {unended} utterances that have not ended and {kept - unended} that have"
 
     def _tell_all(self, now: float) -> None:
         for line in self.book.lines.values():
