@@ -110,8 +110,8 @@ class Life:
     def is_silent(self) -> bool:
         return self.world.now < self.frozen_until
 
-    def tell_supervisor(self, message: Any) -> None:
-        self.world.network.send(self.peer, "supervisor", message)
+    def tell_supervisor(self, message: Any, *, quickly: bool = False) -> None:
+        self.world.network.send(self.peer, "supervisor", message, quickly=quickly)
 
     def phase(self) -> str:
         return "running"

@@ -345,11 +345,15 @@ class Remade(_Wire, frozen=True):
 
 
 class Held(_Wire, frozen=True):
-    """To a new gateway or a new epoch: an input slot that is not free yet (``ref`` says where it lies)."""
+    """To a new gateway or a new epoch: an input slot that is not free yet (``ref`` says where it lies).
+
+    ``waiting``: its ``Admit`` will follow, or this message once more without it, when nobody wants it any more.
+    """
 
     session: str
     index: int
     ref: Ref
+    waiting: bool = False
 
 
 class SessionEnded(_Wire, frozen=True):

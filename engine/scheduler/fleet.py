@@ -10,7 +10,7 @@ from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Loa
 from ipc.peers import split_peer
 
 BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
-EXCUSED_LIVES = 8  # two utterances that kill their worker until they are poison; a worker that only dies is not excused
+EXCUSED_LIVES = 40  # ten utterances that kill their worker until they are poison; one that only dies is not excused
 
 
 class Fleet:
@@ -82,20 +82,28 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        if self.book.absent.pop(worker.plan.stage, ""):
+            self.book.fleet_changed = True
+            self.book.note("info", f"stage {worker.plan.stage} is back")
         self.book.stir(worker.plan.stage)
         self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
         self._check_ready()
 
     def denied(self, worker: Worker, message: Denied, now: float) -> None:
-        """No lease, or the load failed. Before the first ready that may end the node; later it is tried again."""
+        """No lease, or the load failed: tried again later, unless before the first ready, which may end the node.
+
+        The utterances of a stage that the node can do without go past it meanwhile. Its model is not tried again when
+        it is the model that is bad.
+        """
         worker.move(Life.EMPTY)
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
-        if self.ready:
+        optional = worker.stage.optional
+        if self.ready and not (optional and message.code == "bad_model"):
             worker.load_again_at = now + self.book.deadlines.retry_delay_s
             self.watch(worker.load_again_at)
-        if not self._call_standby(worker.plan.stage) and not self.ready:
+        if not self._call_standby(worker.plan.stage) and (optional or not self.ready):
             self._without(worker.plan.stage, message.reason, now)
 
     def _call_standby(self, stage: str) -> bool:
@@ -119,8 +127,10 @@ class Fleet:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
         if not self.book.stages[stage].optional:
             return self._fail(f"stage {stage} cannot start: {reason}")
+        if stage not in self.book.absent:
+            self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
         self.book.absent[stage] = reason
-        self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
+        self.book.fleet_changed = True
         self.flow.skip_queue(stage, now)
         self._check_ready()
 
@@ -169,6 +179,8 @@ class Fleet:
             self._awaited[key] = now
             worker.waiting_for = f"silent since before this scheduler began: it may be in a {_doing(phase)} from then"
             self.book.note("warning", f"{worker.plan.role} is {worker.waiting_for}")
+            if _doing(phase) == "load":  # it says that it is loaded before it is given anything to do
+                self._knows_its_slots(worker.plan.role)
         limit_s = self.book.deadlines.load_timeout_s if _doing(phase) == "load" else self._longest_run_s(worker)
         if now >= self._awaited[key] + limit_s:
             self._condemn(worker, incarnation, f"hung: silent since before this scheduler began, {limit_s:.1f} s ago")
@@ -230,6 +242,7 @@ class Fleet:
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation:
             return
+        known = worker.life not in (Life.ABSENT, Life.LOST)
         worker.move(Life.LOST if final else Life.ABSENT)
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
@@ -237,11 +250,13 @@ class Fleet:
         worker.condemned = False
         worker.waiting_for = reason
         self.book.fleet_changed = True
-        self.book.totals.deaths += 1
-        self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
+        if known:
+            self.book.totals.deaths += 1
+            again = sum(len(b.jobs) for b in batches)
+            self.book.note("warning", f"{role} died ({reason}); {again} utterances run again")
         self._excuse(worker, batches)
+        self._knows_its_slots(role)
         if final:
-            self._knows_its_slots(role)
             self._stage_lost(worker.plan.stage, reason, now)
         self.flow.worker_died(worker, batches, reason, now)
         if not final:

@@ -136,7 +136,8 @@ class Flow:
         """One ticket came back."""
         book = self.book
         book.stir(worker.plan.stage)
-        book.paces[worker.plan.stage].moved_at = now
+        if result.state != "failed":
+            book.paces[worker.plan.stage].moved_at = now
         hit = worker.done(result.ticket, now)
         job = book.job(hit[0]) if hit else None
         out = (worker.plan.role, result.ticket)
@@ -201,7 +202,10 @@ class Flow:
     def _failed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
         """A reported failure: wait and try again, or end with its cause."""
         deadlines = self.book.deadlines
-        self.book.paces[job.stage].failed += 1
+        pace = self.book.paces[job.stage]
+        pace.failed += 1
+        if result.retry:  # else it is the utterance that cannot be done
+            pace.failed_in_row, pace.last_failure = pace.failed_in_row + 1, result.error
         if result.code == "oom":
             job.oom_failures += 1
             self.book.totals.oom_errors += 1

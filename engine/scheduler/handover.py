@@ -36,6 +36,7 @@ class Handover:
         book.fleet_changed = True
         book.free(book.slots.heard(split_peer(peer)[0]))
         if message.state == "empty":
+            self.past.forget_waiting()
             self._tell_all(now)
             book.send(GATEWAY, Restored())
             self.complete = True

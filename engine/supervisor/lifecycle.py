@@ -175,12 +175,12 @@ class Lifecycle:
             case Ready(mode, reason) if self.phase is Phase.STARTING:
                 self.mode, self.mode_reason = mode, reason
                 self._workers_ready = True
-            case Serving(endpoints) if (
-                self.phase is Phase.STARTING
-            ):  # a gateway that came back opens its door in silence
-                self._move(Phase.SERVING)
-                self.endpoints = endpoints
-                actions.append(Announce(endpoints, self.mode, self.mode_reason))
+            case Serving(endpoints):
+                self.roster["gateway"].phase = "serving"
+                if self.phase is Phase.STARTING:  # one that came back opens its door in silence
+                    self._move(Phase.SERVING)
+                    self.endpoints = endpoints
+                    actions.append(Announce(endpoints, self.mode, self.mode_reason))
             case Failing(reason):
                 self._fail(reason)
             case Condemn(worker, condemned, reason) if self.roster.can_condemn(worker, condemned):
@@ -216,7 +216,8 @@ class Lifecycle:
         if role == "arbiter":  # it may remember leases of any life
             missed += [Gone(r.role, r.incarnation - (r.state in LIVING)) for r in workers if r.incarnation]
         if role == "scheduler":
-            missed += [Gone(r.role, r.incarnation, r.reason, True) for r in workers if r.state is State.SPENT]
+            dead = [r for r in workers if r.incarnation and r.state not in LIVING]
+            missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
             if self.phase in (Phase.SERVING, Phase.DRAINING):
                 missed.append(Serve())
         if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:

@@ -121,8 +121,12 @@ class Record:
 
     @property
     def boot_failed(self) -> bool:
-        """Whether the process that just died could not start at all, and the next one could not either."""
-        return self.code == BOOT_FAILED or (self.code == UNCAUGHT and not self.spoke)
+        """Whether the process that just died could not start at all, and the next one could not either.
+
+        An exception before the first word says so too; of a role that has lived before, only the second one in a row.
+        """
+        again = self.incarnation == 1 or self.fruitless > 1
+        return self.code == BOOT_FAILED or (self.code == UNCAUGHT and not self.spoke and again)
 
     def move(self, state: State) -> None:
         """Raises IllegalMove and changes nothing if the table has no such move."""

@@ -6,6 +6,7 @@ import pytest
 
 from engine.boot import WorkerPlan
 from engine.scheduler.book import GATEWAY, SUPERVISOR
+from engine.scheduler.fleet import EXCUSED_LIVES
 from engine.scheduler.jobs import Job, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
@@ -15,6 +16,7 @@ from ipc.messages import (
     Capacity,
     Condemn,
     Copied,
+    Denied,
     Drain,
     Drained,
     Excused,
@@ -27,15 +29,19 @@ from ipc.messages import (
     JobOutcome,
     Load,
     Loaded,
+    Loading,
     Over,
     Partial,
     Progress,
     Ready,
+    Ref,
+    Restored,
     Session,
     SessionEnded,
     Silent,
     Status,
 )
+from ipc.ring import generation
 from tests.scheduler.world import DEADLINES, GATEWAY_PEER, World, audio_stage, text_stage
 
 
@@ -254,6 +260,78 @@ def test_a_silent_worker_is_condemned_only_if_nothing_keeps_it_busy():
     world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
     world.turn()
     assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+def test_nothing_is_sent_behind_a_suspect():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.kill("a@cpu/0")
+    world.admit(1)
+    peer = world.start("a@cpu/0")
+    assert [item.index for item in world.board[peer]] == [0], "it runs alone"
+    world.done(peer)
+    assert [item.index for item in world.board[peer]] == [1]
+
+
+def test_work_that_waits_for_its_client_is_no_standstill():
+    """A session over its byte budget: nobody here is to blame, and nothing is to be mended."""
+    world = started(text_stage("a"), text_stage("b"))
+    world.tell(Over(("s",)))
+    world.admit(0)
+    world.admit(1)
+    for _ in range(2):
+        world.done(world.peer("a@cpu/0"))
+    world.now += 20.0
+    row = world.core.snapshot(world.now)["stages"]["b"]
+    assert row["waiting"] == 2 and row["stalled_s"] == 0.0
+    world.tell(Over(()))
+    world.now += 20.0
+    assert world.core.snapshot(world.now)["stages"]["b"]["stalled_s"] > 0.0
+
+
+def test_failures_of_the_stage_itself_are_counted_until_one_run_is_well():
+    world = started(text_stage("a"))
+    for index in range(3):
+        world.open(f"s{index}")
+        world.admit(index, f"s{index}")
+    peer = world.peer("a@cpu/0")
+    world.fail(peer)
+    world.fail(peer, retry=False, code="bad_text")  # the utterance's own fault
+    assert world.core.snapshot(world.now)["stages"]["a"]["failed_in_row"] == 1
+    world.done(peer)
+    assert world.core.snapshot(world.now)["stages"]["a"]["failed_in_row"] == 0
+
+
+def test_a_stage_the_node_can_do_without_is_gone_past_also_when_its_model_fails_later():
+    world = started(text_stage("a"), text_stage("b", optional=True))
+    world.kill("b@cpu/0")
+    world.lives["b@cpu/0"] += 1
+    for message in (Here(), Loading(), Denied("no such file", "bad_model")):
+        world.core.handle(world.peer("b@cpu/0"), message, world.now)
+        world.turn()
+    world.admit(0)
+    world.run_everything()
+    assert world.ended() == {("s", 0): "ok"}
+    assert len(world.messages(Load, world.peer("b@cpu/0"))) == 1, "a bad model is not tried for ever"
+
+
+def test_a_stage_that_is_back_is_used_again():
+    world = started(text_stage("a"), text_stage("b", optional=True))
+    world.kill("b@cpu/0")
+    world.lives["b@cpu/0"] += 1
+    peer = world.peer("b@cpu/0")
+    world.board[peer] = []
+    for message in (Here(), Denied("no room", "no_vram")):
+        world.core.handle(peer, message, world.now)
+        world.turn()
+    assert "b" in world.core.book.absent
+    world.advance(DEADLINES.retry_delay_s + 0.1)
+    for message in (Loading(), Loaded("")):
+        world.core.handle(peer, message, world.now)
+        world.turn()
+    world.admit(0)
+    world.run_everything()
+    assert world.outcomes[0].outcome.texts == {"a": "hello+a", "b": "hello+a+b"}
 
 
 @pytest.mark.parametrize("phase", ["loaded", "loading"])
@@ -533,15 +611,15 @@ def test_a_death_in_a_run_is_not_charged_to_the_worker_unless_nothing_ever_ends_
     world.kill("a@cpu/0")
     assert not world.messages(Excused, "supervisor"), "it died idle"
     world.start("a@cpu/0")
-    for index in range(8):
+    for index in range(20):
         world.admit(index)
-    for _ in range(12):
+    for _ in range(EXCUSED_LIVES + 5):
         world.kill("a@cpu/0")
         world.start("a@cpu/0")
-    assert len(world.messages(Excused, "supervisor")) == 7, "eight lives in a row, the idle one among them"
+    assert len(world.messages(Excused, "supervisor")) == EXCUSED_LIVES - 1, "so many in a row, the idle one among them"
     world.done(world.peer("a@cpu/0"))
     world.kill("a@cpu/0")
-    assert len(world.messages(Excused, "supervisor")) == 8
+    assert len(world.messages(Excused, "supervisor")) == EXCUSED_LIVES
 
 
 def test_serial_mode_waits_for_a_run_whose_job_has_ended():
@@ -690,3 +768,38 @@ def test_snapshot_has_the_names_the_documentation_gives():
     shot = world.core.snapshot(world.now)
     assert shot["active"] == 1 and shot["total"] == 1 and shot["jobs"][0]["stages"] == {"a": "processing"}
     assert world.core.book.gateway == GATEWAY_PEER
+
+
+def held(index: int, number: int, *, waiting: bool = False) -> Held:
+    return Held("s", index, Ref("gateway", 65536 * number, 100, "", (), 0, generation(1, number)), waiting=waiting)
+
+
+def new_epoch() -> World:
+    """An epoch to which everything is being told by its gateway."""
+    world = World(text_stage("asr", accepts="audio"))
+    world.start_all()
+    world.core.handle("gateway#2", Here("whole"), world.now)
+    world.open()
+    return world
+
+
+def test_a_slot_whose_utterance_will_follow_is_kept_until_it_does():
+    world = new_epoch()
+    for message in (held(0, 1), held(1, 2, waiting=True), Restored()):
+        world.core.handle("gateway#2", message, world.now)
+    world.settle()
+    assert world.freed == {("s", 0)}, "nobody wants that one; the other's turn comes"
+    world.core.handle("gateway#2", held(1, 2), world.now)  # after all it will not: its session is over
+    world.settle()
+    assert world.freed == {("s", 0), ("s", 1)}
+
+
+def test_what_a_dead_gateway_would_have_admitted_is_free():
+    world = new_epoch()
+    for message in (held(1, 2, waiting=True), Restored()):
+        world.core.handle("gateway#2", message, world.now)
+    world.settle()
+    world.core.handle(SUPERVISOR, Gone("gateway", 2, "killed"), world.now)
+    world.core.handle("gateway#3", Here("empty"), world.now)
+    world.settle()
+    assert world.freed == {("s", 1)}
