@@ -123,9 +123,10 @@ def _from_file(path: str | None) -> dict[str, str]:
 def _meant(hooks: Mapping[str, str], role: str, incarnation: int) -> dict[str, Armed]:
     """Those of the failpoints that are meant for this life of this role."""
     meant = {}
+    kind = "worker" if "@" in role else role
     for name, spec in hooks.items():
         match = _SPEC.fullmatch(spec)
-        if name not in POINTS or match is None:
+        if name not in POINTS or not name.startswith(f"{kind}.") or match is None:
             continue
         way, count, stage, life = match.groups()
         mine = stage is None or role.partition("@")[0] == stage
