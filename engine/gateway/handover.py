@@ -5,9 +5,8 @@ that are not free, and when ``Restored`` has come all of that is entered at once
 told nothing). From then on it is **whole**, and tells each new epoch of the scheduler all it knows, in the same words.
 
 An epoch that dies without having ended a single utterance may have died of one that it held. They are **suspect** then,
-and the epochs that follow get them one at a time, each when the one before has ended. The suspect that an epoch dies
-with is charged, and the third charge is ``error(poison)``. Suspects whose turn has not come are known to this gateway
-alone; if it dies too, their clients submit them again.
+and the epochs that follow may begin them one at a time, each when the one before has ended. The suspect that an epoch
+dies with is charged, and the third charge is ``error(poison)``.
 """
 
 from __future__ import annotations
@@ -52,13 +51,11 @@ class Handover:
         self.fruitful = False
         waiting = set(self._suspects)
         for key, offset, nbytes, generation in books.ingress.held():
-            ref = Ref(books.ring_name, offset, nbytes, "", (), 0, generation)
-            books.post(Held(*key, ref, waiting=key in waiting))
+            books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
         for session in books.sessions:
             books.announce(session)
             for index, entry in sorted(books.ledger.of(session.id).items()):
-                if (session.id, index) not in waiting:
-                    self._tell(session, entry, now)
+                self._tell(session, entry, now, waiting=(session.id, index) in waiting)
         books.post(Restored())
         self.turn(now)
 
@@ -72,20 +69,12 @@ class Handover:
             if session is not None and self._is_unended(key):
                 self._alone = key
                 self._tell(session, self.books.ledger.of(key[0])[key[1]], now)
-            else:
-                self._not_wanted(key)
-
-    def _not_wanted(self, key: Key) -> None:
-        """Its session is over, and only the scheduler knows when nobody reads its memory any more."""
-        for held, offset, nbytes, generation in self.books.ingress.held():
-            if held == key:
-                self.books.post(Held(*key, Ref(self.books.ring_name, offset, nbytes, "", (), 0, generation)))
 
     def _is_unended(self, key: Key) -> bool:
         entry = self.books.ledger.get(*key)
         return entry is not None and entry.state is not State.ENDED
 
-    def _tell(self, session: Session, entry: Entry, now: float) -> None:
+    def _tell(self, session: Session, entry: Entry, now: float, *, waiting: bool = False) -> None:
         books = self.books
         if entry.state is State.ENDED:
             parcel = books.outbox.get(session.id, entry.index)
@@ -94,7 +83,8 @@ class Handover:
             return
         assert entry.admit is not None, (session.id, entry.index)
         left_ms = round(1000 * (entry.deadline - now))
-        books.post(entry.remade or msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms)))
+        admit = msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms), waiting=waiting)
+        books.post(entry.remade or admit)
         if entry.cancelled:
             books.post(CancelJob(session.id, entry.index))
 
@@ -106,7 +96,8 @@ class Handover:
         for session in self.books.sessions:
             for index in sorted(self.books.ledger.unended_indices(session.id)):
                 entry = self.books.ledger.of(session.id)[index]
-                entry.suspect = entry.suspect or (not self.fruitful and (session.id, index) not in waiting)
+                was_held = (session.id, index) not in waiting and entry.remade is None
+                entry.suspect = entry.suspect or (was_held and not self.fruitful)
         self._alone = None
         self._suspects = deque(
             (session.id, index)

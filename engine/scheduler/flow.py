@@ -39,7 +39,9 @@ class Flow:
         """A job the gateway has already decided to take; never refused."""
         book = self.book
         line = book.lines[message.session]
-        if message.index in line.jobs:
+        if (known := line.jobs.get(message.index)) is not None:
+            if known.waiting and not message.waiting:
+                self._begin(known, now)
             return
         job = Job(line.session, message, now + message.budget_ms / 1000, message.ref, message.text)
         line.jobs[job.index] = job
@@ -49,7 +51,21 @@ class Flow:
             book.adopt(Held(message.session, message.index, message.ref))
         book.accepted[job.key] = None
         book.timer(job.deadline, "deadline", job.key)
+        if not message.waiting:
+            return self._begin(job, now)
+        job.waiting = True
+        return None
+
+    def _begin(self, job: Job, now: float) -> None:
+        job.waiting = False
         self.enter(job, now)
+
+    def begin_waiting(self, now: float) -> None:
+        """Whoever was to say when they may begin is dead."""
+        for line in self.book.lines.values():
+            for index in sorted(line.unended):
+                if line.jobs[index].waiting:
+                    self._begin(line.jobs[index], now)
 
     def acked(self, session: str, through: int) -> None:
         """The client has every outcome up to ``through``: their records go."""
@@ -323,7 +339,7 @@ class Flow:
 
     def _withdraw(self, job: Job) -> None:
         line = self.book.lines[job.session.id]
-        job.ended = True
+        job.ended, job.waiting = True, False
         line.unended.discard(job.index)
         line.highest_ended = max(line.highest_ended, job.index)
         if not job.ticket:  # else its run goes on, and serial mode waits for it

@@ -36,8 +36,8 @@ class Handover:
         book.fleet_changed = True
         book.free(book.slots.heard(split_peer(peer)[0]))
         if message.state == "empty":
-            self.past.forget_waiting()
             self._tell_all(now)
+            self.past.flow.begin_waiting(now)
             book.send(GATEWAY, Restored())
             self.complete = True
             self._note_meeting(split_peer(peer)[1])
@@ -95,4 +95,4 @@ class Handover:
 def _with_what_is_left(job: Job, now: float) -> Admit:
     """The job's ``Admit`` as it would be sent now."""
     left_ms = round(1000 * (job.deadline - now))
-    return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms))
+    return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms), waiting=False)

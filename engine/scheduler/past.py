@@ -57,16 +57,9 @@ class Past:
             self.book.send(GATEWAY, JobOutcome(job.outcome))
 
     def hold(self, held: Held) -> None:
-        """A slot of the gateway's ring that is not free. One whose ``Admit`` will follow stays until then."""
+        """A slot of the gateway's ring that is not free."""
         self.book.adopt(held)
-        if not held.waiting:
-            self._held.append(held)
-
-    def forget_waiting(self) -> None:
-        """The gateway that would have admitted them is dead: nobody needs what they would have been made of."""
-        for held in list(self.book.ingress.values()):
-            if self.book.job((held.session, held.index)) is None:
-                self.book.drop((held.ref.ring, held.ref.generation))
+        self._held.append(held)
 
     def settle(self) -> None:
         """All has been told: slots that no job needs are free when nobody can be reading them any more."""

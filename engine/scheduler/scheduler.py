@@ -111,8 +111,6 @@ class Scheduler:
                 self.past.remade(message, now)
             case Held():
                 self.past.hold(message)
-                if self.handover.complete:
-                    self.past.settle()
             case Spare():
                 self.past.spare()
             case SessionEnded(id=session):
@@ -346,6 +344,7 @@ class Scheduler:
                 job.check()
                 if job.ended:
                     continue
+                aside = job.waiting + (job.state is State.RETRYING)
                 queued = any(job.key in queue for queue in book.queues.values())
-                places = queued + (on_board.get(job.key) == job.ticket != 0) + (job.state is State.RETRYING)
+                places = aside + queued + (on_board.get(job.key) == job.ticket != 0)
                 assert places == 1, f"{job.key} {job.state} is in {places} places"

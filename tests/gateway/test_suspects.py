@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.gateway.events import NewEpoch
+from engine.gateway.events import DrainNode, NewEpoch
 from ipc.messages import Admit, Close, Ended, Held, JobAccepted, Outcome, Restored
 from tests.gateway.stand import Stand
 
@@ -19,7 +19,7 @@ class Epochs:
             self.stand.feed(JobAccepted(self.id, index))
 
     def next(self) -> list[int]:
-        """The scheduler dies and another comes; the indices that it is given as long as nothing ends."""
+        """The scheduler dies and another comes; the indices that it may begin as long as nothing ends."""
         before = len(self.stand.posted)
         self.stand.feed(NewEpoch())
         return self.given(before)
@@ -28,10 +28,10 @@ class Epochs:
         told = [message for message in self.stand.posted[since:] if isinstance(message, Admit)]
         for admit in told:
             self.stand.feed(JobAccepted(admit.session, admit.index))
-        return [admit.index for admit in told]
+        return [admit.index for admit in told if not admit.waiting]
 
     def end(self, index: int) -> list[int]:
-        """It ends well; the indices that are given then."""
+        """It ends well; the indices that may begin then."""
         before = len(self.stand.posted)
         self.stand.finish(self.id, index)
         return self.given(before)
@@ -46,7 +46,7 @@ def test_an_epoch_that_had_ended_something_makes_nobody_suspect() -> None:
     assert epochs.next() == [1, 2, 3]
 
 
-def test_what_an_epoch_held_that_ended_nothing_is_given_to_the_next_one_at_a_time() -> None:
+def test_what_an_epoch_held_that_ended_nothing_is_begun_by_the_next_one_at_a_time() -> None:
     epochs = Epochs(3)
     assert epochs.next() == [0]
     assert epochs.end(0) == [1]
@@ -84,14 +84,24 @@ def test_what_comes_meanwhile_is_no_suspect_and_need_not_wait() -> None:
     assert epochs.given(before) == [2]
 
 
-def test_the_memory_of_suspects_is_not_given_back_before_their_turn() -> None:
+def test_the_next_epoch_knows_all_of_them_from_the_start() -> None:
+    """Else this gateway alone would, and its death would lose them."""
     epochs = Epochs(3)
     before = len(epochs.stand.posted)
     epochs.stand.feed(NewEpoch())
     told = epochs.stand.posted[before:]
-    held = [(message.index, message.waiting) for message in told if isinstance(message, Held)]
-    assert held == [(0, True), (1, True), (2, True)], "known to be taken, and what they are for comes later"
-    assert [type(message) for message in told if isinstance(message, (Admit, Restored))] == [Restored, Admit]
+    assert [message.index for message in told if isinstance(message, Held)] == [0, 1, 2]
+    known = [(m.index, m.waiting) for m in told[: told.index(Restored())] if isinstance(m, Admit)]
+    assert known == [(0, True), (1, True), (2, True)]
+    assert [(m.index, m.waiting) for m in told[told.index(Restored()) :] if isinstance(m, Admit)] == [(0, False)]
+
+
+def test_a_node_that_stops_has_no_time_for_one_after_the_other() -> None:
+    epochs = Epochs(3)
+    assert epochs.next() == [0]
+    before = len(epochs.stand.posted)
+    epochs.stand.feed(DrainNode(20.0))
+    assert epochs.given(before) == [1, 2]
 
 
 def test_a_session_that_is_over_takes_its_suspects_along() -> None:
@@ -104,7 +114,8 @@ def test_a_session_that_is_over_takes_its_suspects_along() -> None:
     for index in range(3):
         epochs.stand.finish(epochs.id, index, outcome="skipped", code="cancelled")
     epochs.stand.wait(0.1)
-    assert [(m.session, m.index) for m in epochs.stand.posted[before:] if isinstance(m, Admit)][-1:] == [(other, 0)]
+    begun = [(m.session, m.index) for m in epochs.stand.posted[before:] if isinstance(m, Admit) and not m.waiting]
+    assert begun[-1:] == [(other, 0)]
 
 
 def test_a_suspect_that_has_ended_is_told_as_ended() -> None:

@@ -34,14 +34,11 @@ from ipc.messages import (
     Partial,
     Progress,
     Ready,
-    Ref,
-    Restored,
     Session,
     SessionEnded,
     Silent,
     Status,
 )
-from ipc.ring import generation
 from tests.scheduler.world import DEADLINES, GATEWAY_PEER, World, audio_stage, text_stage
 
 
@@ -770,36 +767,34 @@ def test_snapshot_has_the_names_the_documentation_gives():
     assert world.core.book.gateway == GATEWAY_PEER
 
 
-def held(index: int, number: int, *, waiting: bool = False) -> Held:
-    return Held("s", index, Ref("gateway", 65536 * number, 100, "", (), 0, generation(1, number)), waiting=waiting)
+def test_an_utterance_that_is_to_wait_is_known_and_not_begun_before_its_gateway_says_so():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    assert world.ended() == {("s", 1): "ok"}
+    world.admit(0)
+    world.run_everything()
+    assert world.ended() == {("s", 1): "ok", ("s", 0): "ok"}
 
 
-def new_epoch() -> World:
-    """An epoch to which everything is being told by its gateway."""
-    world = World(text_stage("asr", accepts="audio"))
-    world.start_all()
-    world.core.handle("gateway#2", Here("whole"), world.now)
-    world.open()
-    return world
-
-
-def test_a_slot_whose_utterance_will_follow_is_kept_until_it_does():
-    world = new_epoch()
-    for message in (held(0, 1), held(1, 2, waiting=True), Restored()):
-        world.core.handle("gateway#2", message, world.now)
+def test_while_it_waits_it_can_be_cancelled_and_its_deadline_holds():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.admit(1, waiting=True, budget_ms=100)
+    world.tell(CancelJob("s", 0))
+    world.advance(0.2)
+    assert world.ended() == {("s", 0): "skipped(cancelled)", ("s", 1): "error(expired)"}
+    world.admit(0)  # its turn has come, too late
     world.settle()
-    assert world.freed == {("s", 0)}, "nobody wants that one; the other's turn comes"
-    world.core.handle("gateway#2", held(1, 2), world.now)  # after all it will not: its session is over
-    world.settle()
-    assert world.freed == {("s", 0), ("s", 1)}
+    assert not world.board[world.peer("a@cpu/0")]
 
 
-def test_what_a_dead_gateway_would_have_admitted_is_free():
-    world = new_epoch()
-    for message in (held(1, 2, waiting=True), Restored()):
-        world.core.handle("gateway#2", message, world.now)
-    world.settle()
-    world.core.handle(SUPERVISOR, Gone("gateway", 2, "killed"), world.now)
-    world.core.handle("gateway#3", Here("empty"), world.now)
-    world.settle()
-    assert world.freed == {("s", 1)}
+def test_what_waits_for_the_word_of_a_gateway_that_has_died_is_begun():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.core.handle(SUPERVISOR, Gone("gateway", 1, "killed"), world.now)
+    world.core.handle("gateway#2", Here("empty"), world.now)
+    world.turn()
+    world.run_everything()
+    assert world.ended() == {("s", 0): "ok"}
