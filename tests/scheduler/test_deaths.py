@@ -93,7 +93,7 @@ def test_what_is_known_of_lives_does_not_grow_with_them():
 
 
 def pause(world: World, seconds: float) -> None:
-    """Nobody ran for so long; and now somebody else has a run that is soon over its limit, so that all are looked at."""
+    """Nobody ran for so long. Then somebody else has a run that is soon over its limit, so that all are looked at."""
     world.now += seconds
     world.core.fleet.forgive(seconds)
     world.open("quick", pipeline=("quick",))
