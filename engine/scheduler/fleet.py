@@ -236,11 +236,11 @@ class Fleet:
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation:
             return
-        self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
-        self._forget_silence(role, incarnation)
         worker.move(Life.LOST if final else Life.ABSENT)
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
+        self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
+        self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
         worker.condemned = False
         worker.waiting_for = reason
