@@ -29,6 +29,7 @@ PATHS = (
     "a client resumes",
     "a run is dropped for a new epoch",
     "a free input waits for a deaf reader",
+    "a result has no slot before a deaf reader speaks",
     "a run outlasts silence",
     "a load outlasts silence",
     "condemned",

@@ -21,7 +21,7 @@ class Fleet:
         self.flow = flow
         self.ready = False
         self.look_at: float | None = None  # no worker can be over a limit before this
-        self._by_peer: dict[str, Worker] = {}  # every life that has spoken
+        self._by_peer: dict[str, Worker] = {}  # every life that has spoken and is not known to be dead
         self._failing = False
         self._awaited: dict[tuple[str, int], float] = {}  # silent lives that have not spoken to this epoch: since when
 
@@ -38,6 +38,7 @@ class Fleet:
             return
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
+        self._forget_silence(role, incarnation)
         worker.begin(incarnation)
         worker.spoke_at = now
         self._by_peer[peer] = worker
@@ -186,6 +187,11 @@ class Fleet:
             self._condemn(worker, incarnation, f"hung: silent since before this scheduler began, {limit_s:.1f} s ago")
         return None
 
+    def _forget_silence(self, role: str, incarnation: int) -> None:
+        """This life has spoken or is dead, and so are all before it."""
+        for key in [key for key in self._awaited if key[0] == role and key[1] <= incarnation]:
+            del self._awaited[key]
+
     def _longest_run_s(self, worker: Worker) -> float:
         """What a run of any utterance that is known may take at this worker's stage."""
         audio_s = [job.audio_s for line in self.book.lines.values() for job in line.jobs.values()]
@@ -246,6 +252,8 @@ class Fleet:
         worker.move(Life.LOST if final else Life.ABSENT)
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
+        self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
+        self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
         worker.condemned = False
         worker.waiting_for = reason

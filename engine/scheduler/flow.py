@@ -274,7 +274,7 @@ class Flow:
 
     def _again(self, job: Job, worker: Worker, batch: Batch, begun: bool, reason: str, now: float) -> None:
         if begun:
-            job.charges += job.suspect and batch.size == 1
+            job.charges += job.suspect  # and so it ran alone
             job.suspect = True
             job.record(
                 StageRecord(

@@ -363,6 +363,34 @@ def test_the_next_scheduler_has_what_is_left_of_the_time_though_the_one_before_h
     assert drain.budget_ms == 1000 * (LIMITS.drain_s - 2)
 
 
+def restart_gateway(world: World) -> None:
+    world.do(Exited("gateway", -9))
+    world.do(Tick())
+    world.say("gateway", Alive("running"))
+
+
+def test_a_stopping_node_whose_gateway_dies_waits_for_what_the_scheduler_makes_once_more() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("scheduler", Drained())  # all had ended; but results died with the gateway
+    restart_gateway(world)
+    world.say("gateway", Flushed())
+    assert world.life.phase is Phase.DRAINING
+    world.say("scheduler", Drained())
+    assert world.life.phase is Phase.STOPPING
+
+
+def test_that_a_gateway_had_flushed_before_it_died_says_nothing_of_the_next_one() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("gateway", Flushed())
+    restart_gateway(world)
+    world.say("scheduler", Drained())
+    assert world.life.phase is Phase.DRAINING
+    world.say("gateway", Flushed())
+    assert world.life.phase is Phase.STOPPING
+
+
 def test_who_does_not_obey_stop_is_killed() -> None:
     world = World().serving()
     world.do(StopAsked())
