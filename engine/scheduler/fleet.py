@@ -204,8 +204,6 @@ class Fleet:
                 worker.batches[0].began += pause_s
             if worker.loading_since is not None:
                 worker.loading_since += pause_s
-        if self.look_at is not None:
-            self.look_at += pause_s
 
     def watch(self, at: float) -> None:
         """Something may be over its limit at ``at``."""

@@ -101,6 +101,17 @@ def test_a_result_that_is_made_again_says_how_it_was_degraded_and_all_that_was_t
     assert again.stages[:2] == before.stages and [r.stage for r in again.stages] == ["a", "b", "b"]
 
 
+def test_what_the_last_stage_says_of_itself_is_said_once():
+    world = started(text_stage("a"), audio_stage("b"))
+    world.admit(0)
+    world.done(world.peer("a@cpu/0"), text="heard")
+    world.done(world.peer("b@cpu/0"), degraded="a small voice")
+    world.lose_gateway()
+    world.new_gateway()
+    world.done(world.peer("b@cpu/0"), degraded="a small voice")
+    assert last_outcome(world).degraded == "b: a small voice"
+
+
 # ---------------------------------------------------------------- a new epoch
 
 
@@ -118,6 +129,14 @@ def ended(**fields: Any) -> tuple[Held, Ended]:
     """The client has sent samples and been given them back."""
     outcome = Outcome("s", 0, "ok", dtype="int16", nbytes=1000, sample_rate=16000, **fields)
     return Held("s", 0, SAMPLES), Ended(outcome, Admit("s", 0, 1000, SAMPLES))
+
+
+def test_a_new_epoch_tells_a_new_gateway_how_a_result_was_degraded():
+    done = Ended(Outcome("s", 0, "ok", texts={"a": "x"}, degraded="a: half; a: less"), Admit("s", 0, 1000, text="x"))
+    world = next_epoch(done)
+    world.lose_gateway()
+    (told,) = of(Ended, world.new_gateway())
+    assert told.outcome.degraded == "a: half; a: less"
 
 
 def test_a_new_epoch_keeps_the_input_from_which_a_result_is_made_again_until_the_acknowledgement():
