@@ -56,7 +56,7 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
             if kind == "Opened" and session is None:  # else asked for twice, and answered twice
                 session, token, share = message["session"], message["token"], message["share"]
                 coming = max(received + 1, message["next_index"])  # below it, everything was accepted
-            elif kind == "Outcome" and message["index"] > received:  # else: sent again after a resume
+            elif kind == "Outcome" and session and message["index"] > received:  # else: it is sent again after Opened
                 received = message["index"]
                 say({"type": "Ack", "session": session, "through": received})
                 yield message, samples[0] if message.get("nbytes") else None
@@ -67,7 +67,7 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
                 share = message["n"]
             elif kind == "Rejected" and message.get("index") is not None:
                 print(f"{message['index']}: {message['code']}: {message['text']}", file=sys.stderr)
-                say({"type": "Skip", "session": session, "index": message["index"]})  # else it would be a gap
+                say({"type": "Skip", "session": message["session"], "index": message["index"]})  # else a gap
             elif kind in ("Rejected", "Closed"):
                 raise RuntimeError(f"{kind}: {message.get('code', message.get('reason'))} {message.get('text', '')}")
             elif (kind == "Pong" and incarnation not in (None, message["incarnation"])) or (

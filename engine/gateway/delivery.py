@@ -7,6 +7,7 @@ that is slow, or never reads, costs its own budget and nothing else. It is forgo
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -72,6 +73,13 @@ class Delivery:
         for index in range(session.order.next, through + 1):
             if self.books.ledger.end(session.id, index):
                 self.end(session, Outcome(session.id, index, "ok"), None)
+
+    def arrived_late(self, session: Session, through: int) -> None:
+        """What a former life had sent has reached the client only after it resumed: it need not be sent again."""
+        if through < session.next_index:
+            self.received_before(session, through)
+        if through < session.order.next:
+            session.queue = deque(index for index in session.queue if index > through)
 
     def pump(self, session: Session) -> None:
         """Send what is released, as far as the connection's unread bytes allow (one outcome always)."""

@@ -138,6 +138,8 @@ class Gateway:
                 case Submit():
                     self.intake.submit(session, message, payload if message.text is None else None, now)
                 case Ack(_, through):
+                    if session.restored and through > session.sent_through:
+                        self.delivery.arrived_late(session, through)
                     self.delivery.ack(session, through, now)
                 case Skip(_, at):
                     self._never_sent(session, at, "gap", now)

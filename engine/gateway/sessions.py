@@ -73,6 +73,7 @@ class Session:
     link_since: float = 0.0
     closing: str = ""  # "" | drain | abort
     closed_at: float = math.inf  # when Closed was told
+    restored: bool = False  # an earlier life of this process had it, and what that had sent may still be on its way
     handed_over: bool = False  # known from the scheduler; its client may have outcomes that we only make again
     refused: set[int] = field(default_factory=set)
     busy_until: float = -math.inf
@@ -225,7 +226,8 @@ class Sessions:
         first = told.first_index
         session = Session(
             told.id, told.token, opened, accepts, told.window, Reorder(first),
-            acked=first - 1, next_index=first, highest=first - 1, link=Link.DETACHED, link_since=now, handed_over=True,
+            acked=first - 1, next_index=first, highest=first - 1, link=Link.DETACHED, link_since=now, restored=True,
+            handed_over=True,
         )  # fmt: skip
         self._by_id[session.id] = session
         self._by_key[_key(session.token)] = session.id

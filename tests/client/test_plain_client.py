@@ -7,11 +7,12 @@ import threading
 import wave
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from fake_node import FakeNode
 
-from ipc.messages import Accepted, Ack, Busy, Close, Closed, Open, Outcome, Rejected, Resume, Skip, Submit
+from ipc.messages import Accepted, Ack, Busy, Close, Closed, Open, Opened, Outcome, Rejected, Resume, Skip, Submit
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "plain_client.py"
 
@@ -116,6 +117,34 @@ def test_it_notices_a_node_that_does_not_know_it_though_it_has_the_same_number(
     user.join(10)
     assert not user.is_alive() and heard == [0, 1]
     assert node.of(Resume)[0].last_received == -1 and len(node.of(Open)) >= 2
+
+
+def test_outcomes_of_the_old_connection_that_arrive_while_it_resumes_wait_for_the_new_one(
+    plain: ModuleType, node: FakeNode
+) -> None:
+    node.answer = lambda m: [Accepted(m.session, m.index)] if isinstance(m, Submit) else None
+    heard: list[int] = []
+
+    def use() -> None:
+        heard.extend(outcome["index"] for outcome, _ in plain.translate(node.endpoint, ["a", "b"], patience_s=60.0))
+
+    def late(message: Any) -> list[Any] | None:
+        if not isinstance(message, Resume):
+            return None
+        (session,) = node.knows
+        opened = Opened("plain", session, message.token, 2, 64, 64)
+        return [Outcome(session, 0, "ok"), opened, *(Outcome(session, index, "ok") for index in (0, 1))]
+
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    _wait_for(lambda: len(node.of(Submit)) == 2)
+    node.answer = late
+    node.restart(remembers=True)
+    user.join(10)
+    assert not user.is_alive() and heard == [
+        0,
+        1,
+    ]  # and nothing was said of a session without a name: the node would not understand it
 
 
 def test_it_says_when_the_session_is_gone_or_nobody_answers(plain: ModuleType, node: FakeNode) -> None:

@@ -139,6 +139,23 @@ def test_what_the_client_got_from_the_gateway_before_is_acknowledged_though_it_i
     assert stand.submit("s.3", 2) == []
 
 
+@pytest.mark.parametrize("made", [0, 1, 2])
+def test_what_an_earlier_gateway_had_sent_and_only_now_arrives_is_acknowledged_like_any_other(made: int) -> None:
+    """The client has resumed with nothing, and reads the rest of the old connection afterwards."""
+    stand = Stand(handed_over=(TOLD, remade(0), remade(1)))
+    stand.say(Resume(TOLD.token, -1))
+    for index in range(made):
+        stand.finish("s.3", index, bytes(100))
+    assert stand.say(Ack("s.3", 1)) == [], "no refusal"
+    stand.wait(1.0)
+    assert stand.sent(Acked) == [Acked("s.3", 1)]
+    for index in range(made, 2):
+        stand.finish("s.3", index, bytes(100))
+    assert [outcome.index for outcome in stand.heard(Outcome)] == list(range(made)), "what it has is not sent again"
+    (answer,) = stand.say(Ack("s.3", 2))
+    assert isinstance(answer, Rejected) and answer.code == "bad_index", "that one nobody ever made"
+
+
 def test_what_was_never_made_cannot_have_been_received_from_any_gateway() -> None:
     stand = Stand(handed_over=(TOLD, remade(0)))
     (answer,) = stand.say(Resume(TOLD.token, 1))
