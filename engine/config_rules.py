@@ -201,7 +201,9 @@ def check_together(config: Config) -> None:
 def check_complete(config: Config) -> None:
     """That there is something to run. Raises Problem."""
     if not config.stages:
-        raise Problem("stages", 'is empty; name at least one, for example [stages.asr] model = "models/asr"')
+        example = 'is empty; name at least one, for example [stages.asr] model = "models/asr"'
+        demo = "; for one knob of the demo models' node begin with: run_node.py serve --print-config > node.toml"
+        raise Problem("stages", example + demo)
     if not config.pipelines:
         example = ", ".join(f'"{name}"' for name in config.stages)
         raise Problem("pipelines", f"is empty; name at least one, for example full = [{example}]")

@@ -53,7 +53,8 @@ def page(stats: Mapping[str, Any], endpoint: str) -> str:
 def _head(stats: Mapping[str, Any], endpoint: str) -> str:
     reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
     mode, gpus = stats.get("mode", "?"), stats.get("gpu_count", 0)
-    return f"node {stats.get('node', '?')} at {endpoint}\nmode {mode}{reason}, {gpus} GPUs"
+    node, pid = stats.get("node", "?"), stats.get("pid", "?")
+    return f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
 
 
 def _totals(stats: Mapping[str, Any]) -> str:

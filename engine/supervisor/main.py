@@ -275,7 +275,7 @@ class Supervisor:
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
         name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now())
+        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now(), os.getpid())
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""

@@ -19,13 +19,15 @@ def compose(
     ring_bytes: int,
     health: Mapping[str, Any],
     now: float,
+    pid: int = 0,
 ) -> dict[str, Any]:
-    """The document. ``devices``: name -> kind ("cpu" or "cuda"); ``health``: see ``health.judge``."""
+    """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours."""
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
     scheduler, gateway, arbiter = (reports.get(role, {}) for role in ("scheduler", "gateway", "arbiter"))
     completed, failed = scheduler.get("completed", 0), scheduler.get("failed", 0)
     return {
         "node": node,
+        "pid": pid,
         "phase": lifecycle.phase.value,
         "mode": lifecycle.mode,
         "mode_reason": lifecycle.mode_reason,
