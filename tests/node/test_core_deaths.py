@@ -171,9 +171,13 @@ def test_a_slot_that_a_worker_reads_outlives_its_session_and_the_gateway() -> No
         wait_until(lambda: node.stats()["gateway"]["ring"]["free"] == node.stats()["gateway"]["ring"]["blocks"])
 
 
-@pytest.mark.parametrize("hook", ["gateway.copied=kill@6", "scheduler.decided=kill@20"])
-def test_a_death_while_the_node_drains_loses_nothing_either(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", hook)
+@pytest.mark.parametrize("point", ["gateway.copied=kill@2", "scheduler.decided=kill@5"])
+def test_a_death_while_the_node_drains_loses_nothing_either(
+    point: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    points, victim = tmp_path / "points", point.partition(".")[0]
+    points.touch()
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"failpoints.file={points}")
     with Node(config(sleep_ms=300.0, deadlines={"drain_s": 15.0, "flush_s": 3.0})) as node:
         marks = Marks()
         client = node.client()
@@ -181,7 +185,9 @@ def test_a_death_while_the_node_drains_loses_nothing_either(hook: str, monkeypat
         session = client.session(source="en", target="de", tag="t")
         for index in range(6):
             session.submit(marks.make("t", index))
-        wait_until(lambda: node.stats()["scheduler"]["total"] == 6)
+        wait_until(lambda: node.stats()["scheduler"].get("total") == 6)
+        points.write_text(point)
+        os.kill(process_of(node, victim)["pid"], signal.SIGUSR1)
         os.kill(node.pid, signal.SIGTERM)
         outcomes = list(session.outcomes(timeout_s=30))
         assert [(o.index, o.outcome, o.code) for o in outcomes] == [(index, "ok", "") for index in range(6)]
