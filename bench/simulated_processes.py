@@ -16,9 +16,10 @@ from bench.simulated import (
     Stuck,
 )
 from engine.arbiter import kept
-from engine.arbiter.leases import FromWorker, Leases, Waits
-from engine.arbiter.leases import Send as Answer
-from engine.arbiter.leases import Tick as LookAgain
+from engine.arbiter.events import FromWorker, Waits
+from engine.arbiter.events import Send as Answer
+from engine.arbiter.events import Tick as LookAgain
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits, Reading
 from engine.boot import GatewayBoot, SchedulerBoot
 from engine.gateway.books import Books

@@ -22,65 +22,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Union
+from dataclasses import replace
+from typing import Any
 
 from engine.arbiter import words
+from engine.arbiter.events import Action, Event, FromWorker, Obstacle, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.room import DeviceMemory, Limits, Reading
+from engine.arbiter.wants import Wants
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
 PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass
-
-
-@dataclass(frozen=True)
-class Waits:
-    """The deadlines this core needs, in seconds."""
-
-    lease_wait_s: float = 60.0
-    settle_s: float = 5.0
-    unreadable_s: float = 2.0
-
-
-@dataclass(frozen=True)
-class FromWorker:
-    """A message of one worker's life (``peer`` is "role#incarnation")."""
-
-    peer: str
-    message: Union[LeaseRequest, Settled, Release]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True)
-class Send:
-    """Action: send this to that worker."""
-
-    peer: str
-    message: Union[Granted, LeaseWait, Denied]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Action: read this device's memory now; somebody waits for the figures."""
-
-    device: str
-
-
-Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Sample]
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Why a request is not granted now. ``kind``: turn | models | unreadable | reading | room | elder."""
-
-    kind: str
-    text: str
 
 
 class Leases:
@@ -94,6 +47,7 @@ class Leases:
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
+        self.wants = Wants()
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; what is to be done about it, in order."""
@@ -165,7 +119,15 @@ class Leases:
             actions += self._wait(lease, obstacle, now)
             if lease.state is LeaseState.REQUESTED and self._holds_back(lease):
                 elder = elder or Obstacle("elder", f"waiting behind {words.name(lease)}, which has waited longer")
-        return actions
+        return actions + self._wish(device, now)
+
+    def _wish(self, device: str, now: float) -> list[Action]:
+        """Tell the scheduler what is lacking, on figures that are true."""
+        memory, leases = self._devices[device], self._leases[device]
+        if not memory.current(leases):
+            return []
+        news = self.wants.look(device, leases, memory.room(leases))
+        return [] if news is None else [Tell(news)]
 
     def obstacle(self, lease: Lease, now: float) -> Obstacle | None:
         """What keeps this request from being granted now; None: nothing."""
@@ -260,6 +222,7 @@ class Leases:
                 move(lease, LeaseState.RELEASED, now)
                 self._leases[device].remove(lease)
                 memory.forget(lease)
+                self.wants.again(device)
             elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self._counts["deficits"] += 1

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
+from engine.arbiter.events import Action, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import Journal
-from engine.arbiter.leases import Action, FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
-from ipc.messages import Drain, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter
-from ipc.sockets import Poll, Router
+from ipc.errors import PeerGone
+from ipc.messages import Drain, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter, ToWorker, Up
+from ipc.sockets import Dealer, Poll, Router
 
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
@@ -37,6 +40,7 @@ class Arbiter:
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
+        self._scheduler: Dealer | None = None
         self._stopping = False
         self._granting = False  # a grant leaves with this turn's answers
 
@@ -47,6 +51,8 @@ class Arbiter:
             self._wait()
             self._hear_supervisor()
             self._hear_workers()
+            if self._scheduler is not None:
+                self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
             self._keep()
@@ -95,10 +101,24 @@ class Arbiter:
             match message:
                 case Stop():
                     self._stopping = True
+                case Up(role="scheduler", incarnation=incarnation):
+                    self._meet(incarnation)
                 case Gone():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
                     self._log.debug("draining: leases end with their holders")
+
+    def _meet(self, epoch: int) -> None:
+        """Another life of the scheduler: it has heard nothing of what is lacking."""
+        if self._scheduler is not None:
+            self._poll.remove(self._scheduler)
+            self._scheduler.close()
+        boot = self._boot
+        self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
+        self._scheduler.epoch = epoch
+        self._poll.add(self._scheduler)
+        for want in self._leases.wants.all():
+            self._scheduler.post(want)
 
     def _hear_workers(self) -> None:
         for peer, _, batch in self._router.drain():
@@ -125,6 +145,9 @@ class Arbiter:
                     level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
+                case Tell(message):
+                    if self._scheduler is not None:
+                        self._scheduler.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
 
@@ -139,6 +162,9 @@ class Arbiter:
         now = process.now()
         for peer in self._router.flush():
             self._log.info("%s is not there any more", peer)  # its Gone comes from the supervisor
+        if self._scheduler is not None:
+            with suppress(PeerGone):  # it died; its next life is told what is still lacking
+                self._scheduler.flush()
         self._lifeline.beat("serving", now)
         if self._lifeline.report_due(now):
             report = self._leases.snapshot(now)

@@ -121,6 +121,7 @@ class Flow:
             workers = self.book.workers_of(plan.name)
             if all(worker.life is Life.LOST for worker in workers):
                 return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
+            self.book.called[plan.name] = None
             if job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))

@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from engine.arbiter import kept, words
+from engine.arbiter.events import FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
-from engine.arbiter.leases import FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits, Reading
 from engine.arbiter.words import GIB
 from ipc.errors import IllegalMove
