@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.client import Client
+    from engine.leasing import Lease
     from engine.node import Node
 
-__all__ = ["Client", "Node", "__version__"]
+__all__ = ["Client", "Lease", "Node", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"Client": "engine.client", "Node": "engine.node"}
+_HOMES = {"Client": "engine.client", "Lease": "engine.leasing", "Node": "engine.node"}
 
 
 def __getattr__(name: str) -> Any:

@@ -498,13 +498,19 @@ class Done(_Wire, frozen=True):
 
 
 class LeaseRequest(_Wire, frozen=True):
-    """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered."""
+    """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
+
+    ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
+    outside the node, may be asked to ``Leave``.
+    """
 
     id: int
     worker: str
     device: str
     nbytes: int
     model: str = ""
+    wait_s: float | None = None
+    preemptible: bool = False
 
 
 class Granted(_Wire, frozen=True):
@@ -524,6 +530,13 @@ class Settled(_Wire, frozen=True):
 
 class Release(_Wire, frozen=True):
     lease: int
+
+
+class Leave(_Wire, frozen=True):
+    """To a holder outside the node: somebody needs its memory; after ``grace_s`` it is shown as overdue."""
+
+    lease: int
+    grace_s: float
 
 
 # ---------------------------------------------------------------- arbiter <-> scheduler
@@ -658,7 +671,7 @@ ToScheduler = Union[
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]
 ToArbiter = Union[LeaseRequest, Settled, Release]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from engine.arbiter.room import Reading
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Vacate
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Waits:
     lease_wait_s: float = 60.0
     settle_s: float = 5.0
     unreadable_s: float = 2.0
+    grace_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class AskToLeave:
+    """Action: this holder outside the node is to leave; somebody needs its memory."""
+
+    peer: str
+    message: Leave
+
+
+@dataclass(frozen=True)
 class Sample:
     """Action: read this device's memory now; somebody waits for the figures."""
 
@@ -57,7 +66,7 @@ class Sample:
 
 
 Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Tell, Sample]
+Action = Union[Send, Tell, AskToLeave, Sample]
 
 
 @dataclass(frozen=True)
