@@ -6,18 +6,18 @@ from engine.config import DeadlinesSection
 
 PIPELINES = (("asr", "nmt", "tts"), ("asr", "nmt", "tts"), ("pass1", "pass2"))  # the last: samples from end to end
 DEADLINES = DeadlinesSection(
-    heartbeat_s=0.5, silent_s=3.0, backoff_first_s=0.05, gap_s=10.0, budget_base_s=120.0, retry_delay_s=0.5
-)
+    heartbeat_s=1.0, silent_s=3.0, backoff_first_s=0.05, gap_s=10.0, budget_base_s=300.0, retry_delay_s=0.5,
+    detach_s=20.0, keep_s=20.0,
+)  # fmt: skip
 KINDS = {"asr": ("audio", "text"), "nmt": ("text", "text"), "tts": ("text", "audio"),
          "pass1": ("audio", "same"), "pass2": ("audio", "same")}  # fmt: skip
-SAMPLES = 8  # of an utterance, int16: its mark
-PING_S = 0.5
-CANCELS = 0.08  # share of utterances
-LATEST_S = 120.0  # virtual; a history that takes longer has got stuck
 CORES = ("scheduler", "gateway")
 ARBITER = "arbiter"
 MODEL_BYTES = 2**30  # of every model
 MARGIN = 0.1
+OUTPUT_BYTES = 60_000  # the longest result
+PING_S = 0.5
+LATEST_S = 300.0  # virtual; a history that takes longer has got stuck
 
 
 class Stuck(AssertionError):

@@ -64,6 +64,7 @@ class SessionCore:
         self.asked_at = 0.0  # when the last Open or Resume went out
         self.closing = ""
         self._above: set[int] = set()  # ended, above ``through``
+        self._beyond = -1  # the highest index this session of the node is known to have: what it lacks below is a gap
         self._probe: int | None = None  # after Busy this one goes alone until it is answered
         self._close_sent = False
 
@@ -149,7 +150,7 @@ class SessionCore:
         if self.state is not State.OPEN:
             return None
         first: Utterance | None = None
-        on_the_wire, highest, top = 0, -1, self.through + self.window
+        on_the_wire, highest, top = 0, self._beyond, self.through + self.window
         for utterance in self.unended.values():
             index = utterance.index
             if utterance.place in ON_THE_WIRE:
@@ -167,6 +168,7 @@ class SessionCore:
         """The ``Submit`` or ``Skip`` of an utterance, which counts as said from now on."""
         if utterance.skip:
             utterance.put(Place.SKIPPED)
+            self._beyond = max(self._beyond, utterance.index)
             return {"type": "Skip", "session": self.id, "index": utterance.index}
         utterance.put(Place.SENT)
         if self.hold_reason:
@@ -223,6 +225,8 @@ class SessionCore:
                 self._outcome(message, payload)
             case "Accepted":
                 self._accepted(message["index"])
+            case "Gap":
+                self._beyond = max(self._beyond, message["index"] + 1)
             case "Share":
                 self.share = max(1, message["n"])
             case "Busy":
@@ -264,11 +268,13 @@ class SessionCore:
         if self.state is State.RESUMING and name == self.token:
             self._move(State.OPENING)
             self.opening = {**self.opening, "first_index": self.through + 1}
+            self._beyond = -1
             return self.open(now)
         return self.resume(now) if self.state is State.OPEN and name == self.id else []
 
     def _accepted(self, index: int) -> None:
         self._answered(index)
+        self._beyond = max(self._beyond, index)
         if (utterance := self.unended.get(index)) and utterance.place is Place.SENT:
             utterance.put(Place.ACCEPTED)
 

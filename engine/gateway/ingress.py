@@ -19,11 +19,15 @@ Key = tuple[str, int]  # session, index
 
 @dataclass(slots=True)
 class Claim:
-    """A request that found no run of ``length`` blocks: since when, and until when it counts."""
+    """A request that found no run of ``length`` blocks: since when, and until when it counts.
+
+    ``over_part``: there may be one, but its session holds its part of the ring already. Nothing is reserved for it.
+    """
 
     length: int
     since: float
     until: float
+    over_part: bool = False
 
 
 class Ingress:
@@ -80,30 +84,37 @@ class Ingress:
         self._starts[key], self._lengths[key], self._generations[key] = start, length, generation
         self._held[key[0]] = self._held.get(key[0], 0) + length
 
-    def claim(self, session: str, index: int, nbytes: int, now: float, until: float) -> None:
-        """This request found no run; it will come again before ``until``."""
+    def claim(
+        self, session: str, index: int, nbytes: int, now: float, until: float, *, over_part: bool = False
+    ) -> None:
+        """This request found no run, or not within its session's part; it will come again before ``until``."""
         claim = self._claims.setdefault((session, index), Claim(blocks_for(nbytes), now, until))
-        claim.until = until
+        claim.until, claim.over_part = until, over_part
+        if over_part and self._reserved_for == (session, index):
+            self._unreserve()
         self.review(now)
 
     def review(self, now: float) -> None:
         """Drop claims that did not come back; reserve for the oldest one that has waited long enough."""
         for key in [key for key, claim in self._claims.items() if claim.until <= now]:
             self.withdraw(*key)
-        if self._reserved_for is None and self._claims:
-            key, claim = next(iter(self._claims.items()))
-            if now - claim.since >= self._reserve_after_s:
-                self.blocks.reserve(claim.length)
-                self._reserved_for = key
-        self.is_pressed = self._reserved_for is not None
+        waited = [key for key, claim in self._claims.items() if now - claim.since >= self._reserve_after_s]
+        self.is_pressed = bool(waited)
+        if self._reserved_for is None:
+            self._reserved_for = next((key for key in waited if not self._claims[key].over_part), None)
+            if self._reserved_for is not None:
+                self.blocks.reserve(self._claims[self._reserved_for].length)
 
     def withdraw(self, session: str, index: int | None = None) -> None:
         """The claim of this index (None: every claim of the session) is over, and its reservation with it."""
         for key in [key for key in self._claims if key[0] == session and index in (None, key[1])]:
             del self._claims[key]
             if key == self._reserved_for:
-                self._reserved_for = None
-                self.blocks.unreserve()
+                self._unreserve()
+
+    def _unreserve(self) -> None:
+        self._reserved_for = None
+        self.blocks.unreserve()
 
     def give(self, session: str, index: int) -> None:
         """The scheduler and its workers are done with this slot. Unknown ones are ignored."""

@@ -142,12 +142,11 @@ class Intake:
 
     def _slot(self, session: Session, index: int, taken: Taken, now: float) -> Ref | None:
         books = self.books
-        if not books.ingress.can_hold(session.id, taken.nbytes, len(books.sessions)):
-            return None
-        slot = books.ingress.take(session.id, index, taken.nbytes)
+        may_hold = books.ingress.can_hold(session.id, taken.nbytes, len(books.sessions))
+        slot = books.ingress.take(session.id, index, taken.nbytes) if may_hold else None
         if slot is None:
             until = now + books.retry_after_s() + CLAIM_GRACE_S
-            books.ingress.claim(session.id, index, taken.nbytes, now, until)
+            books.ingress.claim(session.id, index, taken.nbytes, now, until, over_part=not may_hold)
             return None
         offset, generation = slot
         return Ref(books.ring_name, offset, taken.nbytes, taken.dtype, (taken.samples,), SAMPLE_RATE, generation)

@@ -12,7 +12,8 @@ Rules of one session (indices: acked < index <= acked + window may be sent):
 * **Busy makes no gap.** An index answered ``Busy`` is *refused*: until the lowest refused index is admitted or skipped,
   every higher one is held back. A refusal counts until ``retry_after + gap_s`` after the last one told.
 * **Gap clock.** A missing index is waited for ``gap_s`` from the first admitted higher one, from the session's last
-  attachment, and not while a refusal counts, whichever is later; the client gets a notice half-way.
+  attachment, from the end of its last refusal (until then its client held it back), and not while one counts, whichever
+  is later; the client gets a notice half-way.
 
 Pure.
 """
@@ -75,6 +76,7 @@ class Session:
     handed_over: bool = False  # known from the scheduler; its client may have outcomes that we only make again
     refused: set[int] = field(default_factory=set)
     busy_until: float = -math.inf
+    let_in_at: float = -math.inf  # when the last refused index came in after all
     gap_since: float = math.inf  # first admission above next_index
     noticed: set[int] = field(default_factory=set)
     queue: deque[int] = field(default_factory=deque)
@@ -111,7 +113,9 @@ class Session:
 
     def entered(self, index: int, entries: Mapping[int, Entry], now: float) -> None:
         """``index`` has just been admitted, or ended unsent."""
-        self.refused.discard(index)
+        if index in self.refused:
+            self.refused.discard(index)
+            self.let_in_at = now
         self.noticed.discard(index)
         self.highest = max(self.highest, index)
         if index == self.next_index:
@@ -141,7 +145,7 @@ class Session:
 
     def gap_deadline(self, since: float, gap_s: float, now: float) -> float:
         """When an index missing since then is given up."""
-        deadline = max(since, self.link_since) + gap_s
+        deadline = max(since, self.link_since, self.let_in_at) + gap_s
         return max(deadline, self.busy_until) if self.resend_from(now) is not None else deadline
 
     # ---------------------------------------------------------------- ends

@@ -217,14 +217,18 @@ class Watch:
             if session.closed_at > now:
                 self.books.tell(session.client, Closed(session.id, "shutting_down"))
 
+    def _may_fetch(self, session: Session, now: float) -> bool:
+        """Whether its client is here, or may be about to resume."""
+        just_lost = session.link_since + self.books.deadlines.flush_s > now
+        return session.client is not None or session.handed_over or just_lost
+
     def _check_flushed(self, now: float) -> None:
         books = self.books
         if self._flushed or not books.whole:
             return
         if books.ledger.total == 0 and self._flush_until == math.inf:
             self._flush_until = now + books.deadlines.flush_s
-        here = [s for s in books.sessions if s.client is not None or s.handed_over]  # or about to resume
-        waiting = any(session.acked < session.order.next - 1 for session in here)
+        waiting = any(s.acked < s.order.next - 1 for s in books.sessions if self._may_fetch(s, now))
         if (books.ledger.total == 0 and not waiting) or now >= min(self._flush_until, self._drain_until):
             self._flushed = True
             self._say_goodbye(now)

@@ -163,9 +163,9 @@ class Book:
             self.ride_until = now + self.deadlines.ride_s
         if GATEWAY in self.mail or now >= self.ride_until:
             riders: list[Any] = [JobAccepted(*key) for key in self.accepted]
+            mail = self.mail[GATEWAY] = riders + self.mail.get(GATEWAY, [])
             if self.freed:
-                riders.append(Free(tuple(self.freed)))
-            self.mail[GATEWAY] = riders + self.mail.get(GATEWAY, [])
+                mail.append(Free(tuple(self.freed)))  # behind the ``Held`` of a hand-over in the same turn
             self.accepted, self.freed, self.ride_until = {}, [], None
 
     def note(self, level: str, text: str) -> None:

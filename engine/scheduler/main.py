@@ -34,7 +34,6 @@ class Shell:
         self.lifeline = Lifeline(boot)
         self.poll = Poll()
         self.dying: dict[str, tuple[Gone, float]] = {}  # peer -> its Gone, when to stop waiting
-        self.gateway = ""
         self.leaving = False
         self.old_epoch = 0
 
@@ -79,8 +78,6 @@ class Shell:
                 self.old_epoch += 1
                 continue
             failpoints.reach("scheduler.read")
-            if peer != self.gateway and peer.startswith("gateway#"):
-                self.gateway = peer
             for message in batch:
                 self.core.handle(peer, message, time)
                 if isinstance(message, NEWS):
@@ -122,7 +119,7 @@ class Shell:
             self.lifeline.post(message)
         told = mail.pop(GATEWAY, None)
         if told is not None:
-            mail[self.gateway] = told
+            mail[self.core.book.gateway] = told
         for peer, batch in mail.items():
             if batch is told:
                 failpoints.reach("scheduler.sent")

@@ -109,7 +109,7 @@ class Past:
                     self.book.drop((job.ingress.ring, job.ingress.generation))
 
     def _has_input(self, job: Job) -> bool:
-        return job.ingress is None or (job.ingress.ring, job.ingress.generation) in self.book.ingress
+        return job.ingress is None or self.book.slots.is_needed((job.ingress.ring, job.ingress.generation))
 
 
 def _ended_job(line: Line, outcome: Outcome, admit: Admit) -> Job:

@@ -92,6 +92,8 @@ class Scheduler:
 
     def _from_gateway(self, peer: str, message: Any, now: float) -> None:
         flow = self.flow
+        if peer != self.book.gateway and not isinstance(message, (Here, Copied)):
+            return  # late words of a life whose memory another one has taken over: nobody would own what they begin
         match message:
             case Admit():
                 flow.admit(message, now)

@@ -150,6 +150,11 @@ class Slots:
         self._slots[key].needed = False
         return self._settle(key)
 
+    def is_needed(self, key: SlotKey) -> bool:
+        """Whether this slot is known and some job needs it still."""
+        slot = self._slots.get(key)
+        return slot is not None and slot.needed
+
     def _settle(self, key: SlotKey) -> list[SlotKey]:
         slot = self._slots.get(key)
         if slot is None or slot.needed or slot.pins > (1 if self._free_early else 0):

@@ -189,8 +189,7 @@ class Lifecycle:
             case Excused(worker, died):
                 self.roster.excuse(worker, died)
             case Drained() if self.phase is Phase.DRAINING:
-                self._drained = True
-                self._drain_due = min(self._drain_due, now + self._flush_limit)
+                self._drained = True  # for now: the gateway may not have read that the node stops, and admit more
             case Flushed():
                 self._flushed = True
         return actions + self._open_door()

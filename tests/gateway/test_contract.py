@@ -6,7 +6,7 @@ import pytest
 from stand import Stand, samples
 
 from engine.config import DeadlinesSection
-from engine.gateway.events import AllFlushed, Arrived, DrainNode
+from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode
 from ipc.messages import (
     Accepted,
     Ack,
@@ -36,6 +36,7 @@ from ipc.messages import (
     SessionEnded,
     Share,
     Skip,
+    Spare,
     Status,
     Submit,
     UnknownSession,
@@ -426,6 +427,19 @@ def test_a_busy_index_is_no_gap_until_its_client_has_given_up(stand: Stand) -> N
     assert ends(stand, session) == [(0, "skipped", "gap"), (1, "skipped", "gap")]
 
 
+def test_what_was_held_back_behind_a_busy_index_has_all_its_time_when_that_has_come(stand: Stand) -> None:
+    stand.feed(Capacity(1))
+    session = stand.open().session
+    stand.submit(session, 2)
+    for _ in range(24):  # its client tries again and again, and sends 1 when 0 is in
+        assert stand.submit(session, 0)[0].reason == "capacity"
+        stand.wait(0.5)
+    stand.feed(Capacity(100))
+    assert stand.submit(session, 0) == []
+    stand.wait(9.9)
+    assert stand.submit(session, 1) == [] and stand.sent(Admit)[-1].index == 1
+
+
 def test_share_is_told_to_sessions_with_work_and_not_too_often(stand: Stand) -> None:
     session = stand.open().session
     idle = stand.open(client=b"b").session
@@ -444,6 +458,19 @@ def test_a_full_ring_is_busy_memory_and_another_sessions_share_of_it_is_kept() -
     assert stand.submit(first, 0, n=64000) == [] and stand.submit(first, 1, n=64000) == []
     assert stand.submit(first, 2, n=64000)[0].reason == "memory"
     assert stand.submit(second, 0, n=64000, client=b"b") == []
+
+
+def test_inputs_that_are_kept_are_wanted_when_they_fill_their_sessions_part_of_the_ring() -> None:
+    stand = Stand(ring_blocks=8)
+    session, other = stand.open().session, stand.open(client=b"b").session
+    for index in (1, 2):
+        stand.submit(session, index, n=64000)
+    for _ in range(3):
+        assert stand.submit(session, 0, n=64000)[0].reason == "memory"
+        stand.wait(0.5)
+    assert stand.sent(Spare)
+    for index in (0, 1):  # nothing is reserved for who has its part
+        assert stand.submit(other, index, n=64000, client=b"b") == []
 
 
 def test_a_slot_is_used_again_only_when_the_scheduler_frees_it() -> None:
@@ -828,6 +855,17 @@ def test_a_stopping_node_does_not_wait_for_ever_for_acknowledgements(stand: Stan
     assert AllFlushed() not in stand.others
     stand.wait(0.2)
     assert stand.others.count(AllFlushed()) == 1
+
+
+def test_a_stopping_node_waits_a_moment_for_a_client_whose_connection_was_just_lost(stand: Stand) -> None:
+    session = stand.open()
+    stand.run(session.session, 0)
+    stand.feed(DrainNode(20.0))
+    stand.feed(ClientLost(b"a"))
+    stand.wait(1.0)
+    assert AllFlushed() not in stand.others
+    stand.say(Resume(session.token, 0), client=b"b")
+    assert AllFlushed() in stand.others
 
 
 def test_a_stopping_node_does_not_wait_for_jobs_that_never_end(stand: Stand) -> None:

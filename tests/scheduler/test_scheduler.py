@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.boot import WorkerPlan
+from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.jobs import Job, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
@@ -18,6 +19,9 @@ from ipc.messages import (
     Drained,
     Excused,
     Failing,
+    Free,
+    Gone,
+    Held,
     Here,
     JobAccepted,
     JobOutcome,
@@ -610,6 +614,27 @@ def test_drain_ends_what_is_left_at_its_limit_and_says_so_once():
     world.advance(1.1)
     assert list(world.ended().values()) == ["ok", "error(shutting_down)", "error(shutting_down)"]
     assert len(world.messages(Drained, "supervisor")) == 1
+
+
+def test_a_new_gateway_hears_of_an_input_before_it_hears_that_it_is_free():
+    world = World(text_stage("asr", accepts="audio"))
+    world.open()
+    world.admit(0, audio=100, budget_ms=1000)
+    world.core.handle(SUPERVISOR, Gone("gateway", 1, "killed"), world.now)
+    world.now += 2
+    world.core.handle("gateway#2", Here("empty"), world.now)  # and in the same turn the deadline passes
+    world.settle()
+    told = [type(send.message) for send in world.sent if send.peer == GATEWAY]
+    assert told.index(Held) < told.index(Free)
+
+
+def test_late_words_of_a_dead_gateway_begin_nothing():
+    world = World(text_stage("nmt"))
+    world.start_all()
+    world.open()
+    world.core.handle("gateway#2", Here("empty"), world.now)
+    world.admit(0)
+    assert not world.core.book.lines["s"].jobs and not world.board["nmt@cpu/0#1"]
 
 
 def test_a_closed_session_cancels_the_rest_and_is_forgotten():

@@ -150,3 +150,11 @@ def test_more_configured_retries_repeat_the_last_wait():
 @pytest.mark.parametrize(("failures", "wait"), [(1, 10.0), (2, 30.0), (3, 90.0), (4, None)])
 def test_out_of_memory_waits_ten_thirty_and_ninety_seconds(failures, wait):
     assert retries.oom_wait(failures, 10.0) == wait
+
+
+def test_a_slot_that_was_given_up_is_not_needed_though_its_ring_is_not_known_yet():
+    slots = Slots({}, unknown={"gateway": ["asr@cpu/0"]})
+    slots.adopt("gateway", 7)
+    assert slots.is_needed(("gateway", 7))
+    assert slots.drop(("gateway", 7)) == [] and not slots.is_needed(("gateway", 7))
+    assert slots.heard("asr@cpu/0") == [("gateway", 7)]

@@ -326,6 +326,17 @@ def test_a_drain_that_takes_too_long_is_ended_by_its_deadlines() -> None:
     assert [a.role for a in actions if isinstance(a, Post) and isinstance(a.message, Stop)] == [WORKER, OTHER]
 
 
+def test_the_next_scheduler_has_what_is_left_of_the_time_though_the_one_before_had_nothing_left_to_do() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("scheduler", Drained())  # the gateway has not read that the node stops, and admits one more
+    world.do(Exited("scheduler", -9), after=1.0)
+    world.do(Tick(), after=1.0)
+    world.say("scheduler", Alive("running"))
+    (drain,) = [a.message for a in world.actions if isinstance(a, Post) and isinstance(a.message, Drain)]
+    assert drain.budget_ms == 1000 * (LIMITS.drain_s - 2)
+
+
 def test_who_does_not_obey_stop_is_killed() -> None:
     world = World().serving()
     world.do(StopAsked())
