@@ -142,7 +142,7 @@ class Driver:
         self.set(gpu, lost=1, losses=self.get(gpu, "losses") + 1)
 
     def restore(self, gpu: int | str) -> None:
-        """Bring a lost GPU back. Processes with a context from before stay without it, and hold memory, to their end."""
+        """Bring a lost GPU back. Processes with a context from before stay without, and hold memory, to their end."""
         self.set(gpu, lost=0)
 
     def hang(self, seconds: float = math.inf) -> None:
