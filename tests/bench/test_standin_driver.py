@@ -3,124 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench.standin_driver import GIB, Driver, Gpu
+from bench.standin_driver import BOOK, GIB, NVML, Driver, Gpu, build
 from ipc.errors import DragomanError
+from tests.bench.standin_program import MIB, NO_GPU, NO_HANDLE, NOT_LOADED, OUT_OF_MEMORY
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
-
-ROOT = Path(__file__).parents[2]
-MIB = 2**20
-NOT_SUPPORTED, INSUFFICIENT_DRIVER, LOST = 3, 9, 15
-OUT_OF_MEMORY, NO_GPU, CONTEXT_LOST, FORBIDDEN, NO_HANDLE = -1, -2, -3, -4, -6
-
-PROGRAM = """
-import ctypes, json, os, sys
-import pynvml
-library = ctypes.CDLL("libnvidia-ml.so.1")
-library.standin_allocate.restype = ctypes.c_int64
-library.standin_allocate.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
-library.standin_free.argtypes = [ctypes.c_int64]
-gpu = pynvml.nvmlDeviceGetHandleByIndex
-uuid = pynvml.nvmlDeviceGetHandleByUUID
-
-def allocate(where, nbytes):
-    return library.standin_allocate(str(where).encode(), nbytes)
-
-def fill(where, nbytes):
-    taken = 0
-    while library.standin_allocate(str(where).encode(), nbytes) > 0:
-        taken += nbytes
-    return taken
-
-def memory(handle, version=None):
-    found = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
-    return {name: getattr(found, name) for name, _ in found._fields_}
-
-def processes(handle):
-    return {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-
-def fields(handle, *ids):
-    return [(v.nvmlReturn, v.value.uiVal) for v in pynvml.nvmlDeviceGetFieldValues(handle, ids)]
-
-def stall():
-    library.standin_open.restype = ctypes.c_void_p
-    library.standin_stall.argtypes = [ctypes.c_void_p]
-    library.standin_stall(library.standin_open(os.environb[b"STANDIN_NVML_STATE"]))
-
-for line in sys.stdin:
-    try:
-        answer = eval(line)
-    except pynvml.NVMLError as error:
-        answer = {"error": error.value}
-    print(json.dumps(answer, default=str), flush=True)
-"""
-
-
-class Program:
-    """A process on the stand-in that evaluates expressions; NVML errors come back as {"error": code}."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=driver.environ(os.environ), cwd=ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self("pynvml.nvmlInit()")
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def __call__(self, expression: str) -> Any:
-        self.begin(expression)
-        return self.end()
-
-    def begin(self, expression: str) -> None:
-        self.process.stdin.write(expression + "\n")
-        self.process.stdin.flush()
-
-    def end(self) -> Any:
-        return json.loads(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        """Kill it and leave it unreaped: the driver takes a zombie for dead."""
-        self.process.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture
-def stage() -> Iterator[Callable[..., tuple[Driver, Callable[[], Program]]]]:
-    """``stage(gpu, ..., lag_s=0)`` -> the driver, and what starts programs on it."""
-    with ExitStack() as ends:
-
-        def start(driver: Driver) -> Program:
-            program = Program(driver)
-            ends.callback(program.close)
-            return program
-
-        def make(*gpus: Gpu, **options: Any) -> tuple[Driver, Callable[[], Program]]:
-            driver = ends.enter_context(Driver(gpus or (Gpu(),), **options))
-            return driver, lambda: start(driver)
-
-        yield make
 
 
 # ---------------------------------------------------------------- what there is
@@ -155,7 +51,7 @@ def test_a_process_without_a_state_file_has_no_driver(stage):
     environ = {**driver.environ(os.environ), "STANDIN_NVML_STATE": __file__}
     script = "import pynvml\ntry: pynvml.nvmlInit()\nexcept pynvml.NVMLError as error: print(error.value)"
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == INSUFFICIENT_DRIVER
+    assert int(done.stdout) == NOT_LOADED
 
 
 def test_without_init_nothing_is_told_and_every_call_can_be_made_to_fail(stage):
@@ -297,145 +193,14 @@ def test_a_reused_pid_is_not_taken_for_the_process_before_it(stage):
     assert driver.truth(0) == 0 and program.process.poll() is None
 
 
-# ---------------------------------------------------------------- per-process figures, compute modes
-
-
-def test_figures_of_processes_add_up_to_what_is_used(stage):
-    driver, start = stage(Gpu(context_bytes=10 * MIB))
-    programs = [start() for _ in range(3)]
-    for number, program in enumerate(programs, 1):
-        program(f"allocate(0, {number * MIB})")
-    figures = programs[0]("processes(gpu(0))")
-    assert figures == {str(program.pid): (10 + number) * MIB for number, program in enumerate(programs, 1)}
-    assert sum(figures.values()) == driver.truth(0) == programs[0]("memory(gpu(0))")["used"]
-
-
-def test_figures_of_processes_can_be_missing_in_three_ways(stage):
-    driver, start = stage()
-    program = start()
-    program("allocate(0, 100)")
-    driver.set_process_figures(0, "not_available")
-    assert program("processes(gpu(0))") == {str(program.pid): None}
-    driver.set_process_figures(0, "empty")
-    assert program("processes(gpu(0))") == {}
-    driver.set_process_figures(0, "not_supported")
-    assert program("processes(gpu(0))") == {"error": NOT_SUPPORTED}
-    driver.set_process_figures(0, "shown")
-    assert program("processes(gpu(0))") == {str(program.pid): 100}
-
-
-def test_compute_modes_refuse_contexts(stage):
-    driver, start = stage()
-    one, other = start(), start()
-    driver.set_compute_mode(0, "exclusive_process")
-    assert one("pynvml.nvmlDeviceGetComputeMode(gpu(0))") == 3
-    assert one("allocate(0, 1)") > 0 and one("allocate(0, 1)") > 0 and other("allocate(0, 1)") == FORBIDDEN
-    one.kill()
-    assert other("allocate(0, 1)") > 0
-    driver.set_compute_mode(0, "prohibited")
-    assert start()("allocate(0, 1)") == FORBIDDEN
-
-
-# ---------------------------------------------------------------- health
-
-
-def test_a_lost_gpu_says_so_and_its_contexts_are_dead_for_good(stage):
-    driver, start = stage(Gpu(), Gpu())
-    program = start()
-    program("allocate(0, 100)")
-    driver.lose(0)
-    for expression in ("memory(gpu(0))", "gpu(0)", f"uuid('{driver.uuids[0]}')"):
-        assert program(expression) == {"error": LOST}
-    assert program("allocate(0, 1)") == CONTEXT_LOST
-    assert program("pynvml.nvmlDeviceGetCount()") == 2 and program("memory(gpu(1))")["free"] == 8 * GIB
-    driver.restore(0)
-    assert program("memory(gpu(0))")["used"] == 100 and program("allocate(0, 1)") == CONTEXT_LOST
-    assert start()("allocate(0, 1)") > 0
-
-
-def test_errors_pages_rows_and_the_recovery_action_are_told(stage):
-    driver, start = stage()
-    program = start()
-    assert program("pynvml.nvmlDeviceGetEccMode(gpu(0))") == {"error": NOT_SUPPORTED}
-    assert program("pynvml.nvmlDeviceGetTotalEccErrors(gpu(0), 1, 0)") == {"error": NOT_SUPPORTED}
-    driver.set(0, ecc=2, ecc_uncorrected=3, ecc_corrected_ever=40, pages_retired_uncorrected=2, pages_pending=1)
-    driver.set(0, rows_remapped_uncorrected=4, rows_pending=1, recovery_action=2)
-    assert program("pynvml.nvmlDeviceGetEccMode(gpu(0))") == [1, 1]
-    assert program("pynvml.nvmlDeviceGetTotalEccErrors(gpu(0), 1, 0)") == 3
-    assert program("pynvml.nvmlDeviceGetMemoryErrorCounter(gpu(0), 0, 1, 2)") == 40
-    assert program("pynvml.nvmlDeviceGetRetiredPages(gpu(0), 1)") == [4096, 8192]
-    assert program("pynvml.nvmlDeviceGetRetiredPages_v2(gpu(0), 0)") == []
-    assert program("pynvml.nvmlDeviceGetRetiredPagesPendingStatus(gpu(0))") == 1
-    assert program("pynvml.nvmlDeviceGetRemappedRows(gpu(0))") == [0, 4, 1, 0]
-    names = "ECC_DBE_VOL_TOTAL", "RETIRED_DBE", "REMAPPED_UNC", "GET_GPU_RECOVERY_ACTION", "ECC_CURRENT"
-    told = program(f"fields(gpu(0), {', '.join(f'pynvml.NVML_FI_DEV_{name}' for name in names)})")
-    assert told == [[0, 3], [0, 2], [0, 4], [0, 2], [NOT_SUPPORTED, 0]]
-
-
-def test_a_call_that_hangs_returns_when_the_hang_ends(stage):
-    driver, start = stage()
-    hung, other = start(), start()
-    driver.hang()
-    hung.begin("memory(gpu(0))")
-    for number in range(20):  # the driver's memory is not concerned, nor is whoever else asks held up by it
-        assert other(f"allocate(0, {number + 1})") > 0
-    assert driver.truth(0) == 210 and not select.select([hung.process.stdout], [], [], 0)[0]
-    driver.resume()
-    assert hung.end()["used"] == 210
-
-
-def test_a_hang_of_some_time_ends_by_itself(stage):
-    driver, start = stage()
-    program = start()
-    driver.hang(0.2)
-    until = driver.get(0, "hang_until_ns")
-    assert program("(memory(gpu(0)), __import__('time').monotonic_ns())")[1] >= until
-
-
-# ---------------------------------------------------------------- divided and unified GPUs
-
-
-def test_a_divided_gpu_is_its_instances(stage):
-    driver, start = stage(Gpu(), Gpu(total_bytes=8 * GIB, instances=(GIB, 2 * GIB)))
-    program = start()
-    whole, small, large = driver.uuids[1:]
-    assert program("pynvml.nvmlDeviceGetMigMode(gpu(0))") == {"error": NOT_SUPPORTED}
-    assert program("pynvml.nvmlDeviceGetMigMode(gpu(1))") == [1, 1]
-    instances = "[pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu(1), n) for n in (0, 1)]"
-    assert program(f"[pynvml.nvmlDeviceGetUUID(h) for h in {instances}]") == [small, large]
-    assert program("pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu(1), 2)") == {"error": 6}
-    assert program("pynvml.nvmlDeviceGetCount()") == 2
-    assert program("allocate(1, 1)") == NO_GPU  # not on the whole
-    assert (
-        program(f"allocate('{small}', {GIB + 1})") == OUT_OF_MEMORY and program(f"allocate('{large}', {GIB + 1})") > 0
-    )
-    assert program(f"memory(uuid('{large}'))")["free"] == GIB - 1 and program(f"memory(uuid('{small}'))")["free"] == GIB
-    assert program(f"memory(uuid('{whole}'))")["used"] == driver.truth(whole) == GIB + 1
-    listed = "[(p.pid, p.gpuInstanceId) for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu(1))]"
-    assert program(listed) == [[program.pid, 2]]
-    driver.lose(whole)
-    assert program(f"uuid('{small}')") == {"error": LOST} and program(f"allocate('{small}', 1)") == CONTEXT_LOST
-
-
-def test_a_unified_gpu_does_not_tell_its_memory_and_has_it(stage):
-    driver, start = stage(Gpu(unified=True))
-    program = start()
-    assert program("memory(gpu(0))") == {"error": NOT_SUPPORTED}
-    assert program("memory(gpu(0), pynvml.nvmlMemory_v2)") == {"error": NOT_SUPPORTED}
-    assert program(f"allocate(0, {5 * GIB})") > 0 and program(f"allocate(0, {5 * GIB})") == OUT_OF_MEMORY
-    assert driver.truth(0) == 5 * GIB
-
-
 # ---------------------------------------------------------------- the library
 
 
 def test_it_is_compiled_once_and_a_missing_compiler_is_named(tmp_path, monkeypatch):
-    from bench.standin_driver import NVML, build
-
     folder = build(tmp_path)
     made = (folder / NVML).stat().st_mtime_ns
     assert build(tmp_path) == folder and (folder / NVML).stat().st_mtime_ns == made
-    assert sorted(path.name for path in folder.iterdir()) == [NVML, "standin-book.so"]
+    assert sorted(path.name for path in folder.iterdir()) == [NVML, BOOK]
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DragomanError, match="gcc"):
         build(tmp_path / "other")
