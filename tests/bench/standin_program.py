@@ -30,11 +30,15 @@ uuid = pynvml.nvmlDeviceGetHandleByUUID
 def allocate(where, nbytes):
     return library.standin_allocate(str(where).encode(), nbytes)
 
-def fill(where, nbytes):
-    taken = 0
-    while library.standin_allocate(str(where).encode(), nbytes) > 0:
-        taken += nbytes
-    return taken
+def churn(where, nbytes, rounds):
+    held = []
+    for _ in range(rounds):
+        while (handle := allocate(where, nbytes)) > 0:
+            held.append(handle)
+        for handle in held[::2]:
+            library.standin_free(handle)
+        held = held[1::2]
+    return len(held) * nbytes
 
 def memory(handle, version=None):
     found = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
