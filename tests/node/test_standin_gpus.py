@@ -162,3 +162,13 @@ def test_a_run_that_finds_too_little_is_out_of_memory_and_the_worker_lives(gpus:
             outcome = next(iter(session.outcomes(timeout_s=30)))
         assert outcome.outcome == "ok" and process_of(node, "nmt@cuda:1/0")["pid"] == pid
         assert driver.get(1, "out_of_memory") > 0
+
+
+def test_a_node_runs_on_an_instance_of_a_divided_gpu(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(Gpu(context_bytes=CONTEXT), Gpu(2 * 8 * GIB, context_bytes=CONTEXT, instances=(8 * GIB, 8 * GIB)))
+    _, whole, used, other = driver.uuids
+    with Node(on_gpus(devices={"use": ["cuda:0", used]})) as node:
+        assert {o.outcome for o in translate(node, 3)} == {"ok"}
+        here = sum(VRAM[name] + CONTEXT for name, home in HOME.items() if home == "cuda:1")
+        wait_until(lambda: driver.truth(used) == here)
+        assert driver.truth(whole) == driver.truth(used) and driver.truth(other) == 0
