@@ -7,10 +7,11 @@ behaviour is a function of its options, the session, the index and the attempt a
 int16). Reading it compares every sample, so a torn or foreign slot shows as ``torn``; writing it fills the array again.
 The number travels between stages as ``mark:<16 hex digits>`` at the start of the text.
 
-**GPU memory.** On a GPU, ``vram_bytes`` are taken while it loads and ``vram_run_bytes`` for each utterance of a run, in
-the stand-in driver (``stages/vram.py``); on the CPU they mean nothing. What does not fit is ``oom``, of the load or of
-the whole batch. ``close`` gives back all but the context. Both count in the estimate like weights, a context does not:
-with a driver whose contexts take memory, or to rehearse a wrong estimate, set the stage's ``estimate_bytes``.
+**GPU memory.** On a GPU, ``vram_bytes`` are taken while it loads, and ``vram_run_bytes`` for each utterance of a run's
+batch, in the stand-in driver (``stages/vram.py``); on the CPU they mean nothing. As in real runtimes, the workspace of
+the largest batch so far is kept. What does not fit is ``oom``, of the load or of the whole batch. ``close`` gives back
+all but the context. Both count in the estimate like weights, a context does not: with a driver whose contexts take
+memory, or to rehearse a wrong estimate, set the stage's ``estimate_bytes``.
 
 **Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
 ``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
@@ -78,7 +79,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_ms: float = 0.0
     ballast_bytes: int = 0  # main memory taken while loaded
     vram_bytes: int = 0  # GPU memory taken while loaded; needs the stand-in driver
-    vram_run_bytes: int = 0  # ... and during a run, for each utterance in it
+    vram_run_bytes: int = 0  # ... and, from its first run on, for each utterance of the largest batch
     output_bytes: int = 0  # size of the array it emits
     dtype: str = "int16"
     sample_rate: int = 16000
@@ -137,7 +138,8 @@ class SimulatedStage(Stage):
         self._options = parse(config.options)
         self._ballast: bytearray | None = None
         self._vram = Vram()
-        self._weights = 0  # handle of the memory taken by load
+        self._held: list[int] = []  # handles: the weights, then the parts of the workspace
+        self._workspace_bytes = 0
 
     @classmethod
     def declare(cls, options: Mapping[str, Any]) -> Declaration:
@@ -167,25 +169,28 @@ class SimulatedStage(Stage):
                 self._act(cue)
         if self._on_gpu:
             self._vram.open()
-            self._weights = self._vram.take(self._options.vram_bytes)
+            self._held.append(self._vram.take(self._options.vram_bytes))
         _pause(self._options.load_ms / 1000)
         if self._options.ballast_bytes:
             self._ballast = bytearray(self._options.ballast_bytes)
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
-        if not (self._on_gpu and self._options.vram_run_bytes):
-            return self._run(items)
-        workspace = self._vram.take(self._options.vram_run_bytes * len(items))
-        try:
-            return self._run(items)
-        finally:
-            self._vram.give_back(workspace)
+        if self._on_gpu:
+            self._make_workspace(self._options.vram_run_bytes * len(items))
+        return self._run(items)
+
+    def _make_workspace(self, nbytes: int) -> None:
+        """Let the workspace have as many bytes. Raises StageError when there are not so many more."""
+        if nbytes > self._workspace_bytes:
+            self._held.append(self._vram.take(nbytes - self._workspace_bytes))
+            self._workspace_bytes = nbytes
 
     def close(self) -> None:
         self._ballast = None
-        if self._weights:
-            self._vram.give_back(self._weights)
-            self._weights = 0
+        for handle in self._held:
+            self._vram.give_back(handle)
+        self._held.clear()
+        self._workspace_bytes = 0
 
     @property
     def _on_gpu(self) -> bool:

@@ -53,7 +53,7 @@ def lives(driver: Driver, **options: Any) -> list[Any]:
 def test_memory_is_held_while_loaded_and_a_batch_that_finds_too_little_is_out_of_memory():
     with Driver([Gpu(total_bytes=1000 * MIB, context_bytes=100 * MIB)]) as driver:
         told = lives(driver, vram_bytes=300 * MIB, vram_run_bytes=250 * MIB)
-        assert told == [400, 400, ["oom", True, 400], 100]
+        assert told == [400, 900, ["oom", True, 900], 100], "the workspace of two is kept"
         assert driver.get(0, "peak_bytes") == 900 * MIB
 
 
