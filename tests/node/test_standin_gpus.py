@@ -174,6 +174,6 @@ def test_a_node_runs_on_an_instance_of_a_divided_gpu(gpus: Callable[..., Driver]
     _, whole, used, other = driver.uuids
     with Node(on_gpus(devices={"use": ["cuda:0", used]})) as node:
         assert {o.outcome for o in translate(node, 3)} == {"ok"}
-        here = sum(VRAM[name] + CONTEXT for name, home in HOME.items() if home == "cuda:1")
+        here = sum(taken(name) for name, home in HOME.items() if home == "cuda:1")
         wait_until(lambda: driver.truth(used) == here)
         assert driver.truth(whole) == driver.truth(used) and driver.truth(other) == 0
