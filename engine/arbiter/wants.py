@@ -1,9 +1,9 @@
 """Who is asked to make room for the oldest request that lacks it: programs outside the node, and the scheduler. Pure.
 
 A preemptible holder outside the node is asked first, the newest before the older ones, and has ``grace_s`` to leave.
-What its leaving will not cover, or has not in time, is told to the scheduler, which alone knows which of the node's
-models may leave. It is told nothing when all of those together would not give enough: other programs hold the rest, and
-nobody leaves in vain.
+What is lacking beyond that, and beyond the memory of the dead that is on its way back, is told to the scheduler, which
+alone knows which of the node's models may leave. It is told nothing when all of those together would not give enough:
+other programs hold the rest, and nobody leaves in vain.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class Wants:
                 yield AskToLeave(lease.peer, Leave(lease.number, self._grace_s))
 
     def _promised_back(self, leases: Sequence[Lease], now: float) -> int:
-        """Bytes of those who have been asked to leave and still have time for it."""
-        leaving = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
-        return sum(_taken(one) for one in leaving if not self.is_overdue(one, now))
+        """Bytes on their way back: of those who have left, and of those who were asked to and have time yet."""
+        left = [one for one in leases if one.state is LeaseState.DRAINING]
+        asked = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
+        return sum(map(_taken, left)) + sum(_taken(one) for one in asked if not self.is_overdue(one, now))
 
     def _news(self, device: str, leases: Sequence[Lease], room: int) -> Vacate:
         lacking = _lacking(leases, room)

@@ -103,3 +103,13 @@ def test_who_did_not_say_that_it_may_be_asked_is_not() -> None:
 
 def test_the_node_s_models_do_not_leave_for_what_only_programs_outside_could_give() -> None:
     assert look(Wants(GRACE_S), [external(1, 5000, preemptible=False), waiting("nmt", 3000)], 0) is None
+
+
+def test_nobody_leaves_for_what_is_on_its_way_back_already() -> None:
+    dying = lease("tts", 2000)
+    dying.state = LeaseState.DRAINING
+    leases = [lease("asr", 5000), external(1, 500), dying, waiting("tts", 2000)]
+    wants = Wants(GRACE_S)
+    assert look(wants, leases, 0) is None and asked(wants, leases, 0) == []
+    dying.state = LeaseState.DEFICIT  # it did not come back in time
+    assert asked(wants, leases, 0) == ["lease@1/1#1"]
