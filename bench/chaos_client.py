@@ -30,6 +30,7 @@ from engine.client import Client
 from stages.simulated import mark_samples, read_mark
 
 SAMPLES = 4_000
+RESULT_SAMPLES = {"full": 16_000, "echo": SAMPLES}
 PATIENCE_S = 30.0
 WISHES = {"": 90, "cancel": 4, "hurry": 4, "leave out": 2}  # what becomes of an utterance -> how often, in percent
 HURRY_S = (0.01, 0.1)
@@ -50,8 +51,9 @@ class Log:
 class Utterances(Sequence[bytes]):
     """Marked utterances without end, until standard input ends; then as many as were taken."""
 
-    def __init__(self, log: Log, seed: int) -> None:
+    def __init__(self, log: Log, seed: int, pipeline: str) -> None:
         self.log = log
+        self.pipeline = pipeline
         self.chance = random.Random(seed)
         self.marks: list[str] = []
         self._limit = sys.maxsize
@@ -75,15 +77,17 @@ class Utterances(Sequence[bytes]):
         self.log("submit", index=index, **ENDS.get(wish, {}))
 
     def came_back(self, index: int, texts: dict[str, str], audio: np.ndarray | None) -> bool:
-        """Whether an ok outcome is of this utterance, by its samples and, where it has one, by its text."""
+        """Whether an ok outcome is all of this utterance's: its samples, and of ``full`` its texts."""
         mark = self.marks[index]
-        return audio is not None and read_mark(audio) == mark and texts.get("asr", mark) == mark
+        if audio is None or len(audio) != RESULT_SAMPLES[self.pipeline] or read_mark(audio) != mark:
+            return False
+        return self.pipeline != "full" or all(texts.get(stage) == mark for stage in ("asr", "repair", "nmt"))
 
 
 def run() -> None:
     endpoint, kind, pipeline, path, seed = sys.argv[1:]
     log = Log(path)
-    utterances = Utterances(log, int(seed))
+    utterances = Utterances(log, int(seed), pipeline)
     carry = _engine if kind == "engine" else _plain
     try:
         for index, outcome, code, error, texts, audio in carry(endpoint, pipeline, utterances):

@@ -2,7 +2,7 @@
 
 Each card is a kind of process and a way to harm it:
 
-* ``signal``: SIGKILL, SIGSEGV or SIGABRT, at any moment;
+* ``signal``: SIGKILL, SIGSEGV or SIGABRT, at any moment; of the arbiter together with a worker, which needs it;
 * ``point``: at a named step of an utterance's life (``engine.failpoints``), armed while the node runs. The steps of a
   model's loading come by only when a worker starts: one is killed, and it, or the arbiter, dies once more on the way
   back (a *pair* of kills);
@@ -39,6 +39,7 @@ UNDER_LOAD = {
     kind: [p for p in POINTS if p.startswith(f"{kind}.") and p not in (*LOADING, *ELSEWHERE)] for kind in KINDS
 }
 WRITERS = ("tts",)  # stages whose results lie in shared memory
+ONLY = ("asr", "repair", "tts", "echo")  # stages with one worker
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Faults:
         """Do what a card says; the kills that it was (one, a pair, or none)."""
         if way == "freeze":
             return self._freeze(self._pick(kind))
+        if way == "signal" and kind == "arbiter":  # with a worker, which cannot come back without it
+            arbiter, worker = self._pick(kind), self._pick("worker", ONLY)
+            return [self._signal(arbiter), self._signal(worker)]
         if way == "signal":
             return [self._signal(self._pick(kind))]
         if way == "hang":

@@ -50,6 +50,9 @@ def judge_log(verdict: Verdict, name: str, lines: Sequence[dict[str, Any]]) -> N
     gave_up = [line["text"] for line in lines if line["kind"] == "error"]
     unfinished = not gave_up and not any(line["kind"] == "end" for line in lines)
     verdict.submitted += len(submitted)
+    if not submitted:
+        verdict.client_failures += 1
+        verdict.reasons.append(f"{name}: submitted nothing")
     verdict.lost += len(submitted.keys() - ended.keys())
     verdict.duplicated += sum(count - 1 for count in ended.values())
     verdict.reordered += sum(b <= a for a, b in itertools.pairwise(order))

@@ -7,11 +7,13 @@ the other figures mean nothing.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -150,3 +152,16 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def at_least(low: float) -> Callable[[str], Any]:
+    """For argparse: a number (whole where ``low`` is) not below ``low``."""
+
+    def number(text: str) -> Any:
+        value = type(low)(text)
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is too small; the lowest is {low:g}")
+        return value
+
+    number.__name__ = "number"
+    return number

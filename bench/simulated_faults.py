@@ -92,10 +92,10 @@ class Faults:
             self.kill(self.world.lives["scheduler"])
 
     def can_lose_a_core(self) -> bool:
-        """Whether scheduler and gateway both know everything."""
+        """Whether scheduler and gateway both know everything, and neither is about to be condemned for a freeze."""
         scheduler, gateway = self.world.lives["scheduler"], self.world.lives["gateway"]
         assert isinstance(scheduler, SchedulerLife) and isinstance(gateway, GatewayLife)
-        if not (scheduler.alive and gateway.alive):
+        if not (scheduler.alive and gateway.alive and is_guiltless(scheduler) and is_guiltless(gateway)):
             return False
         linked = scheduler.core.book.gateway == gateway.peer and gateway.epoch == scheduler.incarnation
         return linked and scheduler.core.handover.complete and gateway.core.books.whole

@@ -34,13 +34,13 @@ class Network:
         self.peers: dict[str, Peer] = {}
         self._wires: dict[tuple[str, str], deque[tuple[float, Any]]] = {}  # (from, to) -> what is on its way
 
-    def send(self, sender: str, receiver: str, thing: Any) -> None:
-        """Put something on its way, behind all that is on the same link."""
+    def send(self, sender: str, receiver: str, thing: Any, *, quickly: bool = False) -> None:
+        """Put something on its way, behind all that is on the same link. ``quickly``: nothing is left to chance."""
         link = sender, receiver
         wire = self._wires.get(link)
         if wire is None:
             wire = self._wires[link] = deque()
-        draw = self.world.chance.random()
+        draw = 1.0 if quickly else self.world.chance.random()
         if draw < SLOW:
             time = self.world.now + draw / SLOW * SLOW_S
             self.world.faults.on_slow(sender)

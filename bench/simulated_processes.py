@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.simulated import ARBITER, DEADLINES, KINDS, MARGIN, MODEL_BYTES
+from bench.simulated import ARBITER, DEADLINES, MARGIN, MODEL_BYTES
 from bench.simulated_wish import MOST_FAILURES
 from engine.arbiter import kept
 from engine.arbiter.events import FromWorker, Waits
@@ -111,8 +111,8 @@ class Life:
     def is_silent(self) -> bool:
         return self.world.now < self.frozen_until
 
-    def tell_supervisor(self, message: Any) -> None:
-        self.world.network.send(self.peer, "supervisor", message)
+    def tell_supervisor(self, message: Any, *, quickly: bool = False) -> None:
+        self.world.network.send(self.peer, "supervisor", message, quickly=quickly)
 
     def phase(self) -> str:
         return "running"
@@ -173,11 +173,9 @@ class SchedulerLife(Life):
 
     def __init__(self, world: World, role: str, incarnation: int) -> None:
         super().__init__(world, role, incarnation)
-        users = {"gateway": ("gateway", *(r for r in world.workers if KINDS[r.partition("@")[0]][0] == "audio")),
-                 **{role: (role, "gateway") for role in world.workers if role.startswith("tts")}}  # fmt: skip
         boot = SchedulerBoot(
             stages=world.stages, pipelines={"full": world.pipeline}, mode="pipelined", mode_reason="", send_ahead=1,
-            max_retries=MOST_FAILURES, capacity_factor=world.capacity_factor, ring_users=users,
+            max_retries=MOST_FAILURES, capacity_factor=world.capacity_factor, ring_users=world.ring_users(),
         )  # fmt: skip
         self.core = Scheduler(boot, DEADLINES, incarnation)
         self.dying: dict[str, Gone] = {}
@@ -200,6 +198,7 @@ class SchedulerLife(Life):
         mail, _ = self.core.turn(now)
         if inbox:
             world.paths["a free input waits for a deaf reader"] += bool(self.core.book.slots._settled)
+            world.paths["a result has no slot before a deaf reader speaks"] += self._waits_for_a_reader()
         for message in mail.pop(SUPERVISOR, ()):
             self.tell_supervisor(message)
         if (told := mail.pop(GATEWAY, None)) is not None:
@@ -212,6 +211,14 @@ class SchedulerLife(Life):
         if due is not None:
             self.wake(max(due, now + 0.0005))
         return None
+
+    def _waits_for_a_reader(self) -> bool:
+        """Whether a worker would get a run, if everybody who may read in its ring had spoken to this epoch."""
+        book = self.core.book
+        return any(
+            ring != GATEWAY and book.queues[book.workers[ring].plan.stage].waiting and book.workers[ring].takes_work(0)
+            for ring in book.slots.unknown
+        )
 
     def _hear(self, sender: str, thing: Any) -> None:
         epoch, batch = thing

@@ -133,6 +133,7 @@ class WorkerLife(Life):
         self.state = "loaded"
         self.last_words = Settled(lease, MODEL_BYTES)
         self._ask(self.last_words)
+        self.tell_supervisor(Alive("loaded"), quickly=True)  # first: who loads has nothing to do yet
         self._say(Loaded(""))
         return self.wake(world.now)
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.simulated import DEADLINES, KINDS, LATEST_S, OUTPUT_BYTES, PIPELINES, Stuck
+from bench.simulated import DEADLINES, HANDED_ON, KINDS, LATEST_S, OUTPUT_BYTES, PIPELINES, Stuck
 from bench.simulated_client import Client
 from bench.simulated_faults import Faults
 from bench.simulated_network import Memory, Network
@@ -51,6 +51,8 @@ class World:
         self.memory = Memory(seed)
         self.network = Network(self)
         self.pipeline = chance.choice(PIPELINES)
+        if seed % 10 == 9:
+            self.pipeline = HANDED_ON
         self.workers = tuple(f"{stage}@cpu/{n}" for stage in self.pipeline for n in range(chance.choice((1, 1, 2))))
         self.ring_blocks, self.ingress_blocks = chance.choice((2, 4, 16)), chance.choice((3, 8, 8))
         self.capacity_factor = chance.choice((3, 10))
@@ -72,6 +74,13 @@ class World:
             name=name, kind="simulated", accepts=accepts, emits=emits, workers=plans, output_base=OUTPUT_BYTES,
             max_batch=self.chance.choice((1, 1, 2)),
         )  # fmt: skip
+
+    def ring_users(self) -> dict[str, tuple[str, ...]]:
+        """Ring -> the roles that map it."""
+        readers = tuple(role for role in self.workers if KINDS[role.partition("@")[0]][0] == "audio")
+        behind = readers if self.pipeline == HANDED_ON else ()
+        made = [role for role in self.workers if role.startswith("tts@")]
+        return {"gateway": ("gateway", *readers), **{ring: (ring, "gateway", *behind) for ring in made}}
 
     # ---------------------------------------------------------------- time
 

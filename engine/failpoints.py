@@ -10,6 +10,7 @@ it starts and whenever it is sent SIGUSR1; all are armed anew then. The node say
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import logs
 from ipc.errors import ConfigError
 
 FILE = "failpoints.file"
@@ -47,6 +49,8 @@ POINTS: dict[str, str] = {
 }
 SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abrt": signal.SIGABRT, "stop": signal.SIGSTOP}
 _WAYS = (*SIGNALS, "exit")
+_GRAMMAR = f"the ways: {', '.join(_WAYS)}; kill@3:tts, kill@3#2 and kill@3* are in docs/operations.md"
+SWITCHES = {"gateway.reorder": "bypass", "scheduler.slots": "free_early"}  # safeguards that tests switch off
 _SPEC = re.compile(rf"({'|'.join(_WAYS)})@([1-9]\d*)(?::([\w-]+))?(\*|#\d+)?")
 
 
@@ -69,34 +73,60 @@ _armed: dict[str, Armed] = {}
 
 
 def check(hooks: Mapping[str, str]) -> None:
-    """Raises ConfigError for a failpoint that says nothing sensible."""
+    """Raises ConfigError for a hook that nobody knows, or that says nothing sensible.
+
+    A role (``asr@cpu/0``) is taken as it is: tests put other modules in the place of the node's, which have their own.
+    """
     for name, spec in hooks.items():
+        if "@" in name:
+            continue
         if name in POINTS and not _SPEC.fullmatch(spec):
-            raise ConfigError(f"failpoint {name} is {spec!r}", "write WAY@COUNT, as in kill@3; see docs/operations.md")
+            raise ConfigError(f"failpoint {name} is {spec!r}", f"write WAY@COUNT, as in kill@3 ({_GRAMMAR})")
         if name == FILE and not os.access(spec, os.R_OK):
             raise ConfigError(f"{FILE} is {spec!r}, which cannot be read", "make the file first; it may be empty")
+        if name in SWITCHES and spec != SWITCHES[name]:
+            raise ConfigError(f"test hook {name} is {spec!r}", f"write {name}={SWITCHES[name]}")
+        if name not in (*POINTS, *SWITCHES, FILE):
+            close = difflib.get_close_matches(name, (*POINTS, *SWITCHES, FILE), n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"there is no test hook {name!r}", f"{meant}docs/operations.md lists them")
 
 
 def arm(hooks: Mapping[str, str], role: str, incarnation: int) -> None:
     """Switch on what the hooks name for this life of this role, now and, with a file, on every SIGUSR1."""
-    path = hooks.get(FILE)
 
     def read(*_: object) -> None:
-        lines = Path(path).read_text().split() if path else ()
         _armed.clear()
-        _armed.update(_meant({**hooks, **dict(line.split("=", 1) for line in lines)}, role, incarnation))
+        try:
+            _armed.update(_meant({**hooks, **_from_file(hooks.get(FILE))}, role, incarnation))
+        except ConfigError as error:
+            logs.get().error("%s; nothing is armed", error)
+        for name, armed in _armed.items():
+            logs.get().warning("failpoint %s is armed: %s at the %dth time from now", name, armed.way, armed.left)
 
     read()
-    if path:
+    if FILE in hooks:
         signal.signal(signal.SIGUSR1, read)
+
+
+def _from_file(path: str | None) -> dict[str, str]:
+    """The failpoints in a file. Raises ConfigError."""
+    try:
+        lines = Path(path).read_text().splitlines() if path else []
+    except OSError as error:
+        raise ConfigError(f"{FILE} cannot be read: {error.strerror}", "make the file; it may be empty") from error
+    pairs = dict(line.strip().partition("=")[::2] for line in lines if line.strip() and not line.startswith("#"))
+    check(pairs)
+    return pairs
 
 
 def _meant(hooks: Mapping[str, str], role: str, incarnation: int) -> dict[str, Armed]:
     """Those of the failpoints that are meant for this life of this role."""
     meant = {}
+    kind = "worker" if "@" in role else role
     for name, spec in hooks.items():
         match = _SPEC.fullmatch(spec)
-        if name not in POINTS or match is None:
+        if name not in POINTS or not name.startswith(f"{kind}.") or match is None:
             continue
         way, count, stage, life = match.groups()
         mine = stage is None or role.partition("@")[0] == stage

@@ -291,6 +291,8 @@ class Session(_Wire, frozen=True):
 
 
 class Admit(_Wire, frozen=True):
+    """An utterance that the gateway has taken. ``waiting``: not to be begun before this comes again without it."""
+
     session: str
     index: int
     budget_ms: int
@@ -300,6 +302,7 @@ class Admit(_Wire, frozen=True):
     skip: tuple[str, ...] = ()
     audio_s: float = 0.0  # duration, for time-outs; 0 for text
     queued_ns: int = 0
+    waiting: bool = False
 
 
 class CancelJob(_Wire, frozen=True):

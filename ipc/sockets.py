@@ -1,6 +1,7 @@
 """Links between the node's processes: ZeroMQ's protocol, spoken by the process itself. They only move frames.
 
-A process posts messages as it decides and flushes once per loop turn, so that each peer gets at most one frame a turn.
+A process posts messages as it decides and flushes once per loop turn, so that each peer gets one frame a turn, or a few
+where there is very much to be told.
 
 * ``Router`` is bound, and addresses peers by name; ``Dealer`` connects to one Router and speaks first.
   A peer's name is ``role#incarnation``.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -30,7 +32,11 @@ from ipc.streams import Listener, Stream, path_of
 
 __all__ = ["Dealer", "Poll", "Router"]
 
-MAX_FRAME_BYTES = MAX_UNSENT_BYTES = 16 * 2**20
+MAX_FRAME_BYTES = 16 * 2**20
+MAX_UNSENT_BYTES = 64 * 2**20
+MOST_A_FRAME = (
+    128  # messages, each of which is shorter than a client's frame may be: what is told to a new peer is long
+)
 MOST_NAMELESS = 64  # connections that have not said yet who they are; then the oldest goes
 _NOBODY = ("", 0)  # has not said yet who it is
 
@@ -60,6 +66,13 @@ class _Link:
                 except (msgspec.MsgspecError, ValueError):
                     self.bad_frames += 1
         return found
+
+
+def _parts(batch: list[Any]) -> Iterable[list[Any]]:
+    """What goes into each frame."""
+    if len(batch) <= MOST_A_FRAME:
+        return (batch,)
+    return (batch[at : at + MOST_A_FRAME] for at in range(0, len(batch), MOST_A_FRAME))
 
 
 class Router(_Link):
@@ -101,7 +114,8 @@ class Router(_Link):
         stream = self._peers.get(peer)
         if stream is None:
             raise PeerGone(peer)
-        stream.send_frame(messages.encode((self.incarnation, self.epoch, batch)))
+        for part in _parts(batch):
+            stream.send_frame(messages.encode((self.incarnation, self.epoch, part)))
 
     def drain(self) -> list[tuple[str, int, list[Any]]]:
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
@@ -209,7 +223,8 @@ class Dealer(_Link):
         """Send one frame now. Raises PeerGone."""
         if self._peer is None:
             raise PeerGone("bound end")
-        self._peer.send_frame(messages.encode((self.incarnation, self.epoch, batch)))
+        for part in _parts(batch):
+            self._peer.send_frame(messages.encode((self.incarnation, self.epoch, part)))
 
     def drain(self) -> list[tuple[int, int, list[Any]]]:
         """Everything the last wait found: (sender's incarnation, epoch, messages)."""

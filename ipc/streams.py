@@ -147,6 +147,8 @@ class Stream:
         """Messages that have arrived. At the end of the stream, or of its senses, it closes itself."""
         if not self._clear:
             self.send_rest()
+        if not self._incoming.at_ease and self._incoming.room() is not None:
+            return self.read_large()  # the rest of a large message
         try:
             if data := self._sock.recv(READ_BYTES):
                 if self._incoming.at_ease:

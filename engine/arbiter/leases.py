@@ -229,7 +229,7 @@ class Leases:
             if read_since and (lease.shown_back or memory.limits.returns_at_once):
                 move(lease, LeaseState.RELEASED, now)
                 self._leases[device].remove(lease)
-                memory.forget(lease)
+                memory.forget(lease, self._leases[device])
                 self.wants.again(device)
             elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)

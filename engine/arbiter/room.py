@@ -100,10 +100,13 @@ class DeviceMemory:
             missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
         self.missing_bytes = missing
 
-    def forget(self, lease: Lease) -> None:
-        """A lease is over; what of it is still there is foreign from now on."""
-        self.foreign_bytes += lease.held_bytes
-        lease.held_bytes = 0
+    def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
+        """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
+
+        Memory may have told of this death long before anybody did, so that it was put down to another.
+        """
+        nbytes, lease.held_bytes = lease.held_bytes, 0
+        self._grow(nbytes, [one for one in others if one is not lease])
 
     def margin(self) -> int:
         return self.limits.margin(self.reading.free_bytes if self.reading else 0)

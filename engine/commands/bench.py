@@ -17,11 +17,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="measure this machine",
         description="Run a benchmark; without a name, list them. Everything after the name goes to the benchmark.",
         epilog="examples:\n  run_node.py bench pipeline\n  run_node.py bench hop --json\n"
-        "\nexit codes: 0 done, 1 a correctness metric failed, 2 usage",
+        "\nexit codes: 0 done, 1 something was wrong (goals for times do not count), 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help="which benchmark")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own arguments: --json, --connect E, --help")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own arguments: --help tells which")
 
 
 def run(args: argparse.Namespace) -> int:

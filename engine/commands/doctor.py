@@ -86,7 +86,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether\n"
         "the whole fits. With --connect, at a running node too.",
         epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
-        "\nexit codes: 0 the node could run here, 1 something it needs is missing",
+        "\nexit codes: 0 all is well, 1 something that the node needs is missing, or (--connect) no node serves",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -105,8 +105,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"healthy": healthy, "findings": [asdict(f) for f in findings], "facts": asdict(facts)}))
     else:
         print(table(["", "what", "found", "mend with"], [[f.state, f.topic, f.text, f.mend] for f in findings]))
-        print("\nthe node can run here" if healthy else "\nthe node cannot run here until the bad lines are mended")
+        print(f"\n{_verdict(findings)}")
     return OK if healthy else FAILED
+
+
+def _verdict(findings: list[Finding]) -> str:
+    """The last line."""
+    bad = {finding.topic for finding in findings if finding.state == "bad"}
+    if not bad - {"node"}:
+        return "a node can run here" + (", but none serves now: see the line node" if bad else "")
+    return "a node cannot run here until the bad lines are mended"
 
 
 # ---------------------------------------------------------------- judging

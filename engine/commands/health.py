@@ -21,11 +21,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     endpoint = finding.ctl_endpoint(args.connect)
     answer = asking.ask(endpoint, "health")
+    for name, stage in answer.get("stages", {}).items():
+        if note := stage.get("note"):
+            print(f"stage {name}: {note}")
     if answer["ready"]:
         print(f"serving at {endpoint}")
         return OK
-    for name, stage in answer.get("stages", {}).items():
-        if stage["reason"]:
-            print(f"stage {name}: {stage['reason']}")
     print(f"not serving: {answer.get('reason') or answer.get('phase', 'it does not say why')} ({endpoint})")
     return FAILED

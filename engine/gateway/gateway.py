@@ -64,7 +64,7 @@ class Gateway:
         self.handover = Handover(books, self.delivery)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Arrived: self._arrived,
-            TurnEnd: lambda _, now: self.watch.turn_end(now),
+            TurnEnd: self._turn_end,
             JobAccepted: self._job_accepted,
             JobEnded: self._job_ended,
             Free: self._free,
@@ -164,11 +164,11 @@ class Gateway:
             return books.tell(client, UnknownSession(token[:128]))
         if session.handed_over and last_received < session.next_index:
             self.delivery.received_before(session, last_received)
-        session.handed_over = False
         if last_received >= session.order.next:
             books.totals.rejected += 1
             text = f"outcome {last_received} was never made; the last one is {session.order.next - 1}"
             return books.tell(client, Rejected("bad_index", text, session.id, last_received))
+        session.handed_over = False
         if session.client not in (None, client):
             books.tell(session.client, Closed(session.id, "taken_over"))
         session.refused.clear()
@@ -211,6 +211,10 @@ class Gateway:
         if mode == "abort":
             self.delivery.cancel_all(session)
         self.books.ready[session.id] = None
+
+    def _turn_end(self, _: TurnEnd, now: float) -> None:
+        self.handover.turn(now)
+        self.watch.turn_end(now)
 
     # ---------------------------------------------------------------- the scheduler's word
 

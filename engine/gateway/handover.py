@@ -4,12 +4,14 @@ A new gateway knows nothing: it says ``Here("empty")``, the scheduler tells it s
 that are not free, and when ``Restored`` has come all of that is entered at once (a scheduler that dies half-way has
 told nothing). From then on it is **whole**, and tells each new epoch of the scheduler all it knows, in the same words.
 
-An epoch that dies without having ended a single utterance may have died of one that it held: each of them is charged,
-and the third charge is ``error(poison)``.
+An epoch that dies without having ended a single utterance may have died of one that it held. They are **suspect** then,
+and the epochs that follow may begin them one at a time, each when the one before has ended. The suspect that an epoch
+dies with is charged, and the third charge is ``error(poison)``.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from ipc import messages
 from ipc.messages import Admit, CancelJob, Ended, Held, Outcome, Ref, Remade, Restored
 
 MAX_CHARGES = 3
+Key = tuple[str, int]  # session, index
 
 
 class Handover:
@@ -32,6 +35,8 @@ class Handover:
         self.delivery = delivery
         self.fruitful = True
         self._heard: list[Any] = []
+        self._alone: Key | None = None  # the suspect that the present epoch has been given
+        self._suspects: deque[Key] = deque()  # those that wait for their turn
 
     # ---------------------------------------------------------------- to a new epoch
 
@@ -44,15 +49,32 @@ class Handover:
         books.forget_riders()
         self._charge()
         self.fruitful = False
+        waiting = set(self._suspects)
         for key, offset, nbytes, generation in books.ingress.held():
             books.post(Held(*key, Ref(books.ring_name, offset, nbytes, "", (), 0, generation)))
         for session in books.sessions:
             books.announce(session)
-            for _, entry in sorted(books.ledger.of(session.id).items()):
-                self._tell(session, entry, now)
+            for index, entry in sorted(books.ledger.of(session.id).items()):
+                self._tell(session, entry, now, waiting=(session.id, index) in waiting)
         books.post(Restored())
+        self.turn(now)
 
-    def _tell(self, session: Session, entry: Entry, now: float) -> None:
+    def turn(self, now: float) -> None:
+        """The next suspect's turn, if the one before has ended."""
+        if self._alone is not None and not self._is_unended(self._alone):
+            self._alone = None
+        while self._suspects and (self._alone is None or self.books.draining):  # a node that stops has no time for that
+            key = self._suspects.popleft()
+            session = self.books.sessions.get(key[0])
+            if session is not None and self._is_unended(key):
+                self._alone = key
+                self._tell(session, self.books.ledger.of(key[0])[key[1]], now)
+
+    def _is_unended(self, key: Key) -> bool:
+        entry = self.books.ledger.get(*key)
+        return entry is not None and entry.state is not State.ENDED
+
+    def _tell(self, session: Session, entry: Entry, now: float, *, waiting: bool = False) -> None:
         books = self.books
         if entry.state is State.ENDED:
             parcel = books.outbox.get(session.id, entry.index)
@@ -61,20 +83,37 @@ class Handover:
             return
         assert entry.admit is not None, (session.id, entry.index)
         left_ms = round(1000 * (entry.deadline - now))
-        books.post(entry.remade or msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms)))
+        admit = msgspec.structs.replace(entry.admit, budget_ms=max(1, left_ms), waiting=waiting)
+        books.post(entry.remade or admit)
         if entry.cancelled:
             books.post(CancelJob(session.id, entry.index))
 
     def _charge(self) -> None:
-        """If the epoch before ended nothing, whatever it is known to have held is suspect; else nothing is any more."""
+        """The epoch before is dead: what it was given alone is charged; if it ended nothing, all it held is suspect."""
+        alone, waiting = self._alone, set(self._suspects)
+        if alone is not None and self._is_unended(alone):
+            self._charge_one(alone)
         for session in self.books.sessions:
             for index in sorted(self.books.ledger.unended_indices(session.id)):
                 entry = self.books.ledger.of(session.id)[index]
-                entry.charges = 0 if self.fruitful else entry.charges + (entry.state is State.ACCEPTED)
-                if entry.charges >= MAX_CHARGES:
-                    self.books.ledger.end(session.id, index)
-                    text = f"the scheduler died {entry.charges} times while it held this utterance, and ended nothing"
-                    self.delivery.end(session, Outcome(session.id, index, "error", "poison", text), None)
+                was_held = (session.id, index) not in waiting and entry.remade is None
+                entry.suspect = entry.suspect or (was_held and not self.fruitful)
+        self._alone = None
+        self._suspects = deque(
+            (session.id, index)
+            for session in self.books.sessions
+            for index in sorted(self.books.ledger.unended_indices(session.id))
+            if self.books.ledger.of(session.id)[index].suspect
+        )
+
+    def _charge_one(self, key: Key) -> None:
+        entry = self.books.ledger.of(key[0])[key[1]]
+        entry.charges += 1
+        session = self.books.sessions.get(key[0])
+        if entry.charges >= MAX_CHARGES and session is not None:
+            self.books.ledger.end(*key)
+            text = f"the scheduler died {entry.charges} times when it held this utterance and no other suspect one"
+            self.delivery.end(session, Outcome(*key, "error", "poison", text), None)
 
     # ---------------------------------------------------------------- from the scheduler
 

@@ -94,6 +94,10 @@ class Ingress:
             self._unreserve()
         self.review(now)
 
+    def claimants(self) -> frozenset[str]:
+        """Sessions with a request that waits for memory."""
+        return frozenset(session for session, _ in self._claims)
+
     def review(self, now: float) -> None:
         """Drop claims that did not come back; reserve for the oldest one that has waited long enough."""
         for key in [key for key, claim in self._claims.items() if claim.until <= now]:

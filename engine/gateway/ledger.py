@@ -45,7 +45,8 @@ class Entry:
     state: State = State.ADMITTED
     cancelled: bool = False  # its client wants it ended
     remade: Remade | None = None  # it had ended before our time; its samples are being made once more
-    charges: int = 0  # epochs of the scheduler that died while they held it, and ended nothing
+    suspect: bool = False  # an epoch of the scheduler died while it held this, and had ended nothing
+    charges: int = 0  # epochs that died when they held this and no other suspect
 
     @property
     def digest(self) -> tuple[str, int, int, int]:

@@ -177,7 +177,9 @@ class Watch:
                 books.tell(name, Share(session.id, session.share_told))
 
     def _tell_over(self) -> None:
-        over = self.books.outbox.over(len(self.books.sessions))
+        # An index that waits for memory of the ring may be the one that all these outcomes wait for, and only the end
+        # of what the session has in the ring makes room: until it is in, its budget does not count.
+        over = self.books.outbox.over(len(self.books.sessions)) - self.books.ingress.claimants()
         if over != self._over:
             self._over = over
             self.books.post(Over(tuple(sorted(over))))

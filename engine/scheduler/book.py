@@ -75,6 +75,7 @@ class Book:
         self, boot: SchedulerBoot, deadlines: DeadlinesSection, epoch: int, hooks: dict[str, str] | None = None
     ) -> None:
         self.boot = boot
+        self.epoch = epoch
         self.deadlines = deadlines
         self.stages: dict[str, StagePlan] = {stage.name: stage for stage in boot.stages}
         self.workers = {plan.role: Worker(plan, stage) for stage in boot.stages for plan in stage.workers}

@@ -86,17 +86,20 @@ class Dispatch:
         rest = plan.max_batch - 1
         return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False))
 
+    def may_run(self, key: Key) -> bool:
+        """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""
+        job = self._job(key)
+        if not job.at_last:
+            return True
+        return bool(self.book.gateway) and (key[0] not in self.book.over or self._unblocks(key))
+
     def _eligible(self, key: Key, plan: StagePlan, worker: Worker, now: float, *, alone: bool) -> bool:
         job = self._job(key)
         if job.suspect and not alone:
             return False
         if self.serial and not job.started and self.book.in_flight - {key}:
             return False
-        if job.at_last and not self.book.gateway:
-            return False  # nobody is there to take the result
-        if job.at_last and key[0] in self.book.over and not self._unblocks(key):
-            return False
-        return self._grant(job, plan, worker, now)
+        return self.may_run(key) and self._grant(job, plan, worker, now)
 
     def _unblocks(self, key: Key) -> bool:
         """A session over its byte budget gets its lowest unended index done while a higher one has ended."""
@@ -124,7 +127,7 @@ class Dispatch:
     def _send(self, plan: StagePlan, worker: Worker, granted: list[tuple[Job, int, int, int]], now: float) -> None:
         items = tuple([self._item(worker, *grant) for grant in granted])
         limit = plan.timeout_base_s + plan.timeout_per_audio * max([job.audio_s for job, *_ in granted])
-        batch = Batch({ticket: job.key for job, ticket, *_ in granted}, now, limit)
+        batch = Batch({ticket: job.key for job, ticket, *_ in granted}, now, limit, alone=granted[0][0].suspect)
         worker.send(batch)
         worker.runs += 1
         self.book.paces[plan.name].moved_at = now

@@ -10,7 +10,7 @@ from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Loa
 from ipc.peers import split_peer
 
 BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
-EXCUSED_LIVES = 8  # two utterances that kill their worker until they are poison; a worker that only dies is not excused
+EXCUSED_LIVES = 40  # ten utterances that kill their worker until they are poison; one that only dies is not excused
 
 
 class Fleet:
@@ -22,7 +22,7 @@ class Fleet:
         self.ready = False
         self.proven: set[str] = set()  # stages of which a model has been loaded, be it away again
         self.look_at: float | None = None  # no worker can be over a limit before this
-        self._by_peer: dict[str, Worker] = {}  # every life that has spoken
+        self._by_peer: dict[str, Worker] = {}  # every life that has spoken and is not known to be dead
         self._failing = False
         self._awaited: dict[tuple[str, int], float] = {}  # silent lives that have not spoken to this epoch: since when
 
@@ -39,11 +39,13 @@ class Fleet:
             return
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
+        self._forget_silence(role, incarnation)
         worker.begin(incarnation)
         worker.spoke_at = now
         self._by_peer[peer] = worker
         worker.move(Life.EMPTY)
         worker.condemned = False
+        worker.waiting_for = ""
         self.book.fleet_changed = True
         self._knows_its_slots(role)
         match message.state:
@@ -99,20 +101,28 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        if self.book.absent.pop(worker.plan.stage, ""):
+            self.book.fleet_changed = True
+            self.book.note("info", f"stage {worker.plan.stage} is back")
         self.book.stir(worker.plan.stage)
         self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
         self._check_ready()
 
     def denied(self, worker: Worker, message: Denied, now: float) -> None:
-        """No lease, or the load failed. Before the first ready that may end the node; later it is tried again."""
+        """No lease, or the load failed: tried again later, unless before the first ready, which may end the node.
+
+        The utterances of a stage that the node can do without go past it meanwhile. Its model is not tried again when
+        it is the model that is bad.
+        """
         worker.move(Life.EMPTY)
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
-        if self.ready:
+        optional = worker.stage.optional
+        if self.ready and not (optional and message.code == "bad_model"):
             worker.load_again_at = now + self.book.deadlines.retry_delay_s
             self.watch(worker.load_again_at)
-        if not self._call_standby(worker.plan.stage) and not self.ready:
+        if not self._call_standby(worker.plan.stage) and (optional or not self.ready):
             self._without(worker.plan.stage, message.reason, now)
 
     def _call_standby(self, stage: str) -> bool:
@@ -132,8 +142,10 @@ class Fleet:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
         if not self.book.stages[stage].optional:
             return self._fail(f"stage {stage} cannot start: {reason}")
+        if stage not in self.book.absent:
+            self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
         self.book.absent[stage] = reason
-        self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
+        self.book.fleet_changed = True
         self.flow.skip_queue(stage, now)
         self._check_ready()
 
@@ -163,21 +175,43 @@ class Fleet:
     def silent(self, role: str, incarnation: int, phase: str, now: float) -> None:
         """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits.
 
-        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as a
-        load may take. And news of silence may be older than the worker's last word.
+        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as
+        that may take. And news of silence may be older than the worker's last word.
         """
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation or worker.condemned:
             return
         deadlines = self.book.deadlines
         if incarnation != worker.incarnation or worker.life is Life.ABSENT:
-            since = self._awaited.setdefault((role, incarnation), now)
-            if not phase.startswith(BUSY_PHASES):
-                self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
-            elif now >= since + deadlines.load_timeout_s:
-                self._condemn(worker, incarnation, "silent since before this scheduler began")
+            self._await(worker, incarnation, phase, now)
         elif not worker.batches and worker.loading_since is None and now >= worker.spoke_at + deadlines.silent_s:
             self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+
+    def _await(self, worker: Worker, incarnation: int, phase: str, now: float) -> None:
+        """A life that is silent and has not spoken to this epoch."""
+        if not phase.startswith(BUSY_PHASES):
+            return self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
+        key = worker.plan.role, incarnation
+        if key not in self._awaited:
+            self._awaited[key] = now
+            worker.waiting_for = f"silent since before this scheduler began: it may be in a {_doing(phase)} from then"
+            self.book.note("warning", f"{worker.plan.role} is {worker.waiting_for}")
+            if _doing(phase) == "load":  # it says that it is loaded before it is given anything to do
+                self._knows_its_slots(worker.plan.role)
+        limit_s = self.book.deadlines.load_timeout_s if _doing(phase) == "load" else self._longest_run_s(worker)
+        if now >= self._awaited[key] + limit_s:
+            self._condemn(worker, incarnation, f"hung: silent since before this scheduler began, {limit_s:.1f} s ago")
+        return None
+
+    def _forget_silence(self, role: str, incarnation: int) -> None:
+        """This life has spoken or is dead, and so are all before it."""
+        for key in [key for key in self._awaited if key[0] == role and key[1] <= incarnation]:
+            del self._awaited[key]
+
+    def _longest_run_s(self, worker: Worker) -> float:
+        """What a run of any utterance that is known may take at this worker's stage."""
+        audio_s = [job.audio_s for line in self.book.lines.values() for job in line.jobs.values()]
+        return worker.stage.timeout_base_s + worker.stage.timeout_per_audio * max(audio_s, default=0.0)
 
     def forgive(self, pause_s: float) -> None:
         """This process was stopped for so long, and the workers perhaps too: their runs and loads may take longer."""
@@ -186,8 +220,6 @@ class Fleet:
                 worker.batches[0].began += pause_s
             if worker.loading_since is not None:
                 worker.loading_since += pause_s
-        if self.look_at is not None:
-            self.look_at += pause_s
 
     def watch(self, at: float) -> None:
         """Something may be over its limit at ``at``."""
@@ -233,8 +265,11 @@ class Fleet:
         if worker.batches:  # it was told so by an epoch before this one
             return self.gone(role, incarnation, "parked by an earlier scheduler", final=False, now=now)
         worker.move(Life.ABSENT)
+        self._by_peer.pop(worker.peer, None)
+        self._forget_silence(role, incarnation)
         worker.leaving = worker.condemned = False
         worker.loading_since = worker.load_again_at = None
+        self._knows_its_slots(role)
         self.book.free(self.book.slots.gone(worker.peer))
 
     def gone(self, role: str, incarnation: int, reason: str, *, final: bool, now: float) -> None:
@@ -242,18 +277,23 @@ class Fleet:
         worker = self.book.workers.get(role)
         if worker is None or incarnation < worker.incarnation:
             return
+        known = worker.life not in (Life.ABSENT, Life.LOST)
         worker.move(Life.LOST if final else Life.ABSENT)
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
+        self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
+        self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
         worker.condemned = False
         worker.waiting_for = reason
         self.book.fleet_changed = True
-        self.book.totals.deaths += 1
-        self.book.note("warning", f"{role} died ({reason}); {sum(len(b.jobs) for b in batches)} utterances run again")
+        if known:
+            self.book.totals.deaths += 1
+            again = sum(len(b.jobs) for b in batches)
+            self.book.note("warning", f"{role} died ({reason}); {again} utterances run again")
         self._excuse(worker, batches)
+        self._knows_its_slots(role)
         if final:
-            self._knows_its_slots(role)
             self._stage_lost(worker.plan.stage, reason, now)
         self.flow.worker_died(worker, batches, reason, now)
         if not final:
@@ -286,3 +326,8 @@ class Fleet:
             if job is not None and job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.flow.status(job, reason)
+
+
+def _doing(phase: str) -> str:
+    """What a worker is in by its last heartbeat."""
+    return "load" if phase.startswith("loading") else "run"

@@ -39,7 +39,9 @@ class Flow:
         """A job the gateway has already decided to take; never refused."""
         book = self.book
         line = book.lines[message.session]
-        if message.index in line.jobs:
+        if (known := line.jobs.get(message.index)) is not None:
+            if known.waiting and not message.waiting:
+                self._begin(known, now)
             return
         job = Job(line.session, message, now + message.budget_ms / 1000, message.ref, message.text)
         line.jobs[job.index] = job
@@ -49,7 +51,21 @@ class Flow:
             book.adopt(Held(message.session, message.index, message.ref))
         book.accepted[job.key] = None
         book.timer(job.deadline, "deadline", job.key)
+        if not message.waiting:
+            return self._begin(job, now)
+        job.waiting = True
+        return None
+
+    def _begin(self, job: Job, now: float) -> None:
+        job.waiting = False
         self.enter(job, now)
+
+    def begin_waiting(self, now: float) -> None:
+        """Whoever was to say when they may begin is dead."""
+        for line in self.book.lines.values():
+            for index in sorted(line.unended):
+                if line.jobs[index].waiting:
+                    self._begin(line.jobs[index], now)
 
     def acked(self, session: str, through: int) -> None:
         """The client has every outcome up to ``through``: their records go."""
@@ -120,7 +136,8 @@ class Flow:
         else:
             workers = self.book.workers_of(plan.name)
             if all(worker.life is Life.LOST for worker in workers):
-                return self._give_up(job, "failed", f"stage {plan.name} has no worker left", now)
+                why = next((worker.waiting_for for worker in workers if worker.waiting_for), "")
+                return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
             self.book.called[plan.name] = None
             if job.state is State.PENDING:
                 job.move(State.LOADING)
@@ -136,7 +153,8 @@ class Flow:
         """One ticket came back."""
         book = self.book
         book.stir(worker.plan.stage)
-        book.paces[worker.plan.stage].moved_at = now
+        if result.state != "failed":
+            book.paces[worker.plan.stage].moved_at = now
         hit = worker.done(result.ticket, now)
         job = book.job(hit[0]) if hit else None
         out = (worker.plan.role, result.ticket)
@@ -201,7 +219,10 @@ class Flow:
     def _failed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
         """A reported failure: wait and try again, or end with its cause."""
         deadlines = self.book.deadlines
-        self.book.paces[job.stage].failed += 1
+        pace = self.book.paces[job.stage]
+        pace.failed += 1
+        if result.retry:  # else it is the utterance that cannot be done
+            pace.failed_in_row, pace.last_failure = pace.failed_in_row + 1, result.error
         if result.code == "oom":
             job.oom_failures += 1
             self.book.totals.oom_errors += 1
@@ -254,7 +275,7 @@ class Flow:
 
     def _again(self, job: Job, worker: Worker, batch: Batch, begun: bool, reason: str, now: float) -> None:
         if begun:
-            job.charges += job.suspect and batch.size == 1
+            job.charges += job.suspect  # and so it ran alone
             job.suspect = True
             job.record(
                 StageRecord(
@@ -313,11 +334,13 @@ class Flow:
             if held is not None and held != kept:
                 book.drop((held.ring, held.generation))
         if job.lost is None:
-            self._count(outcome, code)
+            self._count(outcome)
+            if outcome == "error" and code != "expired":
+                self.book.note("info", f"session {job.session.id} index {job.index} ended as error({code}): {error}")
 
     def _withdraw(self, job: Job) -> None:
         line = self.book.lines[job.session.id]
-        job.ended = True
+        job.ended, job.waiting = True, False
         line.unended.discard(job.index)
         line.highest_ended = max(line.highest_ended, job.index)
         if not job.ticket:  # else its run goes on, and serial mode waits for it
@@ -338,13 +361,11 @@ class Flow:
         for stage in job.stages[job.at + 1 :]:
             job.record(StageRecord(stage, State.PENDING.value))
 
-    def _count(self, outcome: str, code: str) -> None:
+    def _count(self, outcome: str) -> None:
         totals = self.book.totals
         totals.completed += outcome == "ok"
         totals.failed += outcome == "error"
         totals.skipped += outcome == "skipped"
-        if outcome == "error" and code != "expired":
-            self.book.note("info", f"an utterance ended as error({code})")
 
     # ---------------------------------------------------------------- told
 

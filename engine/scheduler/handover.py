@@ -37,14 +37,17 @@ class Handover:
         book.free(book.slots.heard(split_peer(peer)[0]))
         if message.state == "empty":
             self._tell_all(now)
+            self.past.flow.begin_waiting(now)
             book.send(GATEWAY, Restored())
             self.complete = True
+            self._note_meeting(split_peer(peer)[1])
         book.stir_all()
 
     def told_all(self) -> None:
         """The gateway has told this epoch everything."""
         self.past.settle()
         self.complete = True
+        self.book.note("info", f"the gateway has told this scheduler {self._known()}")
 
     def part(self, peer: str) -> None:
         """This life of the gateway is dead: it reads no slot any more, and what it was told it was told in vain."""
@@ -52,6 +55,21 @@ class Handover:
         if peer == book.gateway:
             book.gateway = ""
         book.free(book.slots.gone(peer))
+
+    def _note_meeting(self, incarnation: int) -> None:
+        """A line for the log: what a new gateway was told, or that nobody is left who could tell it anything."""
+        if incarnation > 1 and self.book.epoch > 1 and not self.book.lines:
+            text = (
+                "scheduler and gateway are both new: what had been accepted and not fetched before is lost, if any was"
+            )
+            self.book.note("warning", text)
+        elif incarnation > 1:
+            self.book.note("info", f"a new gateway has been told {self._known()}")
+
+    def _known(self) -> str:
+        lines = self.book.lines.values()
+        unended, kept = sum(len(line.unended) for line in lines), sum(len(line.jobs) for line in lines)
+        return f"{len(lines)} sessions, {unended} utterances that have not ended and {kept - unended} that have"
 
     def _tell_all(self, now: float) -> None:
         for line in self.book.lines.values():
@@ -77,4 +95,4 @@ class Handover:
 def _with_what_is_left(job: Job, now: float) -> Admit:
     """The job's ``Admit`` as it would be sent now."""
     left_ms = round(1000 * (job.deadline - now))
-    return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms))
+    return msgspec.structs.replace(job.admit, budget_ms=max(1, left_ms), waiting=False)

@@ -75,6 +75,7 @@ class Job:
     lost: Outcome | None = None  # how it had ended before its samples were lost: they are made once more
     ticket: int = 0  # outstanding, 0: none
     started: bool = False  # a stage has been dispatched
+    waiting: bool = False  # not to be begun before the gateway says so
     ended: bool = False
     texts: dict[str, str] = field(default_factory=dict)
     language: str = ""

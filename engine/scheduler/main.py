@@ -20,7 +20,7 @@ from ipc.sockets import Poll, Router
 
 DRAIN_S = 1.0
 NEWS = (Here, Loaded, Denied)  # who can work has changed: the node's health hangs on it, so it is reported at once
-LATE_S = 1.0  # woken so much later than asked for, we were stopped, and perhaps the whole node was
+LATE_S = 1.0  # so much later than asked for, we were stopped, and perhaps the whole node was
 
 
 class Shell:
@@ -35,6 +35,7 @@ class Shell:
         self.poll = Poll()
         self.dying: dict[str, tuple[Gone, float]] = {}  # peer -> its Gone, when to stop waiting
         self.leaving = False
+        self.looked_at = now()
         self.old_epoch = 0
 
     def run(self) -> None:
@@ -61,15 +62,19 @@ class Shell:
         timeout = max(0.0, until - now())
         if self.dying:  # the end of a stream wakes us too
             timeout = max(0.0, min(timeout, min(by for _, by in self.dying.values()) - now()))
-        asked = now()
         readable = self.poll.wait(timeout)
-        late = now() - asked - timeout
-        if late > LATE_S:
-            logs.get().warning("this process was stopped for %.1f s: all limits are moved by as much", late)
-            self.core.fleet.forgive(late)
+        self.notice_pause(timeout)
         if self.lifeline.death_fd in readable:
             leave(ORPHANED)
         return readable
+
+    def notice_pause(self, waited: float = 0.0) -> None:
+        """Since the last look more time may have passed than was waited: then we were stopped, wherever we stood."""
+        late = now() - self.looked_at - waited
+        self.looked_at = now()
+        if late > LATE_S:
+            logs.get().warning("this process was stopped for %.1f s: all limits are moved by as much", late)
+            self.core.fleet.forgive(late)
 
     def read_peers(self) -> None:
         time = now()
@@ -109,6 +114,7 @@ class Shell:
 
     def act(self) -> None:
         """Carry out what the core decided: one frame per peer, the workers' first."""
+        self.notice_pause()
         mail, notes = self.core.turn(now())
         if not mail and not notes:
             return

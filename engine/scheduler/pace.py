@@ -18,6 +18,8 @@ class StagePace:
     mean_s: float = 0.0
     done: int = 0
     failed: int = 0
+    failed_in_row: int = 0  # by the stage's own doing, since the last one that was well
+    last_failure: str = ""
     waiting_sum_s: float = 0.0
     processing_sum_s: float = 0.0
     moved_at: float = 0.0  # when a run was last sent or ended, or work came to an empty queue (monotonic)
@@ -25,6 +27,7 @@ class StagePace:
     def measure(self, waiting_s: float, processing_s: float) -> None:
         """One utterance has gone through, in a run of ``processing_s``."""
         self.done += 1
+        self.failed_in_row = 0
         self.waiting_sum_s += waiting_s
         self.processing_sum_s += processing_s
         per_run = max(processing_s, 1e-6)

@@ -85,7 +85,7 @@ class Past:
             return False
         last = len(job.stages) - 1
         made = Job(
-            job.session, job.admit, math.inf, language=job.language, degraded=list(job.degraded),
+            job.session, job.admit, math.inf, language=job.language, degraded=self._before(job, last),
             records=list(job.records), lost=job.outcome,
         )  # fmt: skip
         if self.book.ends_on_samples(job):  # so all of them run, on what the client sent
@@ -100,6 +100,12 @@ class Past:
         line.unended.add(job.index)
         self.flow.enter(made, now)
         return True
+
+    def _before(self, job: Job, last: int) -> list[str]:
+        """How it was degraded by the stages that do not run again."""
+        if self.book.ends_on_samples(job):
+            return []
+        return [said for said in job.degraded if not said.startswith(f"{job.stages[last]}: ")]
 
     def spare(self) -> None:
         """Ring memory is wanted: inputs that are only kept in case of a gateway's death are given up."""
@@ -118,5 +124,5 @@ def _ended_job(line: Line, outcome: Outcome, admit: Admit) -> Job:
     return Job(
         line.session, admit, 0.0, states=passed, at=len(passed), ended=True, outcome=outcome,
         has_audio=outcome.nbytes > 0, texts=dict(outcome.texts), language=outcome.language,
-        records=list(outcome.stages),
+        records=list(outcome.stages), degraded=outcome.degraded.split("; ") if outcome.degraded else [],
     )  # fmt: skip

@@ -70,8 +70,10 @@ class Scheduler:
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
         self._told_at = 0.0
+        self._began = 0.0
         self._drain_by: float | None = None
         self._drained = False
+        self._drain_wake: float | None = None
         self._wake: float | None = None
         self._look: float | None = None  # when a model may have to leave
 
@@ -187,6 +189,7 @@ class Scheduler:
 
     def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
+        self._began = self._began or now
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
                 self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
@@ -194,6 +197,7 @@ class Scheduler:
             self.fleet.overdue(now)
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
+            self._drain_wake = self._drain_by if now < self._drain_by else None
         self._look = self.residency.turn(now)
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
@@ -203,21 +207,19 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
         first = self.book.timers[0][0] if self.book.timers else None
-        drain_by = None if self._drained else self._drain_by
-        for time in (self._wake, self._look, self.book.ride_until, self.fleet.look_at, drain_by):
+        for time in (self._wake, self._look, self.book.ride_until, self.fleet.look_at, self._drain_wake):
             if time is not None and (first is None or time < first):
                 first = time
         return first
 
     def _drain(self, by: float, now: float) -> None:
-        if self._drained:
-            return
+        """Say when nothing is in flight, once; end what still is, or comes, when the time is over."""
         lines = list(self.book.lines.values())
         if now >= by:
             for line in lines:
                 for index in sorted(line.unended):
                     self.flow.end(line.jobs[index], "error", "shutting_down", "the node stopped", now)
-        if self.handover.complete and not any(line.unended for line in lines):
+        if not self._drained and self.handover.complete and not any(line.unended for line in lines):
             self._drained = True
             self.book.send(SUPERVISOR, Drained())
 
@@ -272,6 +274,7 @@ class Scheduler:
             "slots": book.slots.snapshot(),
             "slots_idle": book.slots.idle,
             "slots_unknown": book.slots.unknown,
+            "slots_unknown_s": round(now - self._began, 1) if book.slots.unknown else 0.0,
             "handed_over": self.handover.complete,
             "per_device": self._per_device(),
             "stages": {name: self._stage(name, now) for name in book.stages},
@@ -304,12 +307,16 @@ class Scheduler:
         done = max(1, pace.done)
         batches = [batch for worker in workers for batch in worker.batches]
         running = sum(len(batch.jobs) for batch in batches)
-        has_work = bool(batches or self.book.queues[name].waiting)
+        has_work = bool(batches) or any(map(self.dispatch.may_run, self.book.queues[name]))
         return {
             "optional": plan.optional,
+            "workers": len(workers),
+            "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
             "parked": sum(worker.parked for worker in workers),
             "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
+            "failed_in_row": pace.failed_in_row,
+            "last_failure": pace.last_failure,
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
             "stall_limit_s": max([plan.timeout_base_s, *(batch.limit_s for batch in batches)]) + STALL_GRACE_S,
             "waiting": len(self.book.queues[name]),
@@ -350,6 +357,7 @@ class Scheduler:
                 job.check()
                 if job.ended:
                     continue
+                aside = job.waiting + (job.state is State.RETRYING)
                 queued = any(job.key in queue for queue in book.queues.values())
-                places = queued + (on_board.get(job.key) == job.ticket != 0) + (job.state is State.RETRYING)
+                places = aside + queued + (on_board.get(job.key) == job.ticket != 0)
                 assert places == 1, f"{job.key} {job.state} is in {places} places"

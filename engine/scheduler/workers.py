@@ -49,6 +49,7 @@ class Batch:
     limit_s: float
     began: float | None = None
     size: int = 0
+    alone: bool = False  # of a suspect: nothing is sent behind it
 
     def __post_init__(self) -> None:
         self.size = len(self.jobs)
@@ -98,6 +99,8 @@ class Worker:
 
     def takes_work(self, send_ahead: int) -> bool:
         """Whether another batch may be sent."""
+        if self.batches and self.batches[-1].alone:
+            return False
         return self.life is Life.LOADED and not (self.condemned or self.leaving) and len(self.batches) <= send_ahead
 
     @property

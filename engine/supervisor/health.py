@@ -7,6 +7,7 @@ serves, its core processes are up and heard, and every stage that it cannot do w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engine.config import DeadlinesSection
@@ -14,18 +15,26 @@ from engine.supervisor.lifecycle import Lifecycle, Phase
 from engine.supervisor.roster import State
 
 STALE_S = 5.0  # a scheduler's report older than this is no news of any stage
+UNKNOWN_S = 5.0  # memory of which nobody knows whether it is in use is free again before this, or somebody hangs
+FAILED_IN_ROW = 10  # a stage whose last runs all failed, so many, is not well
 
 
 def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str, Any]:
     """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}}."""
-    reported_at, report = life.reports.get("scheduler", (now, {}))
+    report: dict[str, Any]
+    reported_at, report = life.reports.get("scheduler", (math.inf, {}))
     stages = {name: of_stage(row) for name, row in report.get("stages", {}).items()}
     reasons = [life.phase.value] if life.phase is not Phase.SERVING else []
     reasons += [
         text for role in ("arbiter", "scheduler", "gateway") if (text := _of_process(life, role, deadlines, now))
     ]
-    if not reasons and now - reported_at > STALE_S:
+    if not reasons and reported_at == math.inf:
+        reasons.append("the scheduler has just begun and not reported yet")
+    elif not reasons and now - reported_at > STALE_S:
         reasons.append(f"the scheduler has reported nothing for {now - reported_at:.0f} s")
+    if report.get("slots_unknown_s", 0.0) > UNKNOWN_S:
+        who = sorted({role for roles in report["slots_unknown"].values() for role in roles})
+        reasons.append(f"new utterances may wait for memory: {', '.join(who)} has not said what it uses")
     optional = {name for name, row in report.get("stages", {}).items() if row.get("optional") or row.get("absent")}
     if life.phase is Phase.SERVING:
         reasons += [
@@ -43,12 +52,24 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):
         return {"alive": True, "progressing": False, "reason": f"has work and made no progress for {stalled:.0f} s"}
-    return {"alive": True, "progressing": True, "reason": ""}
+    if row.get("failed_in_row", 0) >= FAILED_IN_ROW:
+        reason = f"its last {row['failed_in_row']} runs failed, the last one with: {row.get('last_failure')}"
+        return {"alive": True, "progressing": False, "reason": reason}
+    return {"alive": True, "progressing": True, "reason": "", "note": _lost(row)}
+
+
+def _lost(row: dict[str, Any]) -> str:
+    """What an operator should know of a stage that is well all the same."""
+    lost, workers = row.get("lost", 0), row.get("workers", 0)
+    why = f": {row['why']}" if row.get("why") else ""
+    return f"{lost} of {workers} workers will not come back until the node is started again{why}" if lost else ""
 
 
 def _of_process(life: Lifecycle, role: str, deadlines: DeadlinesSection, now: float) -> str:
     record = life.roster[role]
     if record.state is not State.UP:
         return f"{role} is not up ({record.reason or record.state.value})"
+    if role == "gateway" and life.phase is Phase.SERVING and record.phase != "serving":
+        return f"gateway does not serve yet ({record.phase or 'starting'})"
     silent_s = now - record.heard
     return f"{role} has been silent for {silent_s:.1f} s" if silent_s > deadlines.silent_s else ""

@@ -175,12 +175,12 @@ class Lifecycle:
             case Ready(mode, reason) if self.phase is Phase.STARTING:
                 self.mode, self.mode_reason = mode, reason
                 self._workers_ready = True
-            case Serving(endpoints) if (
-                self.phase is Phase.STARTING
-            ):  # a gateway that came back opens its door in silence
-                self._move(Phase.SERVING)
-                self.endpoints = endpoints
-                actions.append(Announce(endpoints, self.mode, self.mode_reason))
+            case Serving(endpoints):
+                self.roster["gateway"].phase = "serving"
+                if self.phase is Phase.STARTING:  # one that came back opens its door in silence
+                    self._move(Phase.SERVING)
+                    self.endpoints = endpoints
+                    actions.append(Announce(endpoints, self.mode, self.mode_reason))
             case Failing(reason):
                 self._fail(reason)
             case Condemn(worker, condemned, reason) if self.roster.can_condemn(worker, condemned):
@@ -216,7 +216,8 @@ class Lifecycle:
         if role == "arbiter":  # it may remember leases of any life
             missed += [Gone(r.role, r.incarnation - (r.state in LIVING)) for r in workers if r.incarnation]
         if role == "scheduler":
-            missed += [Gone(r.role, r.incarnation, r.reason, True) for r in workers if r.state is State.SPENT]
+            dead = [r for r in workers if r.incarnation and r.state not in LIVING]
+            missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
             if self.phase in (Phase.SERVING, Phase.DRAINING):
                 missed.append(Serve())
         if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:
@@ -256,11 +257,12 @@ class Lifecycle:
             self._fail(f"{role} cannot start: {reason}")
             return []
         if final and not record.is_worker:
-            why = "cannot start again" if record.boot_failed else "its restart budget is spent"
-            self._fail(f"{role} died ({reason}) and {why}: the node ends with it")
+            self._fail(f"{role} died ({reason}); {self.roster.why_spent(role)}: the node ends with it")
             return []
         if role == "gateway":
             self._serve_told = self._flushed = self._drained = False
+        if final:
+            reason += f"; {self.roster.why_spent(role)}"
         record.reason = reason
         news = Gone(role, record.incarnation, reason, final)
         actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]
@@ -271,7 +273,7 @@ class Lifecycle:
         text = f"{record.role} (life {record.incarnation}) died: {reason}; "
         if final:
             self.roster.give_up(record.role)
-            return text + "it will not be started again"
+            return text + "it stays away until the node is started again"
         wait = self.roster.restart(record.role, now)
         return text + (f"starting it again in {wait:.1f} s" if wait else "starting it again")
 

@@ -121,8 +121,12 @@ class Record:
 
     @property
     def boot_failed(self) -> bool:
-        """Whether the process that just died could not start at all, and the next one could not either."""
-        return self.code == BOOT_FAILED or (self.code == UNCAUGHT and not self.spoke)
+        """Whether the process that just died could not start at all, and the next one could not either.
+
+        An exception before the first word says so too; of a role that has lived before, only the second one in a row.
+        """
+        again = self.incarnation == 1 or self.fruitless > 1
+        return self.code == BOOT_FAILED or (self.code == UNCAUGHT and not self.spoke and again)
 
     def move(self, state: State) -> None:
         """Raises IllegalMove and changes nothing if the table has no such move."""
@@ -217,6 +221,13 @@ class Roster:
         while record.restarts and record.restarts[0] <= now - self._limits.restart_window_s:
             record.restarts.popleft()
         return not record.boot_failed and len(record.restarts) < self._restart_budget
+
+    def why_spent(self, role: str) -> str:
+        """Why ``can_restart`` says no, in words."""
+        if self._records[role].boot_failed:
+            return "it cannot start again"
+        window_s = self._limits.restart_window_s
+        return f"its restart budget is spent ({self._restart_budget} within {window_s:g} s: node.restart_budget)"
 
     def excuse(self, role: str, incarnation: int) -> None:
         """The death of this life was an utterance's doing: the restart that followed is not charged."""
@@ -316,7 +327,7 @@ class Roster:
     def _silence(self, record: Record, now: float) -> Iterator[Action]:
         record.silence_told = now
         if not record.is_worker:
-            yield self.condemn(record.role, f"silent for {now - record.heard:.1f} s", now)
+            yield self.condemn(record.role, f"ended for being silent for {now - record.heard:.1f} s", now)
             return
         scheduler = self._records.get("scheduler")
         if scheduler is not None and scheduler.state in HEARING:

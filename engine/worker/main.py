@@ -179,6 +179,8 @@ class Worker:
         self.load_ms = (now() - begun) * 1000
         self.state = "loaded"
         failpoints.reach("worker.loaded")
+        self.lifeline.post(Alive("loaded"))  # before the first run can end this life: it has come so far
+        self.lifeline.flush()
         measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
         self._tell_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
         self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))

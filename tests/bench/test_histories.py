@@ -73,6 +73,28 @@ def test_a_ring_that_a_deaf_worker_may_still_read_must_not_be_taken_for_known(mo
     assert ends_badly(range(600, 620))
 
 
+@pytest.mark.parametrize(
+    ("rule", "seeds"), [("_settle", range(600, 1500)), ("grant", range(9, 6000, 10))], ids=["free", "grant"]
+)
+def test_a_ring_that_is_not_known_yet_is_neither_freed_nor_granted(
+    rule: str, seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is deaf in a run of the epoch before still reads its input, in the gateway's ring or another
+    worker's; without the rule somebody writes there meanwhile.
+    """
+    obeyed = getattr(Slots, rule)
+
+    def broken(self: Slots, *given: object) -> object:
+        unknown, self._unknown = self._unknown, {}
+        try:
+            return obeyed(self, *given)
+        finally:
+            self._unknown = unknown
+
+    monkeypatch.setattr(Slots, rule, broken)
+    assert ends_badly(seeds)
+
+
 def test_a_worker_that_is_condemned_in_a_long_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def condemn(self: Fleet, role: str, incarnation: int, phase: str, now: float) -> None:
         worker = self.book.workers[role]

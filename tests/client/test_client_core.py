@@ -21,9 +21,17 @@ def core() -> SessionCore:
     return core
 
 
-def answer(core: SessionCore, kind: str, **fields: Any) -> None:
-    core.handle({"type": kind, **fields}, None, 0.0)
+def answer(core: SessionCore, kind: str, **fields: Any) -> list[dict[str, Any]]:
+    """The node says this; returns what the core answers at once."""
+    said = core.handle({"type": kind, **fields}, None, 0.0)
     core.check()
+    return said
+
+
+def resumed(core: SessionCore, next_index: int) -> list[dict[str, Any]]:
+    """The node is another one, which knows the session up to here; returns what it is told at once."""
+    core.resume(1.0)
+    return answer(core, "Opened", session="s", token="x", next_index=next_index, share=1, window=8)
 
 
 def said(core: SessionCore) -> list[int]:
@@ -55,8 +63,7 @@ def test_below_what_the_node_has_accepted_nothing_is_held_back_even_after_a_resu
     submit(core, 2)
     answer(core, "Accepted", index=2)
     assert submit(core, 0) == [0]
-    core.resume(1.0)
-    answer(core, "Opened", session="s", token="x", next_index=1, share=1, window=8)
+    resumed(core, next_index=1)
     assert submit(core, 1) == [1]
 
 
@@ -73,3 +80,54 @@ def test_a_session_that_is_opened_again_has_nothing_at_the_node(core: SessionCor
     answer(core, "UnknownSession", session="x")
     answer(core, "Opened", session="s2", token="y", next_index=0, share=1, window=8)
     assert submit(core, 0) == [0]
+
+
+# ---------------------------------------------------------------- after a resume
+
+
+def ends(core: SessionCore, index: int) -> None:
+    answer(core, "Outcome", session="s", index=index, outcome="ok")
+
+
+def test_what_a_resume_says_is_received_needs_no_acknowledgement(core: SessionCore) -> None:
+    submit(core, 0)
+    ends(core, 0)
+    (said_,) = core.resume(1.0)
+    assert said_["last_received"] == 0
+    answer(core, "Opened", session="s", token="x", next_index=1, share=1, window=8)
+    assert core.ack() is None
+    submit(core, 1)
+    ends(core, 1)
+    assert core.ack() == {"type": "Ack", "session": "s", "through": 1}
+
+
+@pytest.mark.parametrize("when", ["before", "while it resumes"])
+def test_a_cancel_is_said_again_to_a_node_that_came_back(core: SessionCore, when: str) -> None:
+    submit(core, 0)
+    answer(core, "Accepted", index=0)
+    if when == "before":
+        assert core.cancel(0) == [{"type": "Cancel", "session": "s", "index": 0}]
+        again = resumed(core, next_index=1)
+    else:
+        core.resume(1.0)
+        assert core.cancel(0) == []
+        again = answer(core, "Opened", session="s", token="x", next_index=1, share=1, window=8)
+    assert again == [{"type": "Cancel", "session": "s", "index": 0}]
+
+
+def test_what_was_cancelled_and_the_node_has_never_had_is_skipped_after_a_resume(core: SessionCore) -> None:
+    submit(core, 0)
+    core.cancel(0)
+    assert resumed(core, next_index=0) == []
+    utterance = core.sendable(0.0)
+    assert utterance is not None and core.message(utterance) == {"type": "Skip", "session": "s", "index": 0}
+
+
+@pytest.mark.parametrize("next_index", [0, 1])
+def test_a_skip_whose_end_has_not_come_is_said_again_after_a_resume(core: SessionCore, next_index: int) -> None:
+    core.skip(0)
+    assert said(core) == [0]
+    assert resumed(core, next_index) == []
+    assert said(core) == [0]
+    answer(core, "Outcome", session="s", index=0, outcome="skipped", code="gap")
+    assert not core.unended

@@ -98,6 +98,26 @@ def test_it_resumes_with_a_node_that_came_back(plain: ModuleType, node: FakeNode
     assert [m.index for m in later if isinstance(m, Submit)] == [1, 2]
 
 
+def test_it_notices_a_node_that_does_not_know_it_though_it_has_the_same_number(
+    plain: ModuleType, node: FakeNode
+) -> None:
+    """The whole node began anew, or has parted with this connection, while everything was accepted."""
+    node.answer = lambda m: [Accepted(m.session, m.index)] if isinstance(m, Submit) else None
+    heard: list[int] = []
+
+    def use() -> None:
+        heard.extend(outcome["index"] for outcome, _ in plain.translate(node.endpoint, ["a", "b"], patience_s=60.0))
+
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    _wait_for(lambda: len(node.of(Submit)) == 2)
+    node.answer = lambda m: None
+    node.restart(remembers=False, silent=True)
+    user.join(10)
+    assert not user.is_alive() and heard == [0, 1]
+    assert node.of(Resume)[0].last_received == -1 and len(node.of(Open)) >= 2
+
+
 def test_it_says_when_the_session_is_gone_or_nobody_answers(plain: ModuleType, node: FakeNode) -> None:
     node.answer = lambda m: [Closed(m.session, "taken_over")] if isinstance(m, Submit) else None
     with pytest.raises(RuntimeError, match="taken_over"):

@@ -234,18 +234,19 @@ def test_interrupts_in_any_call_lose_nothing_and_mix_nothing_up(tmp_path: Path) 
             count, submitted = 40, 0
             while len(got) < count:
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.01))
-                    if submitted < count and session.outstanding < 3:
-                        submitted = max(submitted, session.submit(marked(submitted)) + 1)
-                    else:
-                        for outcome in session.outcomes(timeout_s=LIMIT_S):
-                            got[outcome.index] = outcome.audio
-                            break
-                except KeyboardInterrupt:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.01))
+                        if submitted < count and session.outstanding < 3:
+                            submitted = max(submitted, session.submit(marked(submitted)) + 1)
+                        else:
+                            for outcome in session.outcomes(timeout_s=LIMIT_S):
+                                got[outcome.index] = outcome.audio
+                                break
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:  # also one that came just before the clock was stopped
                     interrupts += 1
                     submitted = session.core.next_index
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
                 if len(got) == count and interrupts <= 10 and count < 2000:  # calls are short here: go on till it hurts
                     count += 20
     finally:

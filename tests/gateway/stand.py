@@ -47,16 +47,22 @@ def samples(n: int = 160, seed: int = 0, dtype: str = "<i2") -> bytes:
 
 
 class Stand:
-    """Feeds a core and keeps what it says: ``told`` clients, ``posted`` to the scheduler, ``written`` to the ring."""
+    """Feeds a core and keeps what it says: ``told`` clients, ``posted`` to the scheduler, ``written`` to the ring.
 
-    def __init__(self, ring_blocks: int = 64, hooks: dict[str, str] | None = None, **changes: Any) -> None:
+    ``handed_over``: what the scheduler tells it before ``Restored``; None: it has not told everything yet.
+    """
+
+    def __init__(
+        self, ring_blocks: int = 64, hooks: dict[str, str] | None = None, incarnation: int = 7,
+        handed_over: tuple[Any, ...] | None = (), **changes: Any,
+    ) -> None:  # fmt: skip
         counter = itertools.count()
         self.deadlines = changes.pop("deadlines", DEADLINES)
         self.core = Gateway(
             Books(
                 boot(**changes),
                 self.deadlines,
-                incarnation=7,
+                incarnation=incarnation,
                 new_token=lambda: f"{next(counter):032x}",
                 ring_blocks=ring_blocks,
                 hooks=hooks or {},
@@ -68,8 +74,8 @@ class Stand:
         self.written: list[Write] = []
         self.others: list[Any] = []
         self.tickets = itertools.count(1)
-        self.feed(Restored())
-        self.feed(Capacity(100))
+        for message in () if handed_over is None else (*handed_over, Restored(), Capacity(100)):
+            self.feed(message)
 
     def feed(self, event: Any) -> None:
         """One event, then the end of the turn."""

@@ -54,6 +54,39 @@ def test_nothing_posted_sends_nothing(link):
     assert arrivals(router, 0.05) == []
 
 
+@pytest.mark.parametrize("size", [1_000, 32_768, 65_500, 65_536, 70_000, 200_000, 3_000_000])
+def test_frames_of_any_length_arrive_whole_and_what_follows_them_too(link, size):
+    """What a new gateway is told is longer than one read takes."""
+    router, dealer = link
+    word = "x" * size
+    for n in range(3):
+        router.send("arbiter#7", [messages.Up(word, n)])
+        dealer.send([messages.Alive(word), messages.Alive(str(n))])
+    poll, end = Poll(), time.monotonic() + WAIT_S
+    poll.add(router)
+    poll.add(dealer)
+    got, heard = [], []
+    while len(got) < 3 or len(heard) < 3:
+        assert time.monotonic() < end
+        poll.wait(0.1)  # whoever could not send all of it sends the rest meanwhile
+        got += [message for _, _, batch in dealer.drain() for message in batch]
+        heard += [batch for _, _, batch in router.drain()]
+    assert [(message.role == word, message.incarnation) for message in got] == [(True, n) for n in range(3)]
+    assert [(batch[0].phase == word, batch[1].phase) for batch in heard] == [(True, str(n)) for n in range(3)]
+    assert router.bad_frames == dealer.bad_frames == 0
+
+
+def test_very_many_messages_travel_in_several_frames_in_the_order_posted(link):
+    router, dealer = link
+    for n in range(1000):
+        dealer.post(messages.Report({"n": n}))
+    dealer.flush()
+    got = []
+    while len(got) < 1000:
+        got += [message.snapshot["n"] for _, _, batch in arrivals(router) for message in batch]
+    assert got == list(range(1000))
+
+
 def test_a_message_is_sent_once(link):
     router, dealer = link
     router.post("arbiter#7", messages.Serve())

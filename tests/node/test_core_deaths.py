@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +70,66 @@ def test_results_that_nobody_had_read_are_made_again_by_the_last_stage_alone() -
     assert_in_order(outcomes)
     assert {o.outcome for o in outcomes} == {"ok"} and not marks.mixed_up
     assert runs["asr@cpu/0"] == 8 and 8 <= runs["tts@cpu/0"] <= 16
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("victim", ["gateway", "scheduler"])
+def test_very_much_is_handed_over_as_well_as_little(victim: str) -> None:
+    """More than a link's frame, and more than one read, takes."""
+    sessions, each = 30, 8
+    with Node(config(sleep_ms=1.0, out_bytes=4_000)) as node, ExitStack() as ends:
+        marks, open_ = Marks(), []
+        for number in range(sessions):
+            client = ends.enter_context(node.client())
+            session = client.session(source="en", target="de", tag=f"t{number}")
+            for index in range(each):
+                session.submit(marks.make(f"t{number}", index))
+            open_.append(session)
+        wait_until(lambda: node.stats()["scheduler"]["completed"] == sessions * each)  # and none acknowledged
+        kill(process_of(node, victim)["pid"])
+        for session in open_:
+            outcomes = list(session.outcomes(timeout_s=30))
+            assert [(o.index, o.outcome) for o in outcomes] == [(index, "ok") for index in range(each)]
+            for outcome in outcomes:
+                marks.compare(session.tag, outcome)
+        assert not marks.mixed_up
+        wait_until(lambda: [death["role"] for death in node.stats()["deaths"]] == [victim])
+        wait_until(lambda: node.stats()["health"]["ready"])
+        for session in open_:
+            session.submit(marks.make(session.tag, each))
+        for session in open_:
+            assert [(o.index, o.outcome) for o in session.outcomes(timeout_s=30)] == [(each, "ok")]
+
+
+def test_a_node_without_its_optional_stage_goes_on_without_it_after_the_scheduler_s_death() -> None:
+    broken = {"repair": [{"index": -1, "action": "bad_model", "text": "broken file"}]}
+    with Node(config(cues=broken, stages={"repair": {"required": False}})) as node:
+        kill(process_of(node, "scheduler")["pid"])
+        wait_until(lambda: node.stats()["scheduler"].get("handed_over") and node.stats()["health"]["ready"])
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(3):
+                session.submit(marks.make("t", index), budget_s=10.0)
+            outcomes = list(session.outcomes(timeout_s=30))
+    assert [(o.outcome, o.code) for o in outcomes] == [("ok", "")] * 3
+
+
+@pytest.mark.timeout(120)
+def test_a_stopped_worker_does_not_keep_a_new_scheduler_from_using_the_memory() -> None:
+    """Until it has spoken or died nobody knows what it uses; it is ended in the time that a run has."""
+    limits = {"asr": {"instances": 2, "timeout_base_s": 1.0, "timeout_per_audio": 0.0}}
+    rings = {"gateway": 128 * 65_536}
+    with Node(config(stages=limits, deadlines={"silent_s": 1.0}, rings=rings)) as node:
+        wait_until(lambda: node.stats()["scheduler"]["workers"]["asr@cpu/1"]["state"] == "loaded")
+        kill(process_of(node, "asr@cpu/1")["pid"], signal.SIGSTOP)
+        kill(process_of(node, "scheduler")["pid"])
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            for index in range(200):  # more than the ring holds
+                session.submit(marks.make("t", index))
+            outcomes = list(session.outcomes(timeout_s=30))
+        assert [death["role"] for death in node.stats()["deaths"]] == ["scheduler", "asr@cpu/1"]
+    assert {o.outcome for o in outcomes} == {"ok"}
 
 
 def test_when_both_die_at_once_the_client_library_submits_again_what_has_no_outcome() -> None:

@@ -111,6 +111,16 @@ def test_utterances_that_kill_every_worker_end_as_poison_and_their_neighbours_do
     assert [o.outcome for o in again] == ["ok"]
 
 
+@pytest.mark.timeout(120)
+def test_many_that_kill_their_worker_do_not_starve_their_neighbours() -> None:
+    """With the waits of a node as it is shipped: a worker that has loaded comes back at once, whatever ends it."""
+    guilty, innocent = 6, 6
+    cues = {"asr": [{"index": index, "action": "segv", "attempt": 0} for index in range(guilty)]}
+    with Node(config(cues=cues, deadlines={"heartbeat_s": 0.5, "backoff_first_s": 0.1})) as node:
+        outcomes, _ = run(node, guilty + innocent)
+    assert [o.code or o.outcome for o in outcomes] == ["poison"] * guilty + ["ok"] * innocent
+
+
 @pytest.mark.parametrize("action", ["bad_model", "kill"])
 def test_the_node_starts_without_an_optional_stage_that_cannot_load(action: str) -> None:
     broken = {"repair": [{"index": -1, "action": action, "text": "broken file"}]}

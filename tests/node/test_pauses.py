@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from engine.node import Node
+from tests.node.living import state
 from tests.node.rehearsal import STAGES, Marks, assert_in_order, config, identities, process_of, wait_until
 
 BURNERS = 50
@@ -52,6 +54,39 @@ def test_a_node_that_was_paused_as_a_whole_wakes_up_in_peace() -> None:
     assert {o.outcome for o in outcomes} == {"ok"}
 
 
+@pytest.mark.parametrize("point", ["scheduler.read", "scheduler.decided"])
+def test_nor_does_it_matter_where_the_scheduler_stands_when_the_node_is_paused(
+    point: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not only in its waiting, but with news read, or decided upon, and an old clock in mind."""
+    points = tmp_path / "points"
+    points.touch()
+    monkeypatch.setenv("DRAGOMAN_TEST_HOOKS", f"failpoints.file={points}")
+    limits = {name: {"timeout_base_s": 1.0, "timeout_per_audio": 0.0} for name in STAGES}
+    with Node(config(sleep_ms=100.0, deadlines={"silent_s": 1.5}, stages=limits)) as node:
+        before = identities(node)
+        pids = [node.pid, *(pid for pid, _ in before.values())]
+        points.write_text(f"{point}=stop@6")
+        os.kill(before["scheduler"][0], signal.SIGUSR1)
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            marks = Marks()
+            for index in range(12):
+                session.submit(marks.make("t", index))
+                client.pump(0.02)
+                if state(before["scheduler"][0]) == "T":
+                    break
+            wait_until(lambda: state(before["scheduler"][0]) == "T")
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            outcomes = list(session.outcomes(timeout_s=60))
+        time.sleep(1.5)  # whoever is to be condemned would be by now
+        assert node.stats()["deaths"] == [] and identities(node) == before
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
 @pytest.mark.parametrize("stage", ["asr", "tts"])
 def test_a_worker_that_was_stopped_and_goes_on_changes_nothing(stage: str) -> None:
     """Its run is over its limit, so it is condemned and replaced. In the other test it wakes in time, and works on."""
@@ -84,6 +119,22 @@ def test_a_worker_that_was_stopped_for_a_while_works_on(stage: str) -> None:
 
         outcomes = carry(node, 10, freeze)
         assert identities(node) == before
+    assert {o.outcome for o in outcomes} == {"ok"}
+
+
+def test_a_worker_that_hangs_is_replaced_in_time_also_when_the_scheduler_dies_meanwhile() -> None:
+    limits = {name: {"timeout_base_s": 1.0, "timeout_per_audio": 0.0} for name in STAGES}
+    deadlines = {"silent_s": 0.5, "heartbeat_s": 0.1, "abort_s": 0.2, "load_timeout_s": 300.0}
+    with Node(config(sleep_ms=20.0, stages=limits, deadlines=deadlines)) as node:
+        before = identities(node)
+
+        def harm(index: int) -> None:
+            if index == 3:
+                os.kill(before["nmt@cpu/0"][0], signal.SIGSTOP)
+                os.kill(before["scheduler"][0], signal.SIGKILL)
+
+        outcomes = carry(node, 10, harm)  # within the deadline of the utterances, which is 30 s
+        assert [death["role"] for death in node.stats()["deaths"]] == ["scheduler", "nmt@cpu/0"]
     assert {o.outcome for o in outcomes} == {"ok"}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from engine.boot import WorkerPlan
 from engine.scheduler.book import GATEWAY, SUPERVISOR
+from engine.scheduler.fleet import EXCUSED_LIVES
 from engine.scheduler.jobs import Job, State
 from ipc.errors import IllegalMove
 from ipc.messages import (
@@ -15,6 +16,7 @@ from ipc.messages import (
     Capacity,
     Condemn,
     Copied,
+    Denied,
     Drain,
     Drained,
     Excused,
@@ -27,6 +29,7 @@ from ipc.messages import (
     JobOutcome,
     Load,
     Loaded,
+    Loading,
     Over,
     Partial,
     Progress,
@@ -254,6 +257,78 @@ def test_a_silent_worker_is_condemned_only_if_nothing_keeps_it_busy():
     world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
     world.turn()
     assert len(world.messages(Condemn, "supervisor")) == 1
+
+
+def test_nothing_is_sent_behind_a_suspect():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.kill("a@cpu/0")
+    world.admit(1)
+    peer = world.start("a@cpu/0")
+    assert [item.index for item in world.board[peer]] == [0], "it runs alone"
+    world.done(peer)
+    assert [item.index for item in world.board[peer]] == [1]
+
+
+def test_work_that_waits_for_its_client_is_no_standstill():
+    """A session over its byte budget: nobody here is to blame, and nothing is to be mended."""
+    world = started(text_stage("a"), text_stage("b"))
+    world.tell(Over(("s",)))
+    world.admit(0)
+    world.admit(1)
+    for _ in range(2):
+        world.done(world.peer("a@cpu/0"))
+    world.now += 20.0
+    row = world.core.snapshot(world.now)["stages"]["b"]
+    assert row["waiting"] == 2 and row["stalled_s"] == 0.0
+    world.tell(Over(()))
+    world.now += 20.0
+    assert world.core.snapshot(world.now)["stages"]["b"]["stalled_s"] > 0.0
+
+
+def test_failures_of_the_stage_itself_are_counted_until_one_run_is_well():
+    world = started(text_stage("a"))
+    for index in range(3):
+        world.open(f"s{index}")
+        world.admit(index, f"s{index}")
+    peer = world.peer("a@cpu/0")
+    world.fail(peer)
+    world.fail(peer, retry=False, code="bad_text")  # the utterance's own fault
+    assert world.core.snapshot(world.now)["stages"]["a"]["failed_in_row"] == 1
+    world.done(peer)
+    assert world.core.snapshot(world.now)["stages"]["a"]["failed_in_row"] == 0
+
+
+def test_a_stage_the_node_can_do_without_is_gone_past_also_when_its_model_fails_later():
+    world = started(text_stage("a"), text_stage("b", optional=True))
+    world.kill("b@cpu/0")
+    world.lives["b@cpu/0"] += 1
+    for message in (Here(), Loading(), Denied("no such file", "bad_model")):
+        world.core.handle(world.peer("b@cpu/0"), message, world.now)
+        world.turn()
+    world.admit(0)
+    world.run_everything()
+    assert world.ended() == {("s", 0): "ok"}
+    assert len(world.messages(Load, world.peer("b@cpu/0"))) == 1, "a bad model is not tried for ever"
+
+
+def test_a_stage_that_is_back_is_used_again():
+    world = started(text_stage("a"), text_stage("b", optional=True))
+    world.kill("b@cpu/0")
+    world.lives["b@cpu/0"] += 1
+    peer = world.peer("b@cpu/0")
+    world.board[peer] = []
+    for message in (Here(), Denied("no room", "no_vram")):
+        world.core.handle(peer, message, world.now)
+        world.turn()
+    assert "b" in world.core.book.absent
+    world.advance(DEADLINES.retry_delay_s + 0.1)
+    for message in (Loading(), Loaded("")):
+        world.core.handle(peer, message, world.now)
+        world.turn()
+    world.admit(0)
+    world.run_everything()
+    assert world.outcomes[0].outcome.texts == {"a": "hello+a", "b": "hello+a+b"}
 
 
 @pytest.mark.parametrize("phase", ["loaded", "loading"])
@@ -533,15 +608,15 @@ def test_a_death_in_a_run_is_not_charged_to_the_worker_unless_nothing_ever_ends_
     world.kill("a@cpu/0")
     assert not world.messages(Excused, "supervisor"), "it died idle"
     world.start("a@cpu/0")
-    for index in range(8):
+    for index in range(20):
         world.admit(index)
-    for _ in range(12):
+    for _ in range(EXCUSED_LIVES + 5):
         world.kill("a@cpu/0")
         world.start("a@cpu/0")
-    assert len(world.messages(Excused, "supervisor")) == 7, "eight lives in a row, the idle one among them"
+    assert len(world.messages(Excused, "supervisor")) == EXCUSED_LIVES - 1, "so many in a row, the idle one among them"
     world.done(world.peer("a@cpu/0"))
     world.kill("a@cpu/0")
-    assert len(world.messages(Excused, "supervisor")) == 8
+    assert len(world.messages(Excused, "supervisor")) == EXCUSED_LIVES
 
 
 def test_serial_mode_waits_for_a_run_whose_job_has_ended():
@@ -574,6 +649,26 @@ def test_a_worker_that_falls_silent_before_its_first_word_is_condemned():
     world.core.handle("supervisor", Silent("a@cpu/0", 2), world.now)
     world.turn()
     assert [c.incarnation for c in world.messages(Condemn, "supervisor")] == [2]
+
+
+@pytest.mark.parametrize(("phase", "limit_s"), [("loaded", 4.0 + 2.0 * 3.0), ("loading", DEADLINES.load_timeout_s)])
+def test_a_worker_silent_since_before_this_epoch_has_as_long_as_what_it_may_be_in_takes(phase: str, limit_s: float):
+    """A run of the longest utterance that is known; or a load."""
+    world = World(text_stage("a", timeout_base_s=4.0, timeout_per_audio=2.0))
+    world.open()
+    world.admit(0, audio_s=3.0)
+    end = world.now + limit_s
+    while world.now < end - 1.0:
+        world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+        world.turn()
+        assert not world.messages(Condemn, "supervisor")
+        assert "silent since before" in world.core.snapshot(world.now)["stages"]["a"]["why"]
+        world.now += 1.0
+    world.now = end
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+    world.turn()
+    (condemn,) = world.messages(Condemn, "supervisor")
+    assert condemn.reason.startswith("hung: silent since before")
 
 
 def test_partials_and_states_are_told_only_to_sessions_that_ask():
@@ -670,3 +765,36 @@ def test_snapshot_has_the_names_the_documentation_gives():
     shot = world.core.snapshot(world.now)
     assert shot["active"] == 1 and shot["total"] == 1 and shot["jobs"][0]["stages"] == {"a": "processing"}
     assert world.core.book.gateway == GATEWAY_PEER
+
+
+def test_an_utterance_that_is_to_wait_is_known_and_not_begun_before_its_gateway_says_so():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    assert world.ended() == {("s", 1): "ok"}
+    world.admit(0)
+    world.run_everything()
+    assert world.ended() == {("s", 1): "ok", ("s", 0): "ok"}
+
+
+def test_while_it_waits_it_can_be_cancelled_and_its_deadline_holds():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.admit(1, waiting=True, budget_ms=100)
+    world.tell(CancelJob("s", 0))
+    world.advance(0.2)
+    assert world.ended() == {("s", 0): "skipped(cancelled)", ("s", 1): "error(expired)"}
+    world.admit(0)  # its turn has come, too late
+    world.settle()
+    assert not world.board[world.peer("a@cpu/0")]
+
+
+def test_what_waits_for_the_word_of_a_gateway_that_has_died_is_begun():
+    world = started(text_stage("a"))
+    world.admit(0, waiting=True)
+    world.core.handle(SUPERVISOR, Gone("gateway", 1, "killed"), world.now)
+    world.core.handle("gateway#2", Here("empty"), world.now)
+    world.turn()
+    world.run_everything()
+    assert world.ended() == {("s", 0): "ok"}

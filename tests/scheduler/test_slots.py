@@ -158,3 +158,50 @@ def test_a_slot_that_was_given_up_is_not_needed_though_its_ring_is_not_known_yet
     assert slots.is_needed(("gateway", 7))
     assert slots.drop(("gateway", 7)) == [] and not slots.is_needed(("gateway", 7))
     assert slots.heard("asr@cpu/0") == [("gateway", 7)]
+
+
+RING = {"tts@cpu/0": ["tts@cpu/0", "tone@cpu/0", "gateway"]}  # who maps it
+
+
+def test_nothing_is_granted_in_a_ring_before_everybody_who_maps_it_has_spoken():
+    slots = Slots({"tts@cpu/0": 4}, unknown=RING)
+    for role in ("tts@cpu/0", "gateway"):
+        assert slots.heard(role) == []
+        assert slots.grant("tts@cpu/0", BLOCK, 1, "job", 0.0) is None
+    assert slots.unknown == {"tts@cpu/0": ["tone@cpu/0"]}
+    slots.heard("tone@cpu/0")
+    assert slots.grant("tts@cpu/0", BLOCK, 1, "job", 0.0) == 0
+
+
+def test_a_ring_that_is_not_known_yet_holds_up_no_other():
+    slots = Slots({"tts@cpu/0": 4, "tts@cpu/1": 4}, unknown=RING)
+    assert slots.grant("tts@cpu/1", BLOCK, 1, "job", 0.0) == 0
+
+
+def test_who_was_turned_away_by_a_ring_not_known_yet_has_no_claim_on_it():
+    """It is nobody's fault that there is no room: nothing is reserved, whatever it takes until all have spoken."""
+    slots = Slots({"tts@cpu/0": 2}, reserve_after_s=1.0, unknown=RING)
+    for now in (0.0, 2.0):
+        assert slots.grant("tts@cpu/0", 2 * BLOCK, 1, "large", now) is None
+    for role in RING["tts@cpu/0"]:
+        slots.heard(role)
+    assert slots.grant("tts@cpu/0", BLOCK, 2, "small", 2.0) is not None
+
+
+def test_an_input_whose_ring_is_not_known_yet_is_free_when_the_last_has_spoken_and_not_before():
+    slots = Slots({}, unknown={"gateway": ["gateway", "asr@cpu/0", "asr@cpu/1"]})
+    slots.adopt("gateway", 7)
+    assert slots.heard("gateway") == [] and slots.drop(("gateway", 7)) == []
+    assert slots.heard("asr@cpu/0") == [] and not slots.idle
+    assert slots.heard("asr@cpu/1") == [("gateway", 7)] and slots.idle
+
+
+def test_the_death_of_a_reader_frees_nothing_in_a_ring_that_is_not_known_yet():
+    """Another one, who has said nothing yet, may read the same slot for the epoch before."""
+    slots = Slots({}, unknown={"gateway": ["asr@cpu/0", "asr@cpu/1"]})
+    slots.heard("asr@cpu/0")
+    slots.adopt("gateway", 7)
+    slots.pin(("gateway", 7), "asr@cpu/0#1", 1)
+    slots.drop(("gateway", 7))
+    assert slots.gone("asr@cpu/0#1") == []
+    assert slots.heard("asr@cpu/1") == [("gateway", 7)]

@@ -60,14 +60,15 @@ class World:
     """Plays gateway and workers. Time stands still unless a test moves ``now``."""
 
     def __init__(
-        self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None
-    ):
+        self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None,
+        epoch: int = 1, ring_users: dict[str, tuple[str, ...]] | None = None,
+    ):  # fmt: skip
         pipeline = tuple(stage.name for stage in stages)
         boot = SchedulerBoot(
             stages=stages, pipelines={"full": pipeline}, mode=mode, mode_reason="asked", send_ahead=send_ahead,
-            max_retries=max_retries, capacity_factor=10,
+            max_retries=max_retries, capacity_factor=10, ring_users=ring_users or {},
         )  # fmt: skip
-        self.core = Scheduler(boot, DEADLINES, epoch=1, hooks=hooks)
+        self.core = Scheduler(boot, DEADLINES, epoch, hooks)
         self.now = 100.0
         self.pipeline = pipeline
         self.outcomes: list[JobOutcome] = []
@@ -78,14 +79,15 @@ class World:
         self._ingress = 0
         self.copy_at_once = True
         self.on_note = lambda text: None
-        self.core.handle(GATEWAY_PEER, Here(), self.now)
+        self.gateway = GATEWAY_PEER
+        self.core.handle(self.gateway, Here("empty" if epoch == 1 else "whole"), self.now)
         self.turn()
 
     # ---------------------------------------------------------------- the gateway
 
     def open(self, session: str = "s", **fields) -> None:
         known = {"owner": "local", "pipeline": self.pipeline, **fields}
-        self.core.handle(GATEWAY_PEER, Session(session, **known), self.now)
+        self.core.handle(self.gateway, Session(session, **known), self.now)
 
     def admit(self, index: int, session: str = "s", *, text: str | None = "hello", audio: int = 0, **fields) -> None:
         ref = None
@@ -94,13 +96,24 @@ class World:
             ref = Ref("gateway", 0, audio, "int16", (audio // 2,), 16000, generation(1, self._ingress))
             text = None
         known = {"budget_ms": 60_000, "ref": ref, "text": text, **fields}
-        self.core.handle(GATEWAY_PEER, Admit(session, index, **known), self.now)
+        self.core.handle(self.gateway, Admit(session, index, **known), self.now)
         self.turn()
 
     def tell(self, message) -> None:
         """A message from the gateway."""
-        self.core.handle(GATEWAY_PEER, message, self.now)
+        self.core.handle(self.gateway, message, self.now)
         self.turn()
+
+    def lose_gateway(self) -> None:
+        self.core.handle(SUPERVISOR, Gone("gateway", int(self.gateway.partition("#")[2]), "killed"), self.now)
+        self.turn()
+
+    def new_gateway(self) -> list[Any]:
+        """The next life of the gateway, which knows nothing; returns what it is told at once."""
+        self.gateway = f"gateway#{int(self.gateway.partition('#')[2]) + 1}"
+        before = len(self.sent)
+        self.tell(Here("empty"))
+        return [send.message for send in self.sent[before:] if send.peer == GATEWAY]
 
     # ---------------------------------------------------------------- the workers
 
@@ -178,7 +191,7 @@ class World:
         if isinstance(message, JobOutcome):
             self.outcomes.append(message)
             if message.ref is not None and self.copy_at_once:
-                self.core.handle(GATEWAY_PEER, Copied((message.ticket,)), self.now)
+                self.core.handle(self.gateway, Copied((message.ticket,)), self.now)
         elif isinstance(message, Free):
             self.freed.update(message.jobs)
         elif isinstance(message, Run):

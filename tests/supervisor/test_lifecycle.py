@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.config import DeadlinesSection
-from engine.exits import BOOT_FAILED
+from engine.exits import BOOT_FAILED, UNCAUGHT
 from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick
 from engine.supervisor.health import judge
 from engine.supervisor.lifecycle import COUNT_S, MOVES, Lifecycle, Phase
@@ -61,6 +61,7 @@ class World:
         for role in ROLES:
             self.say(role, Alive("loaded" if "@" in role else "running"))
         self.say("scheduler", Ready("pipelined", "why not"))
+        self.say("scheduler", Report({}))
         self.say("gateway", Serving(("ipc://client",)))
         return self
 
@@ -131,6 +132,7 @@ def test_ready_serve_serving_and_only_then_ready() -> None:
     world = World()
     for role in ROLES:
         world.say(role, Alive("started"))
+    world.say("scheduler", Report({}))
     world.say("scheduler", Ready("serial", "as configured"))
     assert world.posted(Serve) == ["gateway"] and world.life.phase is Phase.STARTING
     assert world.say("gateway", Serving(("ipc://x",))) == [Announce(("ipc://x",), "serial", "as configured")]
@@ -192,7 +194,31 @@ def test_every_process_comes_back_and_is_told_what_it_missed(role: str) -> None:
         a.role for a in world.actions if isinstance(a, Post) and isinstance(a.message, Up) and a.message.role == role
     }
     assert news == set(ROLES) - {role}
+    world.say(role, Serving(("ipc://client",)) if role == "gateway" else Report({}))
     assert health(world)["ready"]
+
+
+def test_a_new_scheduler_is_told_of_a_worker_that_is_dead_and_will_come_back() -> None:
+    """Else it would wait for the word of one that cannot speak."""
+    world = World().serving()
+    world.do(Exited(WORKER, -9))
+    world.life.roster[WORKER].due = world.now + 60.0  # it is backing off
+    world.do(Exited("scheduler", -9))
+    world.do(Tick())
+    world.say("scheduler", Alive("started"))
+    gone = [a.message for a in world.actions if isinstance(a, Post) and isinstance(a.message, Gone)]
+    assert [(g.role, g.incarnation, g.final) for g in gone] == [(WORKER, 1, False)]
+
+
+def test_an_exception_before_the_first_word_of_a_later_life_is_no_reason_to_give_up_at_once() -> None:
+    world = World().serving()
+    world.do(Exited("scheduler", -9))
+    world.do(Tick())
+    world.do(Exited("scheduler", UNCAUGHT))  # a machine short of memory for a moment
+    assert world.life.phase is Phase.SERVING
+    world.wait(1.0)
+    world.do(Exited("scheduler", UNCAUGHT))
+    assert world.life.phase is Phase.STOPPING
 
 
 def test_a_new_scheduler_is_told_which_workers_will_never_come() -> None:
@@ -335,6 +361,34 @@ def test_the_next_scheduler_has_what_is_left_of_the_time_though_the_one_before_h
     world.say("scheduler", Alive("running"))
     (drain,) = [a.message for a in world.actions if isinstance(a, Post) and isinstance(a.message, Drain)]
     assert drain.budget_ms == 1000 * (LIMITS.drain_s - 2)
+
+
+def restart_gateway(world: World) -> None:
+    world.do(Exited("gateway", -9))
+    world.do(Tick())
+    world.say("gateway", Alive("running"))
+
+
+def test_a_stopping_node_whose_gateway_dies_waits_for_what_the_scheduler_makes_once_more() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("scheduler", Drained())  # all had ended; but results died with the gateway
+    restart_gateway(world)
+    world.say("gateway", Flushed())
+    assert world.life.phase is Phase.DRAINING
+    world.say("scheduler", Drained())
+    assert world.life.phase is Phase.STOPPING
+
+
+def test_that_a_gateway_had_flushed_before_it_died_says_nothing_of_the_next_one() -> None:
+    world = World().serving()
+    world.do(StopAsked())
+    world.say("gateway", Flushed())
+    restart_gateway(world)
+    world.say("scheduler", Drained())
+    assert world.life.phase is Phase.DRAINING
+    world.say("gateway", Flushed())
+    assert world.life.phase is Phase.STOPPING
 
 
 def test_who_does_not_obey_stop_is_killed() -> None:

@@ -146,6 +146,41 @@ def test_a_death_that_was_an_utterances_doing_is_not_charged() -> None:
     assert not made.can_restart(WORKER, 4.0)
 
 
+def test_an_excuse_for_a_life_long_past_gives_no_restart_back() -> None:
+    made = roster(restart_budget=2)
+    for life in (1, 2):
+        up(made, WORKER, float(life))
+        made.exited(WORKER, -9)
+        made.restart(WORKER, float(life))
+        made.tick(float(life))
+    made.excuse(WORKER, 1)
+    assert not made.can_restart(WORKER, 3.0)
+    made.excuse(WORKER, 2)
+    assert made.can_restart(WORKER, 3.0)
+
+
+def test_progress_makes_up_for_the_deaths_before_it() -> None:
+    """Each death in a row without progress doubles the wait before the next start."""
+    made = roster()
+    waits, now = [], 0.0
+    for phase in ("loading", "loading", "loaded", "loading"):
+        up(made, WORKER, now, phase)
+        made.exited(WORKER, -11)
+        waits.append(made.restart(WORKER, now))
+        now += waits[-1]
+        made.tick(now)
+    assert waits == [0.1, 0.2, 0.0, 0.1]
+
+
+def test_a_process_that_was_starting_when_the_node_paused_has_all_its_time_to_start() -> None:
+    made = roster("gateway")
+    made.tick(0.5)
+    woken = 0.5 + LIMITS.boot_s
+    assert made.tick(woken) == []
+    late = [(t / 2, action) for t in range(1, 2 * round(LIMITS.boot_s)) for action in made.tick(woken + t / 2)]
+    assert late[0] == (LIMITS.boot_s - 0.5, Signal("gateway", signal.SIGABRT))
+
+
 def test_a_process_that_could_not_boot_is_not_tried_again() -> None:
     made = roster()
     up(made, WORKER, phase="started")

@@ -1,0 +1,62 @@
+"""Health comes from what is done, never from a process's being there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.supervisor.events import Exited, Tick
+from ipc.messages import Alive, Report, Serving
+from tests.supervisor.test_lifecycle import World, health, stage_row
+
+
+def serving(**report: Any) -> World:
+    world = World().serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row()}, **report}))
+    assert report or health(world)["ready"]
+    return world
+
+
+def test_a_stage_whose_runs_all_fail_is_not_well_and_one_that_works_again_is() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(failed_in_row=12, last_failure="CUDA error")}}))
+    told = health(world)
+    assert not told["ready"] and "its last 12 runs failed, the last one with: CUDA error" in told["reason"]
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(failed_in_row=3)}}))
+    assert health(world)["ready"]
+
+
+@pytest.mark.parametrize("phase", ["started", "waiting for its endpoints"])
+def test_a_gateway_that_does_not_serve_is_no_health(phase: str) -> None:
+    world = serving()
+    world.do(Exited("gateway", -9))
+    world.do(Tick())
+    world.say("gateway", Alive(phase))
+    assert health(world)["reason"] == f"gateway does not serve yet ({phase})"
+    world.say("gateway", Serving(("ipc://client",)))
+    assert health(world)["ready"]
+
+
+def test_a_scheduler_that_has_told_nothing_yet_is_no_health() -> None:
+    world = serving()
+    world.do(Exited("scheduler", -9))
+    world.do(Tick())
+    world.say("scheduler", Alive("running"))
+    assert "not reported yet" in health(world)["reason"]
+    world.say("scheduler", Report({"stages": {"nmt": stage_row()}}))
+    assert health(world)["ready"]
+
+
+def test_memory_that_stays_unknown_is_no_health_and_names_who_does_not_speak() -> None:
+    unknown = {"gateway": ["asr@cpu/0"]}
+    assert health(serving(slots_unknown=unknown, slots_unknown_s=1.0))["ready"]
+    told = health(serving(slots_unknown=unknown, slots_unknown_s=30.0))
+    assert not told["ready"] and "asr@cpu/0 has not said what it uses" in told["reason"]
+
+
+def test_a_worker_that_will_not_come_back_is_told_although_its_stage_is_well() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(workers=2, lost=1, why="killed")}}))
+    told = health(world)
+    assert told["ready"] and told["stages"]["nmt"]["note"].startswith("1 of 2 workers will not come back")
