@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import threading
 import time
@@ -23,22 +24,26 @@ import numpy as np
 
 import stages
 from engine.config import NodeSection
-from stages.base import Item, StageConfig, StageError
+from stages.base import Item, Stage, StageConfig, StageError
 
 RATE_HZ = 16_000
 WORDS = "ab cd ef gh "  # one sentence, however long
 DENSE = "ABCDEFGHIJ" * 88 + ". "  # a token for each letter, in sentences of less than 900
 SAMPLE_EVERY_S = 0.02
+LIMIT_S = 600.0
 
 
-def longest(kind: str, options: dict[str, Any], audio_s: float) -> Item:
-    """The input that needs most: of a stage that takes text, as long as it takes, in sentences as long as it takes."""
+def longest(kind: str, options: dict[str, Any], audio_s: float, chars: int = 0) -> Item:
+    """The input that needs most: of a stage that takes text, as long as it takes, in sentences as long as it takes.
+
+    ``chars``: a shorter text, where the longest would run for too long or need more memory than there is.
+    """
     declared = stages.find(kind).declare(options)
     if declared.accepts == "audio":
         noise = np.random.Generator(np.random.PCG64(0)).normal(0, 0.1, int(audio_s * RATE_HZ))
         return Item("s", 0, 1, source="en", target="de", audio=noise.astype(np.float32), sample_rate=RATE_HZ)
-    chars = declared.max_chars
-    text = DENSE * (chars // len(DENSE)) if kind == "nmt" else WORDS * (chars // len(WORDS))
+    chars = chars or declared.max_chars
+    text = ((DENSE if kind == "nmt" else WORDS) * chars)[:chars]
     return Item("s", 0, 1, source="en", target="de" if kind == "nmt" else "en", text=text.strip())
 
 
@@ -71,29 +76,42 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
-def weigh(kind: str, model: str, options: dict[str, Any], audio_s: float, threads: int) -> dict[str, Any]:
-    """Load and run; the object described above."""
-    stage = stages.find(kind)(StageConfig(model=model, threads=threads, options=options))
-    for module in stage.declaration.requires:
-        importlib.import_module(module)
-    empty, item = status("VmRSS"), longest(kind, options, audio_s)
-    with Private() as private:
-        begun = time.monotonic()
-        stage.load()
-        load_s, loaded = time.monotonic() - begun, status("VmRSS")
-        begun = time.monotonic()
-        outcome = stage.run([item])[0]
-        run_s = time.monotonic() - begun
-    said = f"{outcome.code}: {outcome.text}" if isinstance(outcome, StageError) else _told(outcome)
-    return {
-        "empty_bytes": empty,
-        "load_s": round(load_s, 2),
-        "loaded_bytes": loaded,
-        "run_s": round(run_s, 2),
-        "peak_bytes": status("VmHWM"),
-        "private_bytes": private.most_bytes,
-        "outcome": said,
-    }
+class Weighing:
+    """What is known so far of one model, printed when the run has ended or ``limit_s`` after it began.
+
+    A run that is stopped has shown its peak all the same where memory is taken at the start (repair); else it is a
+    lower bound, and ``outcome`` says so.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._found: dict[str, Any] = {}
+        self._private = Private()
+        self._limit_s = limit_s
+        self._said = threading.Lock()
+
+    def run(self, stage: Stage, item: Item) -> None:
+        for module in stage.declaration.requires:
+            importlib.import_module(module)
+        self._found["empty_bytes"] = status("VmRSS")
+        with self._private:
+            begun = time.monotonic()
+            stage.load()
+            self._found |= {"load_s": round(time.monotonic() - begun, 2), "loaded_bytes": status("VmRSS")}
+            begun = time.monotonic()
+            threading.Thread(target=self._stop, args=(begun,), daemon=True).start()
+            outcome = stage.run([item])[0]
+        self._say(begun, f"{outcome.code}: {outcome.text}" if isinstance(outcome, StageError) else _told(outcome))
+
+    def _stop(self, begun: float) -> None:
+        time.sleep(self._limit_s)
+        self._say(begun, f"stopped after {self._limit_s:g} s")
+
+    def _say(self, begun: float, outcome: str) -> None:
+        with self._said:
+            run_s = round(time.monotonic() - begun, 2)
+            memory = {"peak_bytes": status("VmHWM"), "private_bytes": self._private.most_bytes}
+            print(json.dumps({**self._found, "run_s": run_s, **memory, "outcome": outcome}), flush=True)
+            os._exit(0)  # a run cannot be stopped from outside
 
 
 def _told(outcome: Any) -> str:
@@ -102,7 +120,13 @@ def _told(outcome: Any) -> str:
     return f"{len(outcome.text)} characters {outcome.degraded}".strip()
 
 
+def weigh(kind: str, model: str, given: dict[str, Any]) -> None:
+    """``given``: ``audio_s``, ``chars``, ``threads``, ``limit_s`` of the run; the rest are the stage's options."""
+    audio_s, chars = given.pop("audio_s", NodeSection().max_utterance_s), given.pop("chars", 0)
+    threads, weighing = given.pop("threads", 2), Weighing(given.pop("limit_s", LIMIT_S))
+    stage = stages.find(kind)(StageConfig(model=model, threads=threads, options=given))
+    weighing.run(stage, longest(kind, given, audio_s, chars))
+
+
 if __name__ == "__main__":
-    given = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    seconds = given.pop("audio_s", NodeSection().max_utterance_s)
-    print(json.dumps(weigh(sys.argv[1], sys.argv[2], given, seconds, given.pop("threads", 2))))
+    weigh(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})

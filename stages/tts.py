@@ -7,6 +7,10 @@ of them, one or more per language. The language is the session's target (its sou
 session is ours, because the thread count, the memory limit and the provider have to be: onnxruntime falls back
 to the CPU in silence when CUDA does not work, so after opening we look at what we got.
 
+Memory follows the length of what is made at once: some 23 MB a second for a voice of medium quality, gigabytes for a
+long text without a full stop. So a sentence of more than ``LONGEST_SENTENCE`` phonemes is made in parts, divided
+between words.
+
 Speech has no upper bound that follows from its text, but the slot it is written to is taken before the stage
 runs. ``declaration.output`` is that size: 1 MiB (24 s at 22,050 Hz) for what is short, where one digit may be a
 long word, plus 16 KiB a character: 0.37 s each, slow Mandarin; letters come at ten to fifteen a second and
@@ -26,7 +30,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage, StageConfig, StageError
+from stages.base import (
+    Declaration,
+    Item,
+    Longest,
+    Memory,
+    ModelFacts,
+    Output,
+    OutputSize,
+    Stage,
+    StageConfig,
+    StageError,
+)
 
 MAKE_ONE = "make voices with: python run_node.py models synthesize tts --out DIR"
 NO_CUDA = (
@@ -34,6 +49,10 @@ NO_CUDA = (
     "(make env GPU=1; run_node.py doctor shows what is in force), or set device = 'cpu'"
 )
 MIB = 1 << 20
+LONGEST_SENTENCE = 400  # phonemes
+PHONEMES_A_S = 14
+# Of each sample as many numbers are alive at once as the last channels before it, times eight (found by measuring).
+SAMPLE_BYTES = {"x_low": 512, "low": 1024, "medium": 1024, "high": 2048}
 SIZE = OutputSize(base=MIB, per_char=16 * 1024)
 
 # espeak-ng reads full-width punctuation as words or not at all; the space ends the sentence.
@@ -129,6 +148,15 @@ class TtsStage(Stage):
             languages=frozenset(voice.language for voice in voices),
         )
 
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """Of the longest sentence: items run one by one. None for voices whose quality is none of Piper's."""
+        voices = find_voices(config.model)
+        each = [_sentence_bytes(voice, config.options, longest) for voice in voices]
+        if not all(each):
+            return None
+        return Memory(sum(voice.onnx.stat().st_size for voice in voices), max(each))
+
     def load(self) -> None:
         """Open every voice. Raises StageError("bad_model") or ("oom")."""
         files = find_voices(self.config.model)
@@ -192,7 +220,10 @@ class TtsStage(Stage):
         session = onnxruntime.InferenceSession(str(files.onnx), sess_options=options, providers=providers)
         if cuda and "CUDAExecutionProvider" not in session.get_providers():
             raise StageError("bad_model", NO_CUDA)
-        return piper.PiperVoice(session=session, config=piper.PiperConfig.from_dict(dict(files.config)))
+        voice = piper.PiperVoice(session=session, config=piper.PiperConfig.from_dict(dict(files.config)))
+        whole = voice.phonemize
+        voice.phonemize = lambda text: [part for sentence in whole(text) for part in divide(sentence)]
+        return voice
 
     def _voice_for(self, item: Item) -> Any:
         wanted = item.target or item.source
@@ -248,6 +279,16 @@ def speakable(text: str) -> str:
     return text.strip() if text.strip(SILENT) else ""
 
 
+def divide(phonemes: Sequence[str], limit: int = LONGEST_SENTENCE) -> Iterator[list[str]]:
+    """A sentence in parts of at most ``limit`` phonemes, each but the last ending where a word does if one does."""
+    rest = list(phonemes)
+    while len(rest) > limit:
+        end = next((at + 1 for at in range(limit - 1, 0, -1) if rest[at] == " "), limit)
+        yield rest[:end]
+        rest = rest[end:]
+    yield rest
+
+
 def to_int16(audio: np.ndarray) -> np.ndarray:
     """Float samples in -1 to 1, shape (samples,), as int16. Raises StageError("bad_output") when not finite or none."""
     samples = np.atleast_1d(audio)
@@ -270,6 +311,15 @@ def find_voices(model: str) -> list[VoiceFiles]:
     if not found:
         raise StageError("bad_model", f"{model} holds no .onnx files; {MAKE_ONE}")
     return [_read_voice(onnx) for onnx in found]
+
+
+def _sentence_bytes(voice: VoiceFiles, options: Mapping[str, Any], longest: Longest) -> int:
+    """Memory for the longest sentence; 0 when the voice is of no known quality."""
+    audio, inference = voice.config["audio"], voice.config.get("inference") or {}
+    slower = float(options.get("length_scale", inference.get("length_scale", 1.0)))
+    phonemes = min(LONGEST_SENTENCE, 2 * longest.chars)
+    a_sample = SAMPLE_BYTES.get(str(audio.get("quality")), 0)
+    return int(phonemes / PHONEMES_A_S * slower * int(audio["sample_rate"]) * a_sample)
 
 
 def _read_voice(onnx: Path) -> VoiceFiles:

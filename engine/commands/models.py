@@ -73,8 +73,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     making = what.add_parser(
         "synthesize",
         help="write a clockwork model, or one of real size",
-        description="Write a clockwork model: the real file format, hand-set weights, fixed words. With --shape a model of\n"
-        "a published one's architecture and size whose weights mean nothing, to measure memory and load time.",
+        description="Write a clockwork model: the real file format, hand-set weights, fixed words. With --shape a\n"
+        "model of a published one's architecture and size whose weights mean nothing, to measure memory and load time.",
         epilog="examples:\n  run_node.py models synthesize asr --out models/asr\n"
         "  run_node.py models synthesize repair --out models/repair.gguf\n"
         "  run_node.py models synthesize asr --shape whisper-small --out /tmp/small --json\n"

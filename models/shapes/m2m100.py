@@ -21,18 +21,21 @@ from models.clockwork.nmt import SPECIALS
 from models.clockwork.unigram import SPACE
 from models.shapes import Plan, Wrote, ctranslate, silent
 
-LANGUAGES = (
-    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr ht hu hy id "
-    "ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or pa pl ps pt ro ru sd si "
-    "sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
-).split()
+CODES = (
+    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr ht hu hy "
+    "id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or pa pl ps pt ro ru "
+    "sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
+)
+LANGUAGES = CODES.split()
 LAYERS, WIDTH, HEADS, HIDDEN = 12, 1024, 16, 4096
 POSITIONS = 1024
 PIECES = 128_000
 MADE_UP = 8  # tokens without a meaning at the end of the real vocabulary
 EMBEDDINGS = "decoder/embeddings/weight"
-TIED = {name: EMBEDDINGS for name in ("encoder/embeddings_0/weight", "decoder/projection/weight")} | {
-    "encoder/position_encodings/encodings": "decoder/position_encodings/encodings"
+TIED = {
+    "encoder/embeddings_0/weight": EMBEDDINGS,
+    "decoder/projection/weight": EMBEDDINGS,
+    "encoder/position_encodings/encodings": "decoder/position_encodings/encodings",
 }
 LOUD = 0.05
 

@@ -1,7 +1,7 @@
 """A Piper voice of medium quality: VITS as ONNX, float32.
 
-Numbers from Piper's published training settings for "medium" (hidden width 192, filter width 768, two heads, six layers,
-four flows of four layers, a HiFi-GAN of 256 channels that upsamples by 8, 8 and 4, residual blocks of type 2); size of
+Numbers from Piper's published training settings for "medium" (hidden width 192, filter width 768, two heads, six
+layers, four flows of four layers, a HiFi-GAN of 256 channels that upsamples by 8, 8 and 4, residual blocks of type 2); size of
 en_US-lessac-medium.onnx. What decides the memory of a run is done as the published graph does it: attention with
 relative positions over all phonemes, the matrix of frames by phonemes, the vocoder over all samples at once.
 
@@ -36,7 +36,9 @@ def plan(name: str) -> Plan:
     """The plan of "piper-medium". The file is small enough to be made in memory."""
     del name
     graph = Voice().file()
-    described = json.dumps({**tts.config(LANGUAGE), "num_symbols": SYMBOLS}, ensure_ascii=False, indent=1) + "\n"
+    config = {**tts.config(LANGUAGE), "num_symbols": SYMBOLS}
+    config["audio"] = {**config["audio"], "quality": "medium"}
+    described = json.dumps(config, ensure_ascii=False, indent=1) + "\n"
 
     def write(out: Path, wrote: Wrote) -> Path:
         out.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,9 @@ def plan(name: str) -> Plan:
     """The plan of "qwen2.5-3b"."""
     del name
     tokens, merges = _vocabulary()
-    text = sum(8 + len(token.encode()) + 4 for token in tokens) + sum(8 + len(" ".join(pair).encode()) for pair in merges)
+    text = sum(8 + len(token.encode()) + 4 for token in tokens) + sum(
+        8 + len(" ".join(pair).encode()) for pair in merges
+    )
     total = sum(_bytes(tensor) for tensor in _tensors()) + text
 
     def write(out: Path, wrote: Wrote) -> Path:

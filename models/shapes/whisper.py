@@ -19,11 +19,12 @@ from models.clockwork import blank, whisper_files
 from models.shapes import Plan, Wrote, ctranslate, filling, silent
 
 # In the order of their tokens; the last came with large-v3.
-LANGUAGES = (
+CODES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
-).split()
+)
+LANGUAGES = CODES.split()
 MERGES = 50_000
 EMBEDDINGS = "decoder/embeddings/weight"
 LOUD = 0.05
