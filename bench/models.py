@@ -1,4 +1,4 @@
-"""bench models: memory and load time of models of real size on the CPU, beside what the node estimates. (Row V2.)
+"""bench models: memory and load time of models of real size on the CPU, beside what the node estimates. (Rows V1, V2.)
 
 Models are written first (``models synthesize KIND --shape NAME``), one at a time, and deleted after their run; each is
 loaded and run on the longest input in a process of its own. A ratio is estimate over measured peak.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import Goal, Report
-from engine.config import Config, StageSection
+from engine.config import Config, NodeSection, StageSection
 from engine.supervisor.survey import survey
 from ipc.errors import DragomanError
 from models import shapes
@@ -34,20 +34,25 @@ def main(argv: Sequence[str]) -> int:
             path = shapes.plan(name).write(Path(folder) / name, shapes.silent)
             print(f"{name}: loading and running", file=sys.stderr, flush=True)
             kind = shapes.SHAPES[name].kind
-            _add(report, name.replace("-", "_").replace(".", "_"), estimated(kind, path), weighed(kind, path, args))
+            _add(
+                report, name.replace("-", "_").replace(".", "_"), estimated(kind, path, args), weighed(kind, path, args)
+            )
     report.show(args.json)
     return report.exit_code
 
 
-def estimated(kind: str, model: Path) -> int:
-    """Bytes the node would ask for on the CPU with the stage's default options."""
-    config = Config(stages={kind: StageSection(model=str(model))}, pipelines={"one": (kind,)})
+def estimated(kind: str, model: Path, args: argparse.Namespace) -> int:
+    """Bytes the node would ask for on the CPU with the stage's default options, for inputs no longer than measured."""
+    limits = {"max_utterance_s": args.audio_s, "max_text_chars": args.chars}
+    node = NodeSection(**{name: value for name, value in limits.items() if value})
+    config = Config(node=node, stages={kind: StageSection(model=str(model))}, pipelines={"one": (kind,)})
     return survey(config)[kind].estimates["cpu"]
 
 
 def weighed(kind: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What ``bench.model_run`` says. Raises DragomanError when it ended badly."""
-    options = {"threads": args.threads} | ({"audio_s": args.audio_s} if args.audio_s else {})
+    limits = {"audio_s": args.audio_s, "chars": args.chars, "limit_s": args.limit_s}
+    options = {"threads": args.threads} | {name: value for name, value in limits.items() if value}
     command = [sys.executable, "-m", "bench.model_run", kind, str(model), json.dumps(options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -72,5 +77,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", metavar="DIR", help="where models are written for the time being (default: TMPDIR)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the model's library (default 2)")
     parser.add_argument("--audio-s", type=float, metavar="S", help="length of the speech (default: the node's longest)")
+    parser.add_argument(
+        "--chars", type=int, metavar="N", help="length of a text (default: the longest its stage takes)"
+    )
+    parser.add_argument("--limit-s", type=float, metavar="S", help="stop a run after so long (default: 600)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args(argv)

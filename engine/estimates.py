@@ -39,7 +39,7 @@ PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_ite
 RUNTIMES = {
     "faster_whisper": Runtime(450 * MIB, 115 * MIB, 400 * MIB, 250 * MIB, converts=True),
     "ctranslate2": Runtime(450 * MIB, 60 * MIB, 100 * MIB, 30 * MIB, converts=True),
-    "llama_cpp": Runtime(500 * MIB, 90 * MIB, 400 * MIB, 120 * MIB),
+    "llama_cpp": Runtime(500 * MIB, 60 * MIB, 400 * MIB, 120 * MIB),
     "onnxruntime": Runtime(500 * MIB, 85 * MIB, 150 * MIB, 100 * MIB),
     "piper": Runtime(500 * MIB, 85 * MIB, 150 * MIB, 100 * MIB),
 }

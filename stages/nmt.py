@@ -7,7 +7,7 @@ vocabulary here.
 
 A batch is one call of the library. It cuts sources at 1,024 pieces in silence; a longer text is therefore divided at
 the ends of its sentences into chunks of at most 900 pieces, which ride in the same call, and put together again with
-the blanks that stood between them. A single sentence above that ends in ``bad_text``.
+the blanks that stood between them. The library takes as many of them at once as the batch may have items. A single sentence above that ends in ``bad_text``.
 """
 
 from __future__ import annotations
@@ -107,20 +107,20 @@ class NmtStage(Stage):
 
     @classmethod
     def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
-        """Of the largest batch of texts with a piece for each character, in chunks that all ride in one call."""
+        """Of the most chunks that run at once, each as long as a chunk can be."""
         sizes = ctranslate2_file.read(Path(config.model).expanduser() / "model.bin")
         if sizes is None:
             return None
         chars = min(longest.chars, cls.declaration.max_chars)
         chunk = min(chars, LONGEST_SOURCE)
-        chunks = config.max_batch * -(-chars // LONGEST_SOURCE)
+        chunks = config.max_batch
         beams = int(config.options.get("beam_size", 2))
         number = sizes.run_bytes(config.device, config.compute_type)
         kept = sizes.kept_bytes(config.device, config.compute_type)
         encoding = chunks * chunk * (2 * sizes.heads * chunk + sizes.hidden + 4 * sizes.width) * number
-        # One layer's keys and values are copied when a token is added to them; the scores of all tokens thrice.
+        # What has been said is kept for each hypothesis, and put in a new order (a copy) after each token.
         texts = chunks * beams * min(LONGEST_TARGET, 3 * chunk + 16)
-        decoding = chunks * chunk * kept + texts * (kept + kept // sizes.layers[1])
+        decoding = chunks * chunk * kept + 2 * texts * kept
         decoding += 3 * chunks * beams * sizes.vocabulary * number
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 0
         return Memory(sizes.resident_bytes(config.device, config.compute_type), max(encoding, decoding) + host)
@@ -210,6 +210,7 @@ class NmtStage(Stage):
         results = self._translator.translate_batch(
             sources,
             target_prefix=[[f"__{r.target}__"] for r in requests for _ in r.chunks],
+            max_batch_size=self.config.max_batch,  # chunks at once: memory must not follow the length of one text
             beam_size=self.config.options.get("beam_size", 2),
             max_decoding_length=limit,
             return_end_token=True,

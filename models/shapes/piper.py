@@ -1,9 +1,9 @@
 """A Piper voice of medium quality: VITS as ONNX, float32.
 
 Numbers from Piper's published training settings for "medium" (hidden width 192, filter width 768, two heads, six
-layers, four flows of four layers, a HiFi-GAN of 256 channels that upsamples by 8, 8 and 4, residual blocks of type 2); size of
-en_US-lessac-medium.onnx. What decides the memory of a run is done as the published graph does it: attention with
-relative positions over all phonemes, the matrix of frames by phonemes, the vocoder over all samples at once.
+layers, four flows of four layers, a HiFi-GAN of 256 channels that upsamples by 8, 8 and 4, residual blocks of type 2);
+size of en_US-lessac-medium.onnx. What decides the memory of a run is done as the published graph does it: attention
+with relative positions over all phonemes, the matrix of frames by phonemes, the vocoder over all samples at once.
 
 What is not done as there: the spline of the duration flows (a few numbers a phoneme). Every phoneme id lasts three
 frames of 256 samples at length scale 1, some 29 ids a second, as in real speech with the pauses between phonemes.
