@@ -7,7 +7,8 @@ vocabulary here.
 
 A batch is one call of the library. It cuts sources at 1,024 pieces in silence; a longer text is therefore divided at
 the ends of its sentences into chunks of at most 900 pieces, which ride in the same call, and put together again with
-the blanks that stood between them. The library takes as many of them at once as the batch may have items. A single sentence above that ends in ``bad_text``.
+the blanks that stood between them. The library takes as many of them at once as the batch may have items. A single
+sentence above that ends in ``bad_text``.
 """
 
 from __future__ import annotations

@@ -20,12 +20,9 @@ have 2,400. A result that is longer ends in ``output_too_long``.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,8 +39,8 @@ from stages.base import (
     StageConfig,
     StageError,
 )
+from stages.voices import VoiceFiles, find_voices
 
-MAKE_ONE = "make voices with: python run_node.py models synthesize tts --out DIR"
 NO_CUDA = (
     "onnxruntime came up on the CPU although device = 'cuda': install onnxruntime-gpu with the CUDA libraries it wants "
     "(make env GPU=1; run_node.py doctor shows what is in force), or set device = 'cpu'"
@@ -79,7 +76,6 @@ PUNCTUATION = str.maketrans(
 OOM_SIGNS = ("out of memory", "failed to allocate memory", "bad_alloc", "cublas_status_alloc_failed")
 # Text of these alone is not speech, though espeak-ng would name some of them.
 SILENT = " .,;:!?()\"'-\u00a1\u00bf\u2013\u2014"
-ESPEAK_LANGUAGES = {"cmn": "zh", "nb": "no"}  # where espeak-ng's code is not the one everybody else uses
 
 _OPTIONS: dict[str, tuple[type, float, float]] = {
     "length_scale": (float, 0.5, 2.0),
@@ -88,19 +84,6 @@ _OPTIONS: dict[str, tuple[type, float, float]] = {
     "speaker": (int, 0, 10_000),
     "gpu_mem_limit_mib": (int, 16, 1 << 20),
 }
-
-
-@dataclass(frozen=True)
-class VoiceFiles:
-    """One voice on disk: the graph, what its JSON says, and the language it speaks.
-
-    ``language``: the bare code ("en"); ``locale``: with region ("en-us"), or the same as ``language``.
-    """
-
-    onnx: Path
-    config: Mapping[str, Any]
-    language: str
-    locale: str
 
 
 class TtsStage(Stage):
@@ -299,20 +282,6 @@ def to_int16(audio: np.ndarray) -> np.ndarray:
     return np.rint(samples * 32767.0).astype(np.int16)
 
 
-def find_voices(model: str) -> list[VoiceFiles]:
-    """The voices at ``model`` (a ``.onnx`` file or a folder), in the order of their names.
-
-    Raises StageError("bad_model") when there is none, or one lacks its JSON or needs a download to phonemize.
-    """
-    path = Path(model)
-    if not model or not path.exists():
-        raise StageError("bad_model", f"no voices at {model!r}: a .onnx file or a folder of them is needed; {MAKE_ONE}")
-    found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
-    if not found:
-        raise StageError("bad_model", f"{model} holds no .onnx files; {MAKE_ONE}")
-    return [_read_voice(onnx) for onnx in found]
-
-
 def _sentence_bytes(voice: VoiceFiles, options: Mapping[str, Any], longest: Longest) -> int:
     """Memory for the longest sentence; 0 when the voice is of no known quality."""
     audio, inference = voice.config["audio"], voice.config.get("inference") or {}
@@ -320,35 +289,6 @@ def _sentence_bytes(voice: VoiceFiles, options: Mapping[str, Any], longest: Long
     phonemes = min(LONGEST_SENTENCE, 2 * longest.chars)
     a_sample = SAMPLE_BYTES.get(str(audio.get("quality")), 0)
     return int(phonemes / PHONEMES_A_S * slower * int(audio["sample_rate"]) * a_sample)
-
-
-def _read_voice(onnx: Path) -> VoiceFiles:
-    described = Path(f"{onnx}.json")
-    try:
-        config = json.loads(described.read_text(encoding="utf-8"))
-        for key in ("num_symbols", "num_speakers", "phoneme_id_map"):
-            config[key]
-        espeak, _rate = config["espeak"]["voice"], int(config["audio"]["sample_rate"])
-    except FileNotFoundError:
-        raise StageError("bad_model", f"{onnx} has no {described.name} beside it; {MAKE_ONE}") from None
-    except (OSError, ValueError) as error:
-        raise StageError("bad_model", f"cannot read {described}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise StageError("bad_model", f"{described} is not a Piper voice's description: no {error}") from error
-    kind = config.get("phoneme_type", "espeak")
-    if kind not in ("espeak", "text"):
-        raise StageError("bad_model", f"{onnx} wants phonemes of type {kind!r}, which need a download")
-    language, locale = _language_of(config, str(espeak), onnx.name)
-    return VoiceFiles(onnx, config, language, locale)
-
-
-def _language_of(config: Mapping[str, Any], espeak: str, file_name: str) -> tuple[str, str]:
-    """(language, locale) from what the description says, best first: its language, espeak-ng's voice, its name."""
-    said = config.get("language") or {}
-    code = said.get("code") or espeak or re.split(r"[-.]", file_name)[0]
-    locale = str(code).replace("_", "-").lower()
-    language = locale.split("-")[0]
-    return ESPEAK_LANGUAGES.get(language, language), locale
 
 
 def _check_speaker(voice: VoiceFiles, speaker: int | None) -> None:

@@ -13,10 +13,11 @@ from stages.base import Longest, Memory, StageConfig
 from stages.tts import LONGEST_SENTENCE, divide
 
 DEMO = embedded.DEMO
+LONGEST = Longest()
 MODELS = {"asr": DEMO / "asr", "nmt": DEMO / "nmt", "repair": DEMO / "repair.gguf"}
 
 
-def memory(kind: str, longest: Longest = Longest(), **config: object) -> Memory:
+def memory(kind: str, longest: Longest = LONGEST, **config: object) -> Memory:
     found = find(kind).memory(StageConfig(model=str(MODELS[kind]), **config), longest)  # type: ignore[arg-type]
     assert found is not None
     return found
