@@ -48,9 +48,9 @@ NO_CUDA = (
 MIB = 1 << 20
 LONGEST_SENTENCE = 400  # phonemes
 PHONEMES_A_S = 14
-# Memory while one sample is made, by a voice's quality: nine times the last channels before it, in float32. Measured for
-# "medium"; the others by their channels.
-SAMPLE_BYTES = {"x_low": 576, "low": 1152, "medium": 1152, "high": 2304}
+# Memory while one sample is made, by a voice's quality: nine numbers for each of the last 32 channels. Measured for
+# "medium"; "high" has more layers before them and is a guess.
+SAMPLE_BYTES = {"x_low": 1152, "low": 1152, "medium": 1152, "high": 2304}
 SIZE = OutputSize(base=MIB, per_char=16 * 1024)
 
 # espeak-ng reads full-width punctuation as words or not at all; the space ends the sentence.
