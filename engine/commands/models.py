@@ -85,7 +85,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     making.add_argument("kind", help="asr | asr-tones | nmt | repair | tts")
     making.add_argument("--out", required=True, metavar="DIR", help="where to write it: a new or empty folder")
     making.add_argument(
-        "--shape", metavar="NAME", help="whisper-large-v3 | whisper-small | m2m100-418m | qwen2.5-3b | piper-medium"
+        "--shape",
+        metavar="NAME",
+        help="whisper-large-v3 | whisper-small | m2m100-418m | m2m100-418m-int8 | qwen2.5-3b | piper-medium",
     )
     making.add_argument("--force", action="store_true", help="write even over what is there")
     making.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

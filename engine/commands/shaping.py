@@ -29,13 +29,15 @@ def make(kind: str, name: str, out: Path) -> dict[str, Any]:
     except ImportError as error:
         raise DragomanError(f"cannot write the shape {name}: {error}", f"pip install {error.name}") from error
     _check_room(plan.nbytes, out)
-    begun, fresh = time.monotonic(), not out.exists()
+    begun, existed, fresh = time.monotonic(), out.exists(), not out.is_dir() or not any(out.iterdir())
     try:
         with _bar(plan.weights_bytes) as wrote:
             path = plan.write(out, wrote)
     except BaseException as error:
         if fresh:  # half a model is of no use, and gigabytes
             shutil.rmtree(out, ignore_errors=True)
+            if existed:
+                out.mkdir()
         if isinstance(error, OSError):
             raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --out") from error
         raise

@@ -16,6 +16,7 @@ shape                kind   format                                       publish
 whisper-large-v3     asr    CTranslate2, float16                         3.09 GB
 whisper-small        asr    CTranslate2, float16                         484 MB
 m2m100-418m          nmt    CTranslate2, float16                         970 MB
+m2m100-418m-int8     nmt    CTranslate2, int8                            490 MB
 qwen2.5-3b           repair GGUF, Q4_K_M                                 1.93 GB
 piper-medium         tts    ONNX, float32                                63.2 MB
 ==================== ====== ============================================ ==========
@@ -62,6 +63,7 @@ SHAPES: dict[str, Shape] = {
     "whisper-large-v3": Shape("asr", "models.shapes.whisper", 3_087_284_237),
     "whisper-small": Shape("asr", "models.shapes.whisper", 483_546_902),
     "m2m100-418m": Shape("nmt", "models.shapes.m2m100", 970_000_000),
+    "m2m100-418m-int8": Shape("nmt", "models.shapes.m2m100", 490_000_000),
     "qwen2.5-3b": Shape("repair", "models.shapes.qwen", 1_930_000_000),
     "piper-medium": Shape("tts", "models.shapes.piper", 63_201_294),
 }

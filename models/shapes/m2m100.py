@@ -1,4 +1,4 @@
-"""M2M100 with 418 million parameters, as CTranslate2 reads it, float16.
+"""M2M100 with 418 million parameters, as CTranslate2 reads it, float16 or int8.
 
 Numbers from the published ``config.json`` of facebook/m2m100_418M; its file has 484 million numbers less the position
 tables, which are counted once. The last norm gives a vector of ones and every embedding but that of ``</s>`` is
@@ -41,16 +41,16 @@ LOUD = 0.05
 
 
 def plan(name: str) -> Plan:
-    """The plan of "m2m100-418m"."""
-    del name
+    """The plan of "m2m100-418m" or "m2m100-418m-int8"."""
+    precision: ctranslate.Precision = "int8" if name.endswith("-int8") else "float16"
     pieces = list(itertools.islice(_pieces(), PIECES))
     tokens = [*SPECIALS, *pieces, *(f"__{language}__" for language in LANGUAGES)]
     tokens += [f"madeupword{number}" for number in range(MADE_UP)]
-    weights = ctranslate.file_bytes(_spec(tokens, silent))
+    weights = ctranslate.file_bytes(_spec(tokens, precision, silent))
     others = sum(len(json.dumps(token)) + 4 for token in tokens) + sum(len(piece.encode()) + 9 for piece in pieces)
 
     def write(out: Path, wrote: Wrote) -> Path:
-        spec = _spec(tokens, wrote)
+        spec = _spec(tokens, precision, wrote)
         out.mkdir(parents=True, exist_ok=True)
         spec.save(str(out))
         scored = [(piece, -9.0 + len(piece)) for piece in pieces]  # a longer piece before two short ones
@@ -69,7 +69,7 @@ def _pieces() -> Iterator[str]:
         yield from ("".join(some) for some in itertools.product(SPACE + letters, *[letters] * (length - 1)))
 
 
-def _spec(tokens: list[str], wrote: Wrote) -> Any:
+def _spec(tokens: list[str], precision: ctranslate.Precision, wrote: Wrote) -> Any:
     from ctranslate2.specs import TransformerSpec, common_spec
 
     spec = TransformerSpec.from_config((LAYERS, LAYERS), HEADS, pre_norm=True, activation=common_spec.Activation.RELU)
@@ -91,5 +91,5 @@ def _spec(tokens: list[str], wrote: Wrote) -> Any:
     spec.config.decoder_start_token = "</s>"
     end = tokens.index("</s>")
     rows = {EMBEDDINGS: ((slice(None), LOUD), (slice(end, end + 1), -LOUD))}
-    ctranslate.freeze(spec, "float16", wrote, TIED, rows)
+    ctranslate.freeze(spec, precision, wrote, TIED, rows)
     return spec
