@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from engine import embedded
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
 @pytest.mark.parametrize("limit_s", [60, 0])
 def test_a_model_is_weighed_also_when_its_run_is_stopped(limit_s: float) -> None:
-    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     options = json.dumps({"chars": 100, "threads": 1, "limit_s": limit_s})
     argv = [sys.executable, "-m", "bench.model_run", "nmt", str(embedded.DEMO / "nmt"), options]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
