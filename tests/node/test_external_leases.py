@@ -112,7 +112,7 @@ def test_it_can_be_given_back_to_another_arbiter() -> None:
 def test_a_preemptible_one_is_asked_to_leave_when_another_needs_its_memory() -> None:
     """Asked on its connection where it has one, by SIGTERM where it has become another program."""
     with Node(config(deadlines={"grace_s": 0.5})) as node:
-        free = node.stats()["arbiter"]["devices"]["cpu"]["grantable_bytes"]
+        free = wait_until(lambda: node.stats()["arbiter"].get("devices", {}).get("cpu", {}).get("grantable_bytes"))
         most = int(0.6 * free)
         with Lease(most, ctl_endpoint=node.ctl_endpoint, preemptible=True) as polite:
             assert not polite.asked_to_leave
