@@ -45,11 +45,17 @@ class Residency:
         self.book = book
         self.fleet = fleet
         self.parked_total = 0
+        self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
         self._mortal = [worker for worker in book.workers.values() if worker.stage.keep_alive_s >= 0]
 
-    def wanted(self, message: Vacate, now: float) -> None:
-        """The arbiter's newest word on a device."""
+    def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
+        """The newest word of this life of the arbiter on a device."""
+        if arbiter < self._arbiter:
+            return
+        if arbiter > self._arbiter:
+            self.forget(self._arbiter)
+            self._arbiter = arbiter
         before = self._wants.pop(message.device, None)
         if message.nbytes:
             since = before.since if before is not None and before.by == message.by else now
@@ -57,8 +63,10 @@ class Residency:
         else:
             self._stay(message.device)
 
-    def forget(self) -> None:
-        """The arbiter is dead; the next one says anew what it lacks."""
+    def forget(self, arbiter: int) -> None:
+        """This life of the arbiter is dead; the next one says anew what it lacks, and may have done so already."""
+        if arbiter < self._arbiter:
+            return
         for device in self._wants:
             self._stay(device)
         self._wants.clear()

@@ -48,7 +48,7 @@ from ipc.messages import (
     Spare,
     Vacate,
 )
-from ipc.peers import peer_name
+from ipc.peers import peer_name, split_peer
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
@@ -88,7 +88,7 @@ class Scheduler:
         elif peer.startswith("gateway#"):
             self._from_gateway(peer, message, now)
         elif type(message) is Vacate:
-            self.residency.wanted(message, now)
+            self.residency.wanted(split_peer(peer)[1], message, now)
         else:
             self._from_worker(peer, message, now)
 
@@ -171,8 +171,8 @@ class Scheduler:
         match message:
             case Gone(role="gateway", incarnation=incarnation):
                 self.handover.part(peer_name("gateway", incarnation))
-            case Gone(role="arbiter"):
-                self.residency.forget()
+            case Gone(role="arbiter", incarnation=incarnation):
+                self.residency.forget(incarnation)
             case Gone(role=role, incarnation=incarnation, parked=True):
                 self.fleet.parked(role, incarnation, now)
             case Gone(role=role, incarnation=incarnation, reason=reason, final=final):

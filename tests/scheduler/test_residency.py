@@ -158,6 +158,17 @@ def test_the_arbiter_s_death_lets_stay_who_was_to_leave() -> None:
     assert not any(worker.leaving for worker in found.core.book.workers.values())
 
 
+def test_late_news_of_an_arbiter_s_death_are_no_news_of_the_next_one() -> None:
+    found = world("a", "b")
+    found.admit(0)
+    found.core.handle("arbiter#2", Vacate(GPU, 500, role("c")), found.now)
+    found.core.handle(SUPERVISOR, Gone("arbiter", 1, "killed"), found.now)
+    found.core.handle("arbiter#1", Vacate(GPU, 0), found.now)  # late words of the dead
+    found.turn()
+    found.run_everything()
+    assert parked(found), "the second arbiter's wish holds"
+
+
 def test_a_parked_model_comes_back_when_its_stage_has_work_and_not_before() -> None:
     found = world("a", "b")
     want(found, "b")
