@@ -23,7 +23,7 @@ from engine.client_utterance import ON_THE_WIRE, Message, Place, Utterance
 from engine.outcome import Outcome, Rejected, SessionClosed, from_wire
 from ipc.errors import DragomanError, IllegalMove
 
-ASK_AGAIN_S = 2.0  # a question still unanswered while the node answers later ones was lost with a connection
+ASK_AGAIN_S = 1.0  # a question still unanswered while the node answers later ones was lost with a connection
 WISHED = frozenset({"drained", "aborted"})  # ends of a session its client asked for
 
 

@@ -41,7 +41,7 @@ def translate(endpoint, utterances, pipeline="full", source="", target="", patie
         if now - pinged >= 0.5:  # a restarted node knows nobody until spoken to; naming the session shows what it knows
             pinged = now
             say({"type": "Ping"}, *([{"type": "Ack", "session": session, "through": received}] if session else []))
-        if session is None and now - asked >= 2.0:  # it died with a connection
+        if session is None and now - asked >= 1.0:  # it died with a connection
             asked = now
             say({"type": "Hello", "version": 1, "client": "plain"}, question)
         while session and now >= hold_until and coming < len(utterances) and coming - received - 1 < share:
