@@ -93,21 +93,34 @@ def _gpus(environ: Mapping[str, str], nvml: Any) -> list[Device]:
         if library is None:
             return []
         seen = _visible(list(_instances(library)), environ.get("CUDA_VISIBLE_DEVICES"))
-        return [_gpu(library, number, handle, uuid) for number, (uuid, handle, _) in enumerate(seen)]
+        return [
+            device
+            for number, (uuid, handle, _) in enumerate(seen)
+            if (device := _gpu(library, number, handle, uuid)) is not None
+        ]
 
 
-def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device:
-    total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
-    label = _text(library.nvmlDeviceGetName(handle))
+def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device | None:
+    """The device, or None, with a line in the log, when its driver does not tell its memory."""
+    try:
+        total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+        label = _text(library.nvmlDeviceGetName(handle))
+    except library.NVMLError as error:
+        logs.get().warning("cuda:%d (%s) is left out: %s", number, uuid, error)
+        return None
     return Device(f"cuda:{number}", uuid, "cuda", total, "nvml", label)
 
 
 def _instances(library: Any) -> Iterator[tuple[str, Any, int]]:
     """(UUID, handle, GPU index) of everything CUDA could compute on: GPUs, or the MIG instances of a divided one."""
     for index in range(library.nvmlDeviceGetCount()):
-        parent = library.nvmlDeviceGetHandleByIndex(index)
-        for handle in _mig(library, parent) or [parent]:
-            yield _text(library.nvmlDeviceGetUUID(handle)), handle, index
+        try:
+            parent = library.nvmlDeviceGetHandleByIndex(index)
+            found = [(_text(library.nvmlDeviceGetUUID(one)), one, index) for one in _mig(library, parent) or [parent]]
+        except library.NVMLError as error:
+            logs.get().warning("GPU %d is left out: %s", index, error)
+            found = []
+        yield from found
 
 
 def _mig(library: Any, parent: Any) -> list[Any]:

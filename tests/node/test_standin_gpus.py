@@ -177,3 +177,21 @@ def test_a_node_runs_on_an_instance_of_a_divided_gpu(gpus: Callable[..., Driver]
         here = sum(taken(name) for name, home in HOME.items() if home == "cuda:1")
         wait_until(lambda: driver.truth(used) == here)
         assert driver.truth(whole) == driver.truth(used) and driver.truth(other) == 0
+
+
+def test_a_gpu_that_is_lost_keeps_nothing_from_the_others(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    with Node(on_gpus()) as node:
+        driver.lose(1)
+        dead = process_of(node, "asr@cuda:0/0")
+        kill(dead["pid"])
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["incarnation"] > dead["incarnation"])
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["phase"] == "loaded")
+
+
+def test_a_gpu_that_is_lost_before_the_start_is_left_out(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    driver.lose(1)
+    with Node(config(stages={name: {"devices": ["auto"]} for name in HOME})) as node:
+        assert [row["device"] for row in node.stats()["per_gpu"]] == ["cuda:0", "cpu"]
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
