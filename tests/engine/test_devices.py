@@ -105,8 +105,8 @@ def test_a_driver_that_hangs_is_told_and_who_needs_no_gpu_does_not_ask_it(monkey
 
     monkeypatch.setattr(devices, "DRIVER_S", 0.05)
     with pytest.raises(DragomanError, match="has not answered"):
-        discover(environ={}, nvml=Hanging())
-    assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging())] == ["cpu"]
+        discover(environ={}, nvml=Hanging(TWO))
+    assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging(TWO))] == ["cpu"]
 
 
 def test_an_empty_list_is_refused():
