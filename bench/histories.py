@@ -33,6 +33,7 @@ PATHS = (
     "a run outlasts silence",
     "a load outlasts silence",
     "condemned",
+    "a model leaves for another",
     "sent twice",
     "Busy",
     "a session is over its outbox",

@@ -9,9 +9,11 @@ import msgspec
 from bench.simulated import ARBITER, DEADLINES, MARGIN, MODEL_BYTES
 from bench.simulated_wish import MOST_FAILURES
 from engine.arbiter import kept
-from engine.arbiter.leases import FromWorker, Leases, Waits
-from engine.arbiter.leases import Send as Answer
-from engine.arbiter.leases import Tick as LookAgain
+from engine.arbiter.events import FromWorker, Waits
+from engine.arbiter.events import Send as Answer
+from engine.arbiter.events import Tell as Wish
+from engine.arbiter.events import Tick as LookAgain
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits, Reading
 from engine.boot import GatewayBoot, SchedulerBoot
 from engine.gateway.books import Books
@@ -127,13 +129,14 @@ class Life:
 
 
 class ArbiterLife(Life):
-    """The real lease book, on a device that holds every model just once; its journal is the world's."""
+    """The real lease book, on a device that holds as many models as the world says; its journal is the world's."""
 
     def __init__(self, world: World, role: str, incarnation: int) -> None:
         super().__init__(world, role, incarnation)
-        self.total = int(MODEL_BYTES * (len(world.workers) + 0.5) / (1 - MARGIN))
+        self.total = int(MODEL_BYTES * (world.room + 0.5) / (1 - MARGIN))
         limits = Limits("cpu", self.total, safety_margin=MARGIN, max_models=100, returns_at_once=True)
         self.core = Leases([limits], Waits())
+        self.epoch = 0  # the scheduler's
         if world.journal:
             world.paths["an arbiter goes on from the journal"] += 1
             self.core.restore(kept.decode(world.journal))
@@ -150,13 +153,22 @@ class ArbiterLife(Life):
                 actions += self.core.handle(FromWorker(sender, thing[1]), now)
             elif isinstance(thing, Gone):
                 actions += self.core.handle(thing, now)
+            elif isinstance(thing, Up) and thing.role == "scheduler":
+                self.epoch = thing.incarnation
+                self._tell(self.core.wants.all())
             elif isinstance(thing, Stop):
                 return self.die(0)
         actions += self.core.handle(LookAgain(), now)
         for action in actions:
             if isinstance(action, Answer):
                 world.network.send(self.peer, action.peer, (ARBITER, action.message))
+        self._tell([action.message for action in actions if isinstance(action, Wish)])
         return self.wake(now + SAMPLE_S)
+
+    def _tell(self, wants: list[Any]) -> None:
+        """What is lacking, to the scheduler."""
+        if wants and self.epoch:
+            self.world.network.send(self.peer, peer_name("scheduler", self.epoch), (self.epoch, wants))
 
     def check(self) -> None:
         self.core.check()

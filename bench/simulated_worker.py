@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.simulated import ARBITER, DEADLINES, MODEL_BYTES, Stuck
 from bench.simulated_processes import Life
 from bench.simulated_wish import NAME_BYTES, Wish
+from engine.exits import PARKED
 from ipc.messages import (
     Alive,
     Denied,
@@ -18,6 +19,7 @@ from ipc.messages import (
     Load,
     Loaded,
     Loading,
+    Park,
     Ref,
     Run,
     RunItem,
@@ -72,6 +74,8 @@ class WorkerLife(Life):
             elif thing[0] == self.epoch:
                 for message in thing[1]:
                     self._command(message)
+                    if not self.alive:
+                        return None
         if self.runs and self.state == "loaded" and self.world.now >= self.busy_until:
             self._run(self.runs.popleft())
         return None
@@ -92,6 +96,9 @@ class WorkerLife(Life):
         match message:
             case Run():
                 self.runs.append(message)
+            case Park():
+                self.world.paths["a model leaves for another"] += 1
+                self.die(PARKED)
             case Load() if self.state == "empty":
                 self.state = "waiting"
                 number = self.world.chance.getrandbits(48)

@@ -54,6 +54,7 @@ class World:
         if seed % 10 == 9:
             self.pipeline = HANDED_ON
         self.workers = tuple(f"{stage}@cpu/{n}" for stage in self.pipeline for n in range(chance.choice((1, 1, 2))))
+        self.room = max(1, len(self.workers) - seed // 10 % 4) if seed % 10 == 8 else len(self.workers)  # models
         self.ring_blocks, self.ingress_blocks = chance.choice((2, 4, 16)), chance.choice((3, 8, 8))
         self.capacity_factor = chance.choice((3, 10))
         self.samples, self.outbox_bytes = chance.choice(((8, 2**20), (8, 2**20), (24_000, 150_000)))

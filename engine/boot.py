@@ -37,6 +37,7 @@ class WorkerPlan(_Plan, frozen=True):
     stage: str
     device: str  # "cpu", "cuda:0", ... as the node names it
     ring_blocks: int = 0  # 0: emits no arrays
+    estimate_bytes: int = 0  # what its model takes on its device, as far as is known
     standby: bool = False  # loads only while none of the stage's other workers can; its results are degraded
 
 
@@ -56,6 +57,8 @@ class StagePlan(_Plan, frozen=True):
     timeout_base_s: float = 20.0
     timeout_per_audio: float = 2.0
     model: str = ""
+    keep_alive_s: float = -1.0  # its models leave when they have been idle for so long; below 0: never for that
+    pinned: bool = False  # its models never leave
     optional: bool = False  # the node goes on without it: its utterances skip it with the reason
     absent: str = ""  # why the stage cannot run at all ("not installed"); its utterances skip it
     workers: tuple[WorkerPlan, ...] = ()

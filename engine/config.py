@@ -61,6 +61,8 @@ class DeadlinesSection(_Section, frozen=True):
     share_interval_s: float = 0.1  # least time between two Share messages to one session
     retry_after_s: float = 0.25  # first retry_after told with Busy while the rate is unknown
     unreadable_s: float = 2.0  # nothing is granted upon a reading of a device's memory older than this
+    turn_s: float = 10.0  # how long models at work may keep out another that has no room on their device
+    grace_s: float = 10.0  # a program that was asked to give up its lease is overdue after so long
     settle_s: float = 5.0  # memory of a gone holder that the driver has not shown back is a deficit after so long
     restart_window_s: float = 60.0  # restarts are counted over this time
     backoff_first_s: float = 0.1  # first wait before restarting a process that died before any progress
@@ -91,6 +93,8 @@ class StageSection(_Section, frozen=True):
     timeout_per_audio: float = 2.0  # ... see timeout_base_s
     threads: int = 0  # CPU threads of one worker; 0: cores divided by the workers on the CPU
     estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
+    keep_alive_s: float = -1.0  # a model leaves its device after so long without work; -1: only when others need room
+    pinned: bool = False  # its model never leaves its device for another
     required: bool = True  # false: the node starts without it when its model or library is missing
     options: dict[str, Any] = {}  # the stage's own knobs
 

@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
+    "stages.*.keep_alive_s": Between(-1, DAY_S, " s"),
     "stages.*.threads": Between(0, 1024),
     "stages.*.estimate_bytes": BYTES,
     "rings": Between(2 * BLOCK, MANY_BYTES, " bytes"),

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from engine import logs
-from ipc.errors import ConfigError
+from ipc.errors import ConfigError, DragomanError
 
+DRIVER_S = 20.0  # for the driver to say which GPUs there are; a sleeping one takes some seconds
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -58,10 +61,13 @@ def discover(
 
     Entries: "auto" (every visible GPU, then the CPU), "cpu", "cuda:N", or a GPU or MIG UUID. Without an NVIDIA driver
     there is only the CPU. ``nvml`` stands in for the NVML module in tests.
-    Raises ConfigError naming the entry and what there is.
+    Raises ConfigError naming the entry and what there is, DragomanError when the driver does not answer; who names only
+    the CPU does not ask it.
     """
     environ = os.environ if environ is None else environ
-    there = {device.name: device for device in [*_gpus(environ, nvml), _cpu()]}
+    use = tuple(use)
+    gpus = _answered(lambda: _gpus(environ, nvml)) if set(use) != {"cpu"} else []
+    there = {device.name: device for device in [*gpus, _cpu()]}
     chosen: dict[str, Device] = {}
     for entry in use:
         for device in _matching(entry, there):
@@ -69,6 +75,27 @@ def discover(
     if not chosen:
         raise ConfigError("devices.use is empty", 'set it to ["auto"]')
     return list(chosen.values())
+
+
+def _answered(ask: Callable[[], list[Device]]) -> list[Device]:
+    """What the driver says. A call into a driver that hangs cannot be ended, so it is made in a thread of its own."""
+    answers: queue.SimpleQueue[list[Device] | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except Exception as error:  # to be raised where somebody waits for it
+            answers.put(error)
+
+    threading.Thread(target=run, name="devices", daemon=True).start()
+    try:
+        answer = answers.get(timeout=DRIVER_S)
+    except queue.Empty:
+        mend = 'see: nvidia-smi; to go on without GPUs: devices.use = ["cpu"]'
+        raise DragomanError(f"the NVIDIA driver has not answered for {DRIVER_S:g} s", mend) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _matching(entry: str, there: Mapping[str, Device]) -> list[Device]:
@@ -93,21 +120,34 @@ def _gpus(environ: Mapping[str, str], nvml: Any) -> list[Device]:
         if library is None:
             return []
         seen = _visible(list(_instances(library)), environ.get("CUDA_VISIBLE_DEVICES"))
-        return [_gpu(library, number, handle, uuid) for number, (uuid, handle, _) in enumerate(seen)]
+        return [
+            device
+            for number, (uuid, handle, _) in enumerate(seen)
+            if (device := _gpu(library, number, handle, uuid)) is not None
+        ]
 
 
-def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device:
-    total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
-    label = _text(library.nvmlDeviceGetName(handle))
+def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device | None:
+    """The device, or None, with a line in the log, when its driver does not tell its memory."""
+    try:
+        total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+        label = _text(library.nvmlDeviceGetName(handle))
+    except library.NVMLError as error:
+        logs.get().warning("cuda:%d (%s) is left out: %s", number, uuid, error)
+        return None
     return Device(f"cuda:{number}", uuid, "cuda", total, "nvml", label)
 
 
 def _instances(library: Any) -> Iterator[tuple[str, Any, int]]:
     """(UUID, handle, GPU index) of everything CUDA could compute on: GPUs, or the MIG instances of a divided one."""
     for index in range(library.nvmlDeviceGetCount()):
-        parent = library.nvmlDeviceGetHandleByIndex(index)
-        for handle in _mig(library, parent) or [parent]:
-            yield _text(library.nvmlDeviceGetUUID(handle)), handle, index
+        try:
+            parent = library.nvmlDeviceGetHandleByIndex(index)
+            found = [(_text(library.nvmlDeviceGetUUID(one)), one, index) for one in _mig(library, parent) or [parent]]
+        except library.NVMLError as error:
+            logs.get().warning("GPU %d is left out: %s", index, error)
+            found = []
+        yield from found
 
 
 def _mig(library: Any, parent: Any) -> list[Any]:

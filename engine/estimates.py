@@ -1,12 +1,14 @@
 """What a model will need on a device, before it is loaded: context + (weights + workspace) x 1.2.
 
-Pure. The figures are a table by *runtime library* (a stage's ``requires``), never by model: the weights come from the
-model's own files, and the rest is what the library takes around them. They are first guesses that err upward; the
-arbiter's measurements show by how much (``stats``: ``nbytes`` against ``measured_bytes``), and a configuration's
-``estimate_bytes`` replaces them.
+Pure. A stage reads what decides its memory (layers, widths, number format) from its model's files and says what weights
+and workspace come to (``Stage.memory``): of windows for a recogniser, of tokens for translation and repair, of the
+length of what is made at once for a voice. A lease is standing, so it is that of the largest batch of the longest
+inputs. Here stand the libraries around it: a GPU context with its kernels, the process on the host.
 
-A lease is standing, so the workspace is that of the largest batch the stage may run. It does not depend on the audio's
-length: recognisers pad every window to its full size, the other stages work on one sentence.
+On the CPU such an estimate was measured (``bench models``, ``docs/vram.md``) and stands as it is. On a GPU nothing is
+measured yet, so 1.2 times as much is asked for; and where a model's files do not say, a table by *runtime library* (a
+stage's ``requires``) has first guesses that err upward. The arbiter's measurements show by how much (``stats``:
+``nbytes`` against ``measured_bytes``), and a configuration's ``estimate_bytes`` replaces them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from stages.base import Memory
 
 MIB = 2**20
 START_FACTOR = 1.2  # nothing is measured yet
@@ -33,11 +37,11 @@ class Runtime:
 
 PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_item_bytes=0)
 RUNTIMES = {
-    "faster_whisper": Runtime(450 * MIB, 160 * MIB, 400 * MIB, 250 * MIB, converts=True),
-    "ctranslate2": Runtime(450 * MIB, 110 * MIB, 100 * MIB, 30 * MIB, converts=True),
-    "llama_cpp": Runtime(500 * MIB, 90 * MIB, 400 * MIB, 120 * MIB),
-    "onnxruntime": Runtime(500 * MIB, 110 * MIB, 150 * MIB, 100 * MIB),
-    "piper": Runtime(500 * MIB, 130 * MIB, 150 * MIB, 100 * MIB),
+    "faster_whisper": Runtime(450 * MIB, 115 * MIB, 400 * MIB, 250 * MIB, converts=True),
+    "ctranslate2": Runtime(450 * MIB, 60 * MIB, 100 * MIB, 30 * MIB, converts=True),
+    "llama_cpp": Runtime(500 * MIB, 60 * MIB, 400 * MIB, 120 * MIB),
+    "onnxruntime": Runtime(500 * MIB, 85 * MIB, 150 * MIB, 100 * MIB),
+    "piper": Runtime(500 * MIB, 85 * MIB, 150 * MIB, 100 * MIB),
 }
 
 # Number formats a converting library may hold, in bytes a weight; files are taken to hold two (float16).
@@ -52,17 +56,23 @@ def estimate(
     libraries: Iterable[str] = (),
     compute_type: str = "default",
     max_batch: int = 1,
+    memory: Memory | None = None,
 ) -> int:
     """Bytes a worker will need on its device: ``kind`` of device, ``libraries`` the stage requires.
 
     Of several known libraries the most demanding figure counts, each for itself; unknown ones count nothing, so that a
-    stage without a runtime (a simulated one) is its weights and its process.
+    stage without a runtime (a simulated one) is its weights and its process. ``memory``: what the model's files say
+    through its stage, which goes before the table; with the other arguments it says the same thing twice.
     """
     known = [RUNTIMES[name] for name in libraries if name in RUNTIMES] or [PLAIN]
     around = max(r.context_bytes if kind == "cuda" else r.host_bytes for r in known)
-    workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
-    growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
-    total = around + (weights_bytes * growth + workspace) * START_FACTOR
+    if memory is not None:
+        needed = memory.weights_bytes + memory.workspace_bytes
+        total = around + needed * (START_FACTOR if kind == "cuda" else 1.0)
+    else:
+        workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
+        growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
+        total = around + (weights_bytes * growth + workspace) * START_FACTOR
     return -(-int(total) // ALLOCATION) * ALLOCATION
 
 

@@ -41,7 +41,7 @@ POINTS: dict[str, str] = {
     "worker.writing": "half of a result lies in shared memory",
     "worker.ran": "the run is over and its result written, nobody knows",
     "worker.done": "the scheduler has been sent the result",
-    "worker.released": "a model did not load or is unloaded, the arbiter does not know that its memory is free",
+    "worker.released": "a model did not load, the arbiter does not know that its lease is over",
     "worker.stopping": "told to stop, the model is not yet closed",
     "arbiter.asked": "a worker's question has been read",
     "arbiter.written": "the grant is in the journal, the worker does not know",

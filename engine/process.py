@@ -43,6 +43,7 @@ GREET_S = 1.0  # for the supervisor to answer a new connection
 DESCRIPTORS = 8192  # the usual soft limit of 1024 is less than the door takes in
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
+START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1
 WORKER_OOM_SCORE = 300  # the kernel ends a worker before any other process of the node
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -180,6 +181,16 @@ def tie_to_parent(parent_pid: int) -> None:
 def set_title(name: str) -> None:
     """The name shown by ``ps`` and ``top`` (cut to 15 bytes)."""
     _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            after_name = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(after_name[START_TIME_FIELD - 3])
 
 
 def require_linux(system: str = "", release: str = "") -> None:

@@ -440,12 +440,8 @@ class Run(_Wire, frozen=True):
     items: tuple[RunItem, ...]
 
 
-class Unload(_Wire, frozen=True):
-    """Let go of the model and the lease *(not sent yet)*."""
-
-
 class Park(_Wire, frozen=True):
-    """Leave on purpose: unload, give the lease back, exit 0 *(not sent yet)*."""
+    """Leave on purpose: the process ends, which alone gives all of a device's memory back, and another one follows."""
 
 
 # ---------------------------------------------------------------- worker -> scheduler
@@ -505,13 +501,19 @@ class Done(_Wire, frozen=True):
 
 
 class LeaseRequest(_Wire, frozen=True):
-    """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered."""
+    """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
+
+    ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
+    outside the node, may be asked to ``Leave``.
+    """
 
     id: int
     worker: str
     device: str
     nbytes: int
     model: str = ""
+    wait_s: float | None = None
+    preemptible: bool = False
 
 
 class Granted(_Wire, frozen=True):
@@ -533,29 +535,25 @@ class Release(_Wire, frozen=True):
     lease: int
 
 
+class Leave(_Wire, frozen=True):
+    """To a holder outside the node: somebody needs its memory; after ``grace_s`` it is shown as overdue."""
+
+    lease: int
+    grace_s: float
+
+
 # ---------------------------------------------------------------- arbiter <-> scheduler
 
 
 class Vacate(_Wire, frozen=True):
-    """Room is wanted on a device *(not sent yet)*."""
+    """Room is wanted on a device: ``nbytes`` more than there is, for the worker ``by``; 0: nothing is wanted any more.
 
-    id: int
+    It replaces what was said of that device before, and is said again when a lease there has ended and it still holds.
+    """
+
     device: str
     nbytes: int
-    by: float
-
-
-class Will(_Wire, frozen=True):
-    """Answer to Vacate: this much will be given *(not sent yet)*."""
-
-    id: int
-    nbytes: int
-
-
-class Later(_Wire, frozen=True):
-    """Answer to Vacate while a Here is missing *(not sent yet)*."""
-
-    id: int
+    by: str = ""
 
 
 # ---------------------------------------------------------------- all -> supervisor
@@ -617,12 +615,16 @@ class Up(_Wire, frozen=True):
 
 
 class Gone(_Wire, frozen=True):
-    """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow."""
+    """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow.
+
+    ``parked``: it left because it was told to.
+    """
 
     role: str
     incarnation: int
     reason: str = ""
     final: bool = False
+    parked: bool = False
 
 
 class Serve(_Wire, frozen=True):
@@ -670,10 +672,9 @@ ToScheduler = Union[
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
-ToWorker = Union[Load, Run, Unload, Park]
-ToArbiter = Union[LeaseRequest, Settled, Release, Will, Later]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied]
-ArbiterToScheduler = Vacate
+ToWorker = Union[Load, Run, Park]
+ToArbiter = Union[LeaseRequest, Settled, Release]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

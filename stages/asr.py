@@ -21,7 +21,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.base import Declaration, Item, ModelFacts, Output, Stage, StageConfig, StageError, weights_bytes
+from stages import ctranslate2_file
+from stages.base import (
+    Declaration,
+    Item,
+    Longest,
+    Memory,
+    ModelFacts,
+    Output,
+    Stage,
+    StageConfig,
+    StageError,
+    weights_bytes,
+)
 from stages.faults import match_language, some, stage_error
 from stages.places import is_path
 
@@ -30,6 +42,11 @@ MAKE_ONE = "make one with: python run_node.py models synthesize asr --out DIR"
 FILES = ("model.bin", "config.json", "tokenizer.json")
 LANGUAGE_TOKEN = re.compile(r"<\|([a-z]{2,3})\|>")
 MULTILINGUAL_TOKENS = 51865  # CTranslate2 before 4.7 told multilingual models by their size, since then by a "" token
+
+WINDOW = 1500  # encoder positions: 30 s, whatever the input's length
+TEXT = 448  # decoder positions
+AUDIO_BYTES_A_S = 1_000_000  # spectrum of one second in float32 and complex64, and copies of it
+TOKEN_BYTES = 600  # host memory for a token's text, in the library and in the tokenizer
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {"beam_size": (int, 1, 20), "temperature": (float, 0.0, 1.0)}
 _OTHERS: dict[str, type] = {"vad_filter": bool, "initial_prompt": str, "hotwords": str}
@@ -86,6 +103,25 @@ class AsrStage(Stage):
         if missing:
             raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {MAKE_ONE}")
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
+
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """Of one window: items run one by one, so a batch needs no more. None for a name or a model of another make."""
+        sizes = ctranslate2_file.read(Path(config.model).expanduser() / "model.bin")
+        if sizes is None:
+            return None
+        number = sizes.run_bytes(config.device, config.compute_type)
+        scores = 2 * sizes.heads * WINDOW**2 * number
+        streams = WINDOW * (sizes.hidden + 4 * sizes.width) * number
+        kept = sizes.kept_bytes(config.device, config.compute_type)
+        texts = TEXT * _beams(config)
+        # An utterance of several windows still holds the keys of the window before while the next one is encoded.
+        workspace = scores + streams + kept * (WINDOW + texts)
+        if config.device == "cpu":
+            leftover = sizes.vocabulary * sizes.width * number  # loading may leave one copy of the largest matrix
+            audio = int(longest.audio_s * AUDIO_BYTES_A_S) if longest.audio_s > 30 else 0
+            workspace += max(0, audio - scores) + leftover + TOKEN_BYTES * sizes.vocabulary
+        return Memory(sizes.resident_bytes(config.device, config.compute_type), workspace)
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""
@@ -150,7 +186,7 @@ class AsrStage(Stage):
         segments, info = self._model.transcribe(
             samples,
             language=language,
-            beam_size=options.get("beam_size", 1 if self.config.device == "cpu" else 5),
+            beam_size=_beams(self.config),
             temperature=float(options.get("temperature", 0.0)),
             vad_filter=vad_filter,
             initial_prompt=options.get("initial_prompt") or None,
@@ -162,6 +198,10 @@ class AsrStage(Stage):
         if not text:
             return Output(text="", language=language or "")  # the language of silence is a guess
         return Output(text=text, confidence=confidence(found), language=info.language)
+
+
+def _beams(config: StageConfig) -> int:
+    return int(config.options.get("beam_size", 1 if config.device == "cpu" else 5))
 
 
 def samples_of(item: Item) -> np.ndarray:

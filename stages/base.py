@@ -85,6 +85,26 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Longest:
+    """The longest input of one utterance that the node lets through: seconds of audio, characters of text."""
+
+    audio_s: float = 120.0
+    chars: int = 4000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model needs on its device beside its library, in bytes.
+
+    ``weights_bytes``: as the library holds them there, which need not be the file's number format.
+    ``workspace_bytes``: the most that a run of the largest batch of the longest inputs takes on top.
+    """
+
+    weights_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """Everything a worker hands its stage.
 
@@ -170,6 +190,12 @@ class Stage:
         """
         del options
         return ModelFacts(weights_bytes=weights_bytes(model))
+
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """What the model will need, from the sizes its files state. Import-light; None when they do not say."""
+        del config, longest
+        return None
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model" or "oom")."""

@@ -7,7 +7,8 @@ vocabulary here.
 
 A batch is one call of the library. It cuts sources at 1,024 pieces in silence; a longer text is therefore divided at
 the ends of its sentences into chunks of at most 900 pieces, which ride in the same call, and put together again with
-the blanks that stood between them. A single sentence above that ends in ``bad_text``.
+the blanks that stood between them. The library takes as many of them at once as the batch may have items. A single
+sentence above that ends in ``bad_text``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.base import Declaration, Item, ModelFacts, Output, Stage, StageConfig, StageError, weights_bytes
+from stages import ctranslate2_file
+from stages.base import (
+    Declaration,
+    Item,
+    Longest,
+    Memory,
+    ModelFacts,
+    Output,
+    Stage,
+    StageConfig,
+    StageError,
+    weights_bytes,
+)
 from stages.faults import match_language, some, stage_error
 
 MAKE_ONE = "make one with: python run_node.py models synthesize nmt --out DIR"
@@ -27,6 +40,7 @@ LANGUAGE_TOKEN = re.compile(r"__([a-z]{2,3})__")
 END = "</s>"
 LONGEST_SOURCE = 900  # pieces in one chunk
 LONGEST_TARGET = 1023  # the decoder's positions, less the one that starts it
+TOKEN_BYTES = 600  # host memory for a token's text, in the library's vocabulary and SentencePiece's
 SENTENCE = re.compile(r".+?(?:[.!?\u2026]+(?=\s)|[\u3002\uff01\uff1f]+|\Z)\s*", re.DOTALL)
 _OPTIONS = {"beam_size": (1, 20)}
 
@@ -91,6 +105,26 @@ class NmtStage(Stage):
             raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {MAKE_ONE}")
         find_sentencepiece(folder)
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
+
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """Of the most chunks that run at once, each as long as a chunk can be."""
+        sizes = ctranslate2_file.read(Path(config.model).expanduser() / "model.bin")
+        if sizes is None:
+            return None
+        chars = min(longest.chars, cls.declaration.max_chars)
+        chunk = min(chars, LONGEST_SOURCE)
+        chunks = config.max_batch
+        beams = int(config.options.get("beam_size", 2))
+        number = sizes.run_bytes(config.device, config.compute_type)
+        kept = sizes.kept_bytes(config.device, config.compute_type)
+        encoding = chunks * chunk * (2 * sizes.heads * chunk + sizes.hidden + 4 * sizes.width) * number
+        # What has been said is kept for each hypothesis, and put in a new order (a copy) after each token.
+        texts = chunks * beams * min(LONGEST_TARGET, 3 * chunk + 16)
+        decoding = chunks * chunk * kept + 2 * texts * kept
+        decoding += 3 * chunks * beams * sizes.vocabulary * number
+        host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 0
+        return Memory(sizes.resident_bytes(config.device, config.compute_type), max(encoding, decoding) + host)
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""
@@ -177,6 +211,7 @@ class NmtStage(Stage):
         results = self._translator.translate_batch(
             sources,
             target_prefix=[[f"__{r.target}__"] for r in requests for _ in r.chunks],
+            max_batch_size=self.config.max_batch,  # chunks at once: memory must not follow the length of one text
             beam_size=self.config.options.get("beam_size", 2),
             max_decoding_length=limit,
             return_end_token=True,

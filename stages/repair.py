@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.base import Declaration, Item, ModelFacts, Output, Stage, StageConfig, StageError
+from stages import gguf_file
+from stages.base import Declaration, Item, Longest, Memory, ModelFacts, Output, Stage, StageConfig, StageError
 
 SEED = 1
 MAKE_ONE = "make one with: python run_node.py models synthesize repair --out DIR"
@@ -47,6 +48,10 @@ LANGUAGE_NAMES = {
     "vi": "Vietnamese",
     "zh": "Chinese",
 }
+
+N_CTX = 2048
+BATCH = 512  # tokens of a prompt that llama.cpp takes at once
+TOKEN_BYTES = 600  # host memory for a token's text, in the vocabulary and its look-ups
 
 _TEMPLATE_TOKENS = 64  # generous: what a chat template adds around two messages
 _OPTIONS: dict[str, tuple[type, float, float]] = {
@@ -93,7 +98,7 @@ class RepairStage(Stage):
     def __init__(self, config: StageConfig) -> None:
         super().__init__(config)
         self._limits = Limits.of(config.options)
-        self._n_ctx = int(config.options.get("n_ctx", 2048))
+        self._n_ctx = int(config.options.get("n_ctx", N_CTX))
         self._llm: Any = None
         self._specials = special_pattern(())
 
@@ -115,6 +120,19 @@ class RepairStage(Stage):
         del options
         return ModelFacts(weights_bytes=find_gguf(model).stat().st_size)
 
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """Of the whole context, whatever the text: llama.cpp takes it at the start. None for a file without sizes."""
+        del longest
+        path = find_gguf(config.model)
+        sizes = gguf_file.read(path)
+        if sizes is None:
+            return None
+        kept = 2 * sizes.layers * sizes.keys * int(config.options.get("n_ctx", N_CTX))  # float16
+        streams = 4 * BATCH * (2 * sizes.hidden + 4 * sizes.width)
+        host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 4 * BATCH * sizes.vocabulary
+        return Memory(path.stat().st_size, kept + streams + host)
+
     def load(self) -> None:
         """Open the GGUF file. Raises StageError("bad_model") or ("oom")."""
         import llama_cpp
@@ -130,6 +148,9 @@ class RepairStage(Stage):
                 n_threads_batch=config.threads,
                 n_gpu_layers=-1 if config.device == "cuda" else 0,
                 split_mode=llama_cpp.LLAMA_SPLIT_MODE_NONE,
+                # On the CPU llama.cpp puts most weights into another order, in memory of its own; a mapping of the file
+                # would keep the first order resident beside it.
+                use_mmap=config.device != "cpu",
                 seed=SEED,
                 verbose=False,
             )

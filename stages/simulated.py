@@ -7,6 +7,12 @@ behaviour is a function of its options, the session, the index and the attempt a
 int16). Reading it compares every sample, so a torn or foreign slot shows as ``torn``; writing it fills the array again.
 The number travels between stages as ``mark:<16 hex digits>`` at the start of the text.
 
+**GPU memory.** On a GPU, ``vram_bytes`` are taken while it loads, and ``vram_run_bytes`` for each utterance of a run's
+batch, in the stand-in driver (``stages/vram.py``); on the CPU they mean nothing. As in real runtimes, the workspace of
+the largest batch so far is kept. What does not fit is ``oom``, of the load or of the whole batch. ``close`` gives back
+all but the context. Both count in the estimate like weights, a context does not: with a driver whose contexts take
+memory, or to rehearse a wrong estimate, set the stage's ``estimate_bytes``.
+
 **Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
 ``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
 ``sleep`` (ms), ``text`` (text). ``attempt`` 0 matches every attempt, ``session`` "" every session, else the tag it was
@@ -28,6 +34,7 @@ import msgspec
 import numpy as np
 
 from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage, StageConfig, StageError
+from stages.vram import Vram
 
 MARK_PREFIX = "mark:"
 LOAD = -1  # the index that cues match while loading
@@ -35,7 +42,7 @@ ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text", "bad_
 CHOICES = {"accepts": ("audio", "text"), "emits": ("audio", "text", "same"), "dtype": ("int16", "float32")}
 LEAST = {
     "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
-    "output_bytes": 0, "sample_rate": 1, "max_chars": 1,
+    "output_bytes": 0, "sample_rate": 1, "max_chars": 1, "vram_bytes": 0, "vram_run_bytes": 0,
 }  # fmt: skip
 
 
@@ -70,7 +77,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gil_share: float = 0.0  # part of the time spent computing in the interpreter instead of sleeping
     burn: bool = False  # compute for all of the time
     load_ms: float = 0.0
-    ballast_bytes: int = 0  # memory taken while loaded
+    ballast_bytes: int = 0  # main memory taken while loaded
+    vram_bytes: int = 0  # GPU memory taken while loaded; needs the stand-in driver
+    vram_run_bytes: int = 0  # ... and, from its first run on, for each utterance of the largest batch
     output_bytes: int = 0  # size of the array it emits
     dtype: str = "int16"
     sample_rate: int = 16000
@@ -128,6 +137,9 @@ class SimulatedStage(Stage):
         super().__init__(config)
         self._options = parse(config.options)
         self._ballast: bytearray | None = None
+        self._vram = Vram()
+        self._held: list[int] = []  # handles: the weights, then the parts of the workspace
+        self._workspace_bytes = 0
 
     @classmethod
     def declare(cls, options: Mapping[str, Any]) -> Declaration:
@@ -148,17 +160,44 @@ class SimulatedStage(Stage):
     @classmethod
     def describe(cls, model: str, options: Mapping[str, Any]) -> ModelFacts:
         del model
-        return ModelFacts(weights_bytes=parse(options).ballast_bytes)
+        o = parse(options)
+        return ModelFacts(weights_bytes=max(o.ballast_bytes, o.vram_bytes + o.vram_run_bytes))
 
     def load(self) -> None:
         for cue in self._options.cues:
             if cue.index == LOAD:
                 self._act(cue)
+        if self._on_gpu:
+            self._vram.open()
+            self._held.append(self._vram.take(self._options.vram_bytes))
         _pause(self._options.load_ms / 1000)
         if self._options.ballast_bytes:
             self._ballast = bytearray(self._options.ballast_bytes)
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
+        if self._on_gpu:
+            self._make_workspace(self._options.vram_run_bytes * len(items))
+        return self._run(items)
+
+    def _make_workspace(self, nbytes: int) -> None:
+        """Let the workspace have as many bytes. Raises StageError when there are not so many more."""
+        if nbytes > self._workspace_bytes:
+            self._held.append(self._vram.take(nbytes - self._workspace_bytes))
+            self._workspace_bytes = nbytes
+
+    def close(self) -> None:
+        self._ballast = None
+        for handle in self._held:
+            self._vram.give_back(handle)
+        self._held.clear()
+        self._workspace_bytes = 0
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether this stage takes GPU memory at all."""
+        return self.config.device != "cpu" and bool(self._options.vram_bytes or self._options.vram_run_bytes)
+
+    def _run(self, items: Sequence[Item]) -> list[Output | StageError]:
         o = self._options
         begun = time.perf_counter()
         outputs = [self._run_one(item) for item in items]
@@ -167,9 +206,6 @@ class SimulatedStage(Stage):
         spread = [self._spread(item) for item in items]
         self._spend(begun, (o.sleep_ms * max(spread) + o.per_item_ms * sum(spread)) / 1000)
         return outputs
-
-    def close(self) -> None:
-        self._ballast = None
 
     def _run_one(self, item: Item) -> Output | StageError:
         cue = self._cue(item)

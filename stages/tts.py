@@ -7,6 +7,10 @@ of them, one or more per language. The language is the session's target (its sou
 session is ours, because the thread count, the memory limit and the provider have to be: onnxruntime falls back
 to the CPU in silence when CUDA does not work, so after opening we look at what we got.
 
+Memory follows the length of what is made at once: some 25 MB a second for a voice of medium quality, gigabytes for a
+long text without a full stop. So a sentence of more than ``LONGEST_SENTENCE`` phonemes is made in parts, divided
+between words.
+
 Speech has no upper bound that follows from its text, but the slot it is written to is taken before the stage
 runs. ``declaration.output`` is that size: 1 MiB (24 s at 22,050 Hz) for what is short, where one digit may be a
 long word, plus 16 KiB a character: 0.37 s each, slow Mandarin; letters come at ten to fifteen a second and
@@ -16,24 +20,37 @@ have 2,400. A result that is longer ends in ``output_too_long``.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage, StageConfig, StageError
+from stages.base import (
+    Declaration,
+    Item,
+    Longest,
+    Memory,
+    ModelFacts,
+    Output,
+    OutputSize,
+    Stage,
+    StageConfig,
+    StageError,
+)
+from stages.voices import VoiceFiles, find_voices
 
-MAKE_ONE = "make voices with: python run_node.py models synthesize tts --out DIR"
 NO_CUDA = (
     "onnxruntime came up on the CPU although device = 'cuda': install onnxruntime-gpu with the CUDA libraries it wants "
     "(make env GPU=1; run_node.py doctor shows what is in force), or set device = 'cpu'"
 )
 MIB = 1 << 20
+LONGEST_SENTENCE = 400  # phonemes
+PHONEMES_A_S = 14
+# Memory while one sample is made, by a voice's quality: nine numbers for each of the last 32 channels. Measured for
+# "medium"; "high" has more layers before them and is a guess.
+SAMPLE_BYTES = {"x_low": 1152, "low": 1152, "medium": 1152, "high": 2304}
 SIZE = OutputSize(base=MIB, per_char=16 * 1024)
 
 # espeak-ng reads full-width punctuation as words or not at all; the space ends the sentence.
@@ -60,7 +77,6 @@ PUNCTUATION = str.maketrans(
 OOM_SIGNS = ("out of memory", "failed to allocate memory", "bad_alloc", "cublas_status_alloc_failed")
 # Text of these alone is not speech, though espeak-ng would name some of them.
 SILENT = " .,;:!?()\"'-\u00a1\u00bf\u2013\u2014"
-ESPEAK_LANGUAGES = {"cmn": "zh", "nb": "no"}  # where espeak-ng's code is not the one everybody else uses
 
 _OPTIONS: dict[str, tuple[type, float, float]] = {
     "length_scale": (float, 0.5, 2.0),
@@ -69,19 +85,6 @@ _OPTIONS: dict[str, tuple[type, float, float]] = {
     "speaker": (int, 0, 10_000),
     "gpu_mem_limit_mib": (int, 16, 1 << 20),
 }
-
-
-@dataclass(frozen=True)
-class VoiceFiles:
-    """One voice on disk: the graph, what its JSON says, and the language it speaks.
-
-    ``language``: the bare code ("en"); ``locale``: with region ("en-us"), or the same as ``language``.
-    """
-
-    onnx: Path
-    config: Mapping[str, Any]
-    language: str
-    locale: str
 
 
 class TtsStage(Stage):
@@ -128,6 +131,15 @@ class TtsStage(Stage):
             weights_bytes=sum(voice.onnx.stat().st_size for voice in voices),
             languages=frozenset(voice.language for voice in voices),
         )
+
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        """Of the longest sentence: items run one by one. None for voices whose quality is none of Piper's."""
+        voices = find_voices(config.model)
+        each = [_sentence_bytes(voice, config.options, longest) for voice in voices]
+        if not all(each):
+            return None
+        return Memory(sum(voice.onnx.stat().st_size for voice in voices), max(each))
 
     def load(self) -> None:
         """Open every voice. Raises StageError("bad_model") or ("oom")."""
@@ -187,12 +199,16 @@ class TtsStage(Stage):
         options.intra_op_num_threads = self.config.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # every text has its own length: plans for each would only be kept
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         providers = [_cuda_provider(self.config.options)] if cuda else ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(files.onnx), sess_options=options, providers=providers)
         if cuda and "CUDAExecutionProvider" not in session.get_providers():
             raise StageError("bad_model", NO_CUDA)
-        return piper.PiperVoice(session=session, config=piper.PiperConfig.from_dict(dict(files.config)))
+        voice = piper.PiperVoice(session=session, config=piper.PiperConfig.from_dict(dict(files.config)))
+        whole = voice.phonemize
+        voice.phonemize = lambda text: [part for sentence in whole(text) for part in divide(sentence)]
+        return voice
 
     def _voice_for(self, item: Item) -> Any:
         wanted = item.target or item.source
@@ -248,6 +264,16 @@ def speakable(text: str) -> str:
     return text.strip() if text.strip(SILENT) else ""
 
 
+def divide(phonemes: Sequence[str], limit: int = LONGEST_SENTENCE) -> Iterator[list[str]]:
+    """A sentence in parts of at most ``limit`` phonemes, each but the last ending where a word does if one does."""
+    rest = list(phonemes)
+    while len(rest) > limit:
+        end = next((at + 1 for at in range(limit - 1, 0, -1) if rest[at] == " "), limit)
+        yield rest[:end]
+        rest = rest[end:]
+    yield rest
+
+
 def to_int16(audio: np.ndarray) -> np.ndarray:
     """Float samples in -1 to 1, shape (samples,), as int16. Raises StageError("bad_output") when not finite or none."""
     samples = np.atleast_1d(audio)
@@ -258,47 +284,13 @@ def to_int16(audio: np.ndarray) -> np.ndarray:
     return np.rint(samples * 32767.0).astype(np.int16)
 
 
-def find_voices(model: str) -> list[VoiceFiles]:
-    """The voices at ``model`` (a ``.onnx`` file or a folder), in the order of their names.
-
-    Raises StageError("bad_model") when there is none, or one lacks its JSON or needs a download to phonemize.
-    """
-    path = Path(model)
-    if not model or not path.exists():
-        raise StageError("bad_model", f"no voices at {model!r}: a .onnx file or a folder of them is needed; {MAKE_ONE}")
-    found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
-    if not found:
-        raise StageError("bad_model", f"{model} holds no .onnx files; {MAKE_ONE}")
-    return [_read_voice(onnx) for onnx in found]
-
-
-def _read_voice(onnx: Path) -> VoiceFiles:
-    described = Path(f"{onnx}.json")
-    try:
-        config = json.loads(described.read_text(encoding="utf-8"))
-        for key in ("num_symbols", "num_speakers", "phoneme_id_map"):
-            config[key]
-        espeak, _rate = config["espeak"]["voice"], int(config["audio"]["sample_rate"])
-    except FileNotFoundError:
-        raise StageError("bad_model", f"{onnx} has no {described.name} beside it; {MAKE_ONE}") from None
-    except (OSError, ValueError) as error:
-        raise StageError("bad_model", f"cannot read {described}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise StageError("bad_model", f"{described} is not a Piper voice's description: no {error}") from error
-    kind = config.get("phoneme_type", "espeak")
-    if kind not in ("espeak", "text"):
-        raise StageError("bad_model", f"{onnx} wants phonemes of type {kind!r}, which need a download")
-    language, locale = _language_of(config, str(espeak), onnx.name)
-    return VoiceFiles(onnx, config, language, locale)
-
-
-def _language_of(config: Mapping[str, Any], espeak: str, file_name: str) -> tuple[str, str]:
-    """(language, locale) from what the description says, best first: its language, espeak-ng's voice, its name."""
-    said = config.get("language") or {}
-    code = said.get("code") or espeak or re.split(r"[-.]", file_name)[0]
-    locale = str(code).replace("_", "-").lower()
-    language = locale.split("-")[0]
-    return ESPEAK_LANGUAGES.get(language, language), locale
+def _sentence_bytes(voice: VoiceFiles, options: Mapping[str, Any], longest: Longest) -> int:
+    """Memory for the longest sentence; 0 when the voice is of no known quality."""
+    audio, inference = voice.config["audio"], voice.config.get("inference") or {}
+    slower = float(options.get("length_scale", inference.get("length_scale", 1.0)))
+    phonemes = min(LONGEST_SENTENCE, 2 * longest.chars)
+    a_sample = SAMPLE_BYTES.get(str(audio.get("quality")), 0)
+    return int(phonemes / PHONEMES_A_S * slower * int(audio["sample_rate"]) * a_sample)
 
 
 def _check_speaker(voice: VoiceFiles, speaker: int | None) -> None:

@@ -44,6 +44,7 @@ MOVES: dict[LeaseState, frozenset[LeaseState]] = {
 ALIVE = frozenset({LeaseState.GRANTED, LeaseState.HELD})  # somebody may use its bytes
 ON_DEVICE = ALIVE | {LeaseState.DRAINING, LeaseState.DEFICIT}  # its bytes may lie on the device
 
+EXTERNAL = "lease@"  # how the names of holders outside the node begin
 SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
 
 
@@ -65,8 +66,15 @@ class Lease:
     leaving_bytes: int = 0  # held_bytes when it began to drain
     patience_s: float = 0.0  # how much longer it waits for memory
     looked_at: float = 0.0  # when that was last counted down
+    preemptible: bool = False  # its holder may be asked to leave
+    asked_at: float | None = None  # when it was
     obstacle: str = ""  # kind of what it waits for
     reason: str = ""  # ... and in words
+
+    @property
+    def external(self) -> bool:
+        """Whether its holder is a program outside the node ("lease@PID/N#START")."""
+        return self.peer.startswith(EXTERNAL)
 
     @property
     def impatient(self) -> bool:

@@ -22,65 +22,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Union
+from dataclasses import replace
+from typing import Any
 
 from engine.arbiter import words
+from engine.arbiter.events import Action, Event, FromWorker, Obstacle, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.room import DeviceMemory, Limits, Reading
+from engine.arbiter.wants import Wants
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
 PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass
-
-
-@dataclass(frozen=True)
-class Waits:
-    """The deadlines this core needs, in seconds."""
-
-    lease_wait_s: float = 60.0
-    settle_s: float = 5.0
-    unreadable_s: float = 2.0
-
-
-@dataclass(frozen=True)
-class FromWorker:
-    """A message of one worker's life (``peer`` is "role#incarnation")."""
-
-    peer: str
-    message: Union[LeaseRequest, Settled, Release]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True)
-class Send:
-    """Action: send this to that worker."""
-
-    peer: str
-    message: Union[Granted, LeaseWait, Denied]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Action: read this device's memory now; somebody waits for the figures."""
-
-    device: str
-
-
-Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Sample]
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Why a request is not granted now. ``kind``: turn | models | unreadable | reading | room | elder."""
-
-    kind: str
-    text: str
 
 
 class Leases:
@@ -94,6 +47,7 @@ class Leases:
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
+        self.wants = Wants(waits.grace_s)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; what is to be done about it, in order."""
@@ -122,6 +76,8 @@ class Leases:
                 dues.append(passing if passing > 0 else left)
             elif lease.state is LeaseState.DRAINING:
                 dues.append(lease.since + self._waits.settle_s - now)
+            elif (due := self.wants.due_in(lease, now)) is not None:
+                dues.append(due)
         return max(0.0, min(dues)) if dues else None
 
     # ------------------------------------------------------------ asking
@@ -136,7 +92,8 @@ class Leases:
         memory = self._devices.get(message.device)
         lease = Lease(
             peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            patience_s=self._waits.lease_wait_s, looked_at=now,
+            patience_s=self._waits.lease_wait_s if message.wait_s is None else message.wait_s, looked_at=now,
+            preemptible=message.preemptible,
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
@@ -165,7 +122,14 @@ class Leases:
             actions += self._wait(lease, obstacle, now)
             if lease.state is LeaseState.REQUESTED and self._holds_back(lease):
                 elder = elder or Obstacle("elder", f"waiting behind {words.name(lease)}, which has waited longer")
-        return actions
+        return actions + self._wish(device, now)
+
+    def _wish(self, device: str, now: float) -> list[Action]:
+        """Tell the scheduler what is lacking, on figures that are true."""
+        memory, leases = self._devices[device], self._leases[device]
+        if not memory.current(leases):
+            return []
+        return [*self.wants.look(device, leases, memory.room(leases), now)]
 
     def obstacle(self, lease: Lease, now: float) -> Obstacle | None:
         """What keeps this request from being granted now; None: nothing."""
@@ -173,8 +137,8 @@ class Leases:
         loading = [one for one in leases if one.state is LeaseState.GRANTED]
         if loading:
             return Obstacle("turn", f"waiting for {words.name(loading[0])} to load on {lease.device}")
-        models = {one.kind_of_model for one in leases if one.state in ON_DEVICE}
-        if lease.kind_of_model not in models and len(models) >= memory.limits.max_models:
+        models = {one.kind_of_model for one in leases if one.state in ON_DEVICE and not one.external}
+        if not lease.external and lease.kind_of_model not in models and len(models) >= memory.limits.max_models:
             return Obstacle("models", f"{len(models)} models are on {lease.device} (devices.max_models)")
         if memory.age(now, lease.since) > self._waits.unreadable_s:
             return Obstacle("unreadable", f"the memory of {lease.device} cannot be read")
@@ -188,13 +152,15 @@ class Leases:
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
         self._counts["granted"] += 1
+        if lease.external:  # it takes its bytes when it pleases: nobody waits for it to have loaded
+            move(lease, LeaseState.HELD, now)
         return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
 
     def _wait(self, lease: Lease, obstacle: Obstacle, now: float) -> list[Action]:
         if lease.impatient:
             lease.patience_s -= now - lease.looked_at
         lease.looked_at = now
-        if lease.patience_s <= 0:
+        if lease.patience_s <= 0 and obstacle.kind not in ("turn", "reading"):
             self._leases[lease.device].remove(lease)
             return [self._deny(lease, lease.reason, now)]
         if obstacle.kind == "reading":  # milliseconds: not worth telling
@@ -203,7 +169,11 @@ class Leases:
         return [] if told == obstacle.kind else [Send(lease.peer, LeaseWait(obstacle.text, lease.id))]
 
     def _holds_back(self, lease: Lease) -> bool:
-        return lease.obstacle == "room" and lease.patience_s <= (1 - PASSING_SHARE) * self._waits.lease_wait_s
+        return (
+            not lease.external
+            and lease.obstacle == "room"
+            and lease.patience_s <= (1 - PASSING_SHARE) * self._waits.lease_wait_s
+        )
 
     def _deny(self, lease: Lease, reason: str, now: float) -> Action:
         move(lease, LeaseState.DENIED, now)
@@ -260,6 +230,7 @@ class Leases:
                 move(lease, LeaseState.RELEASED, now)
                 self._leases[device].remove(lease)
                 memory.forget(lease, self._leases[device])
+                self.wants.again(device)
             elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self._counts["deficits"] += 1
@@ -308,7 +279,7 @@ class Leases:
         waiting = [lease for lease in self._all() if lease.state is LeaseState.REQUESTED]
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
-            "leases": [words.lease_row(lease) for lease in held],
+            "leases": [words.lease_row(lease, overdue=self.wants.is_overdue(lease, now)) for lease in held],
             "waiting": [
                 {"id": one.id, "worker": one.peer, "device": one.device, "nbytes": one.nbytes, "reason": one.reason}
                 for one in waiting

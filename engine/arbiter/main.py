@@ -8,17 +8,37 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
+from engine.arbiter.events import Action, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
-from engine.arbiter.leases import Action, FromWorker, Leases, Sample, Send, Tick, Waits
+from engine.arbiter.lease import EXTERNAL
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
-from ipc.messages import Drain, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Stop, ToArbiter
-from ipc.sockets import Poll, Router
+from ipc.errors import PeerGone
+from ipc.messages import (
+    Denied,
+    Drain,
+    Gone,
+    Granted,
+    LeaseRequest,
+    LeaseWait,
+    Release,
+    Settled,
+    Stop,
+    ToArbiter,
+    ToWorker,
+    Up,
+)
+from ipc.peers import split_peer
+from ipc.sockets import Dealer, Poll, Router
 
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
@@ -29,14 +49,18 @@ class Arbiter:
     def __init__(self, boot: Boot) -> None:
         assert isinstance(boot.body, ArbiterBoot)
         deadlines = boot.deadlines
-        waits = Waits(deadlines.lease_wait_s, deadlines.settle_s, deadlines.unreadable_s)
+        waits = Waits(deadlines.lease_wait_s, deadlines.settle_s, deadlines.unreadable_s, deadlines.grace_s)
         self._boot = boot
+        self._poll = Poll()
         self._log = logs.get()
         self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        self._plans = boot.body.devices
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
+        self._holders = Holders(self._poll)
+        self._scheduler: Dealer | None = None
         self._stopping = False
         self._granting = False  # a grant leaves with this turn's answers
 
@@ -44,9 +68,12 @@ class Arbiter:
         """Serve until told to stop."""
         self._start()
         while not self._stopping:
-            self._wait()
+            readable = self._wait()
             self._hear_supervisor()
+            self._hear_deaths(readable)
             self._hear_workers()
+            if self._scheduler is not None:
+                self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
             self._keep()
@@ -61,7 +88,6 @@ class Arbiter:
         self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
-        self._poll = Poll()
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
             self._poll.add(thing)
         for sampler in self._samplers.values():
@@ -78,34 +104,63 @@ class Arbiter:
             self._log.error("the journal is not of this version; leases granted so far are not known: %s", error)
             return
         self._leases.restore(book)
+        for peer in [one.peer for device in book.devices for one in device.leases if one.external]:
+            if not self._holders.watch(peer):  # it died while there was no arbiter
+                self._act(self._leases.handle(Gone(*split_peer(peer)), process.now()))
         self._log.info("%d leases known from an earlier life", sum(len(device.leases) for device in book.devices))
 
     def _fds(self) -> list[int]:
         return sorted({sampler.fileno() for sampler in self._samplers.values()})
 
-    def _wait(self) -> None:
+    def _wait(self) -> set[Any]:
         now = process.now()
         due = self._leases.due_in(now)
         beat = self._lifeline.due_in(now)
-        if self._lifeline.death_fd in self._poll.wait(beat if due is None else min(beat, due)):
+        readable = self._poll.wait(beat if due is None else min(beat, due))
+        if self._lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
+        return readable
 
     def _hear_supervisor(self) -> None:
         for message in self._lifeline.read():
             match message:
                 case Stop():
                     self._stopping = True
+                case Up(role="scheduler", incarnation=incarnation):
+                    self._meet(incarnation)
                 case Gone():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
                     self._log.debug("draining: leases end with their holders")
 
+    def _meet(self, epoch: int) -> None:
+        """Another life of the scheduler: it has heard nothing of what is lacking."""
+        if self._scheduler is not None:
+            self._poll.remove(self._scheduler)
+            self._scheduler.close()
+        boot = self._boot
+        self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
+        self._scheduler.epoch = epoch
+        self._poll.add(self._scheduler)
+        for want in self._leases.wants.all():
+            self._scheduler.post(want)
+
+    def _hear_deaths(self, readable: set[Any]) -> None:
+        """Of holders outside the node, whose deaths nobody else tells."""
+        for news in self._holders.dead(readable):
+            self._act(self._leases.handle(news, process.now()))
+
     def _hear_workers(self) -> None:
         for peer, _, batch in self._router.drain():
             for message in batch:
+                if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
+                    self._router.post(peer, Denied("the process that this lease is for is not there"))
+                    continue
                 if isinstance(message, (LeaseRequest, Settled, Release)):
                     failpoints.reach("arbiter.asked")
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+                if isinstance(message, Release) and peer.startswith(EXTERNAL):
+                    self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
         for sampler in {id(one): one for one in self._samplers.values()}.values():
@@ -125,6 +180,15 @@ class Arbiter:
                     level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
+                case AskToLeave(peer, message):
+                    self._log.info("%s is asked to leave: its memory is needed", peer)
+                    if peer in self._router:
+                        self._router.post(peer, message)
+                    else:
+                        self._holders.ask_to_leave(peer)
+                case Tell(message):
+                    if self._scheduler is not None:
+                        self._scheduler.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
 
@@ -139,10 +203,15 @@ class Arbiter:
         now = process.now()
         for peer in self._router.flush():
             self._log.info("%s is not there any more", peer)  # its Gone comes from the supervisor
+        if self._scheduler is not None:
+            with suppress(PeerGone):  # it died; its next life is told what is still lacking
+                self._scheduler.flush()
         self._lifeline.beat("serving", now)
         if self._lifeline.report_due(now):
             report = self._leases.snapshot(now)
             report["counts"]["not_kept"] = self._journal.too_large
+            for plan in self._plans:
+                report["devices"][plan.name]["uuid"] = plan.uuid
             self._lifeline.report(report, now)
         self._lifeline.flush()
 

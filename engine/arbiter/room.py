@@ -143,8 +143,10 @@ class DeviceMemory:
         return lease.held_bytes - before
 
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
+        # The loader first; then holders outside the node, who take their bytes when they please and never say so.
         order = (LeaseState.GRANTED, LeaseState.HELD)
-        for lease in sorted((one for one in leases if one.state in order), key=lambda one: order.index(one.state)):
+        growing = [one for one in leases if one.state in order]
+        for lease in sorted(growing, key=lambda one: (order.index(one.state), not one.external)):
             part = min(nbytes, lease.promised_bytes)
             lease.held_bytes += part
             nbytes -= part

@@ -16,7 +16,7 @@ from engine.arbiter.room import Reading
 from engine.devices import HostMemory, host_memory, opened_nvml
 from engine.process import now
 
-Read = Callable[[], list[Reading]]
+Read = Callable[[], tuple[list[Reading], str]]  # readings, and why some are missing ("": none is)
 Source = Callable[[Callable[[Read], None]], None]  # opens its driver, then hands over what to repeat
 
 
@@ -63,7 +63,7 @@ class Sampler:
     def _repeat(self, read: Read) -> None:
         while True:
             self._asked.clear()
-            self._put(read(), "")
+            self._put(*read())
             self._pause()
 
     def _pause(self) -> None:
@@ -81,30 +81,44 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
     """Source of the devices whose memory is the machine's."""
     names = tuple(names)
 
-    def read() -> list[Reading]:
+    def read() -> tuple[list[Reading], str]:
         taken_at = now()
         seen = memory()
-        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names]
+        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names], ""
 
     return lambda repeat: repeat(read)
 
 
 def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
-    """Source of GPUs: device name -> UUID. The driver is opened anew whenever reading failed."""
+    """Source of GPUs: device name -> UUID. One that does not answer keeps no other's figures from us.
+
+    The driver is opened anew whenever none of them answered.
+    """
 
     def source(repeat: Callable[[Read], None]) -> None:
         with opened_nvml(nvml) as library:
             if library is None:
                 raise OSError("the NVIDIA driver is not there any more")
-            handles = {name: library.nvmlDeviceGetHandleByUUID(uuid) for name, uuid in uuids.items()}
+            handles: dict[str, Any] = {}
 
-            def read() -> list[Reading]:
-                readings = []
-                for name, handle in handles.items():
-                    taken_at = now()
-                    memory = library.nvmlDeviceGetMemoryInfo(handle)
-                    readings.append(Reading(name, int(memory.total), int(memory.free), taken_at))
-                return readings
+            def read_one(name: str, uuid: str) -> Reading:
+                if name not in handles:
+                    handles[name] = library.nvmlDeviceGetHandleByUUID(uuid)
+                taken_at = now()
+                memory = library.nvmlDeviceGetMemoryInfo(handles[name])
+                return Reading(name, int(memory.total), int(memory.free), taken_at)
+
+            def read() -> tuple[list[Reading], str]:
+                readings, failures = [], []
+                for name, uuid in uuids.items():
+                    try:
+                        readings.append(read_one(name, uuid))
+                    except library.NVMLError as error:
+                        handles.pop(name, None)
+                        failures.append(f"{name}: {error}")
+                if not readings:
+                    raise OSError("; ".join(failures))
+                return readings, "; ".join(failures)
 
             repeat(read)
 

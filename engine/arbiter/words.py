@@ -48,7 +48,7 @@ def never_fits(lease: Lease, limits: Limits) -> str:
     )
 
 
-def lease_row(lease: Lease) -> dict[str, Any]:
+def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
     return {
         "lease": lease.number,
         "worker": lease.peer,
@@ -57,4 +57,8 @@ def lease_row(lease: Lease) -> dict[str, Any]:
         "state": lease.state.value,
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
+        "model": lease.model,
+        "preemptible": lease.preemptible,
+        "asked_to_leave": lease.asked_at is not None,
+        "overdue": overdue,
     }

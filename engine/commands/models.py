@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +72,25 @@ def add(verbs: argparse._SubParsersAction) -> None:
     training.add_argument("--quick", action="store_true", help="a few steps only: files that load and can do nothing")
     making = what.add_parser(
         "synthesize",
-        help="write a clockwork model",
-        description="Write a clockwork model: the real file format, hand-set weights, fixed words.",
+        help="write a clockwork model, or one of real size",
+        description="Write a clockwork model: the real file format, hand-set weights, fixed words. With --shape a\n"
+        "model of a published one's architecture and size whose weights mean nothing, to measure memory and load time.",
         epilog="examples:\n  run_node.py models synthesize asr --out models/asr\n"
         "  run_node.py models synthesize repair --out models/repair.gguf\n"
-        "\nexit codes: 0 written, 1 it could not be written, 2 usage, or DIR holds something already",
+        "  run_node.py models synthesize asr --shape whisper-small --out /tmp/small --json\n"
+        "\nexit codes: 0 written, 1 it could not be written (no room on the disk), 2 usage, or DIR holds something\n"
+        "already",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     making.add_argument("kind", help="asr | asr-tones | nmt | repair | tts")
     making.add_argument("--out", required=True, metavar="DIR", help="where to write it: a new or empty folder")
+    making.add_argument(
+        "--shape",
+        metavar="NAME",
+        help="whisper-large-v3 | whisper-small | m2m100-418m | m2m100-418m-int8 | qwen2.5-3b | piper-medium",
+    )
     making.add_argument("--force", action="store_true", help="write even over what is there")
+    making.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,6 +162,7 @@ def _make_demo(args: argparse.Namespace) -> int:
 
 
 def _synthesize(args: argparse.Namespace) -> int:
+    from engine.commands import shaping
     from models import clockwork
 
     if args.kind not in clockwork.KINDS:
@@ -158,16 +170,28 @@ def _synthesize(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if not args.force and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UsageError(f"{out} holds something already", "give a new folder, or --force to write over it")
-    try:
-        path = clockwork.synthesize(args.kind, Path(args.out))
-    except ImportError as error:
-        raise DragomanError(f"cannot make a {args.kind} model: {error}", f"pip install {error.name}") from error
-    except OSError as error:
-        raise DragomanError(f"cannot write to {args.out}: {error.strerror}", "give another --out") from error
+    made = shaping.make(args.kind, args.shape, out) if args.shape else _clockwork(args.kind, out)
+    if args.json:
+        print(json.dumps(made, ensure_ascii=False))
+        return OK
     stage = args.kind.partition("-")[0]
     article = "an" if stage[0] in "aeio" else "a"
-    print(f"{path}  ({nbytes(_size(path))}); use it as the model of {article} {stage} stage")
+    print(f"{made['path']}  ({nbytes(made['bytes'])}); use it as the model of {article} {stage} stage")
     return OK
+
+
+def _clockwork(kind: str, out: Path) -> dict[str, Any]:
+    from models import clockwork
+
+    begun = time.monotonic()
+    try:
+        path = clockwork.synthesize(kind, out)
+    except ImportError as error:
+        raise DragomanError(f"cannot make a {kind} model: {error}", f"pip install {error.name}") from error
+    except OSError as error:
+        raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --out") from error
+    seconds = round(time.monotonic() - begun, 2)
+    return {"kind": kind, "path": str(path), "bytes": _size(path), "seconds": seconds}
 
 
 def _size(path: Path) -> int:

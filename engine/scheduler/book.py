@@ -89,6 +89,7 @@ class Book:
         self.slots = Slots(rings, deadlines.reserve_after_s, free_early, boot.ring_users if epoch > 1 else None)
         self.over: frozenset[str] = frozenset()
         self.stirred: dict[str, None] = {}  # stages where a dispatch may be possible that was not before
+        self.called: dict[str, None] = {}  # stages that have work and whose models are parked
         self.trace = False  # log every transition
         self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()

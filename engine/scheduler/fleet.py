@@ -20,6 +20,7 @@ class Fleet:
         self.book = book
         self.flow = flow
         self.ready = False
+        self.proven: set[str] = set()  # stages of which a model has been loaded, be it away again
         self.look_at: float | None = None  # no worker can be over a limit before this
         self._by_peer: dict[str, Worker] = {}  # every life that has spoken and is not known to be dead
         self._failing = False
@@ -51,10 +52,15 @@ class Fleet:
             case "loaded":  # it has lived through the death of an earlier epoch
                 worker.move(Life.LOADING)
                 worker.move(Life.LOADED)
+                worker.loaded_at, worker.parked = now, False
+                self.proven.add(worker.plan.stage)
                 self._check_ready()
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
+            case _ if worker.parked:
+                if self.book.queues[worker.plan.stage].waiting:
+                    self.call(worker.plan.stage)
             case _ if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
                 self._load(worker)
 
@@ -63,7 +69,17 @@ class Fleet:
         self.book.free(self.book.slots.heard(role))
         self.book.stir_all()
 
+    def call(self, stage: str) -> None:
+        """There is work for a stage whose models are parked: one comes back, unless one is there or on its way."""
+        workers = self.book.workers_of(stage)
+        if any(w.life in (Life.LOADING, Life.LOADED) and not w.leaving for w in workers):
+            return
+        parked = [worker for worker in workers if worker.parked and worker.life is Life.EMPTY]
+        if parked:
+            self._load(min(parked, key=lambda worker: worker.load_ms))
+
     def _load(self, worker: Worker) -> None:
+        worker.parked = False
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = None
         self.book.send(worker.peer, Load(worker.stage.model))
@@ -78,8 +94,10 @@ class Fleet:
         worker.waiting_for = ""
         self.watch(now + self.book.deadlines.load_timeout_s)
 
-    def loaded(self, worker: Worker, message: Loaded) -> None:
+    def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
+        worker.loaded_at = now
+        self.proven.add(worker.plan.stage)
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
@@ -115,14 +133,10 @@ class Fleet:
                 if worker.plan.standby and worker.life is Life.EMPTY and not worker.waiting_for:
                     self.book.note("warning", f"stage {stage} degrades: {worker.plan.role} takes over")
                     self._load(worker)
-        return any(w.life in (Life.ABSENT, Life.LOADING, Life.LOADED) for w in workers)
+        return any(worker.may_serve for worker in workers)
 
     def _standby_wanted(self, stage: str) -> bool:
-        return not any(
-            w.life in (Life.ABSENT, Life.LOADING, Life.LOADED)
-            for w in self.book.workers_of(stage)
-            if not w.plan.standby
-        )
+        return not any(worker.may_serve for worker in self.book.workers_of(stage) if not worker.plan.standby)
 
     def _without(self, stage: str, reason: str, now: float) -> None:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
@@ -144,10 +158,12 @@ class Fleet:
         if self.ready or self._failing:
             return
         needed = {worker.plan.stage for worker in self.book.workers.values()} - self.book.absent.keys()
-        have = {worker.plan.stage for worker in self.book.workers.values() if worker.life is Life.LOADED}
-        if needed <= have:
+        if needed <= self.proven:
             self.ready = True
-            self.book.send(SUPERVISOR, Ready(self.book.boot.mode, self.book.boot.mode_reason))
+            reason = self.book.boot.mode_reason
+            if away := sorted({worker.plan.stage for worker in self.book.workers.values() if worker.parked}):
+                reason += f"; models take turns in memory (now away: {', '.join(away)})"
+            self.book.send(SUPERVISOR, Ready(self.book.boot.mode, reason))
 
     def check_start(self) -> None:
         """A node whose every stage is absent has nobody to wait for."""
@@ -240,6 +256,21 @@ class Fleet:
         worker.condemned = True
         self.book.note("warning", f"{worker.plan.role} is condemned: {reason}")
         self.book.send(SUPERVISOR, Condemn(worker.plan.role, incarnation, reason))
+
+    def parked(self, role: str, incarnation: int, now: float) -> None:
+        """A worker has left as it was told; it had nothing on board."""
+        worker = self.book.workers.get(role)
+        if worker is None or incarnation < worker.incarnation:
+            return
+        if worker.batches:  # it was told so by an epoch before this one
+            return self.gone(role, incarnation, "parked by an earlier scheduler", final=False, now=now)
+        worker.move(Life.ABSENT)
+        self._by_peer.pop(worker.peer, None)
+        self._forget_silence(role, incarnation)
+        worker.leaving = worker.condemned = False
+        worker.loading_since = worker.load_again_at = None
+        self._knows_its_slots(role)
+        self.book.free(self.book.slots.gone(worker.peer))
 
     def gone(self, role: str, incarnation: int, reason: str, *, final: bool, now: float) -> None:
         """A worker is dead and everything it had sent has been read."""

@@ -138,6 +138,7 @@ class Flow:
             if all(worker.life is Life.LOST for worker in workers):
                 why = next((worker.waiting_for for worker in workers if worker.waiting_for), "")
                 return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
+            self.book.called[plan.name] = None
             if job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))

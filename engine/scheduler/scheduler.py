@@ -19,6 +19,7 @@ from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
 from engine.scheduler.pace import capacity
 from engine.scheduler.past import Past
+from engine.scheduler.residency import Residency
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import (
     Acked,
@@ -45,8 +46,9 @@ from ipc.messages import (
     SessionEnded,
     Silent,
     Spare,
+    Vacate,
 )
-from ipc.peers import peer_name
+from ipc.peers import peer_name, split_peer
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
@@ -63,6 +65,7 @@ class Scheduler:
         self.flow = Flow(self.book)
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
+        self.residency = Residency(self.book, self.fleet)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -72,6 +75,7 @@ class Scheduler:
         self._drained = False
         self._drain_wake: float | None = None
         self._wake: float | None = None
+        self._look: float | None = None  # when a model may have to leave
 
     # ---------------------------------------------------------------- events
 
@@ -83,6 +87,8 @@ class Scheduler:
             self._from_supervisor(message, now)
         elif peer.startswith("gateway#"):
             self._from_gateway(peer, message, now)
+        elif type(message) is Vacate:
+            self.residency.wanted(split_peer(peer)[1], message, now)
         else:
             self._from_worker(peer, message, now)
 
@@ -149,7 +155,7 @@ class Scheduler:
             case Loading():
                 self.fleet.loading(worker, now)
             case Loaded():
-                self.fleet.loaded(worker, message)
+                self.fleet.loaded(worker, message, now)
             case Denied():
                 self.fleet.denied(worker, message, now)
 
@@ -165,6 +171,10 @@ class Scheduler:
         match message:
             case Gone(role="gateway", incarnation=incarnation):
                 self.handover.part(peer_name("gateway", incarnation))
+            case Gone(role="arbiter", incarnation=incarnation):
+                self.residency.forget(incarnation)
+            case Gone(role=role, incarnation=incarnation, parked=True):
+                self.fleet.parked(role, incarnation, now)
             case Gone(role=role, incarnation=incarnation, reason=reason, final=final):
                 self.fleet.gone(role, incarnation, reason, final=final, now=now)
             case Serve():  # it does already: a load that fails is no reason to end it
@@ -188,6 +198,7 @@ class Scheduler:
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
             self._drain_wake = self._drain_by if now < self._drain_by else None
+        self._look = self.residency.turn(now)
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
@@ -196,7 +207,7 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
         first = self.book.timers[0][0] if self.book.timers else None
-        for time in (self._wake, self.book.ride_until, self.fleet.look_at, self._drain_wake):
+        for time in (self._wake, self._look, self.book.ride_until, self.fleet.look_at, self._drain_wake):
             if time is not None and (first is None or time < first):
                 first = time
         return first
@@ -257,6 +268,7 @@ class Scheduler:
             "retries": totals.retries,
             "stale": totals.stale,
             "deaths": totals.deaths,
+            "parked": self.residency.parked_total,
             "concurrency": self.concurrency(),
             "jobs": self._jobs(now, 200),
             "slots": book.slots.snapshot(),
@@ -301,6 +313,7 @@ class Scheduler:
             "workers": len(workers),
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
+            "parked": sum(worker.parked for worker in workers),
             "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,

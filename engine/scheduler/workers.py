@@ -76,6 +76,10 @@ class Worker:
     load_ms: float = 0.0
     spoke_at: float = 0.0  # when its last message came
     fruitless: int = 0  # lives in a row that ended no utterance well
+    leaving: bool = False  # gets no more batches; parked when it has none
+    parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    loaded_at: float = 0.0
+    idle_since: float | None = None
 
     def __post_init__(self) -> None:
         self.begin(self.incarnation)
@@ -84,6 +88,8 @@ class Worker:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
+        self.leaving = False
+        self.idle_since = None
 
     def move(self, life: Life) -> None:
         """Raises IllegalMove and changes nothing if the table has no such move."""
@@ -95,7 +101,12 @@ class Worker:
         """Whether another batch may be sent."""
         if self.batches and self.batches[-1].alone:
             return False
-        return self.life is Life.LOADED and not self.condemned and len(self.batches) <= send_ahead
+        return self.life is Life.LOADED and not (self.condemned or self.leaving) and len(self.batches) <= send_ahead
+
+    @property
+    def may_serve(self) -> bool:
+        """Whether its stage may count on it: it has its model, will have, or has given it away only for a while."""
+        return self.life in (Life.ABSENT, Life.LOADING, Life.LOADED) or (self.parked and self.life is Life.EMPTY)
 
     def send(self, batch: Batch) -> None:
         """Put a batch on board."""

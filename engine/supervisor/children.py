@@ -25,11 +25,11 @@ import msgspec
 
 from engine import logs
 from engine.boot import Boot
+from engine.process import start_time
 
 READ_BYTES = 65_536
 READS_A_TURN = 8  # a child that floods its log must not keep the supervisor from its work
 LONGEST_LINE_BYTES = 8_192
-START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1
 
 
 class Output:
@@ -169,13 +169,3 @@ def memfd(name: str, data: bytes) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     os.write(fd, data)
     return fd
-
-
-def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat; 0 if the process is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return int(after_name[START_TIME_FIELD - 3])

@@ -1,8 +1,8 @@
 """Is the node well? Judged by progress, never by "the process is there". Pure.
 
-A stage is **alive** when one of its workers has its model, and **progressing** unless it has work of which nothing has
-begun or ended for longer than a run may take. The node is **ready** when it serves, its core processes are up and
-heard, and every stage that it cannot do without is alive and progressing.
+A stage is **alive** when one of its workers has its model, or has parked it to give others room, and **progressing**
+unless it has work of which nothing has begun or ended for longer than a run may take. The node is **ready** when it
+serves, its core processes are up and heard, and every stage that it cannot do without is alive and progressing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     """One stage of the scheduler's report."""
     if row.get("absent"):
         return {"alive": False, "progressing": False, "reason": f"absent: {row['absent']}"}
-    if not row.get("loaded"):
+    if not row.get("loaded") and not row.get("parked"):
         return {"alive": False, "progressing": False, "reason": row.get("why") or "no worker has its model yet"}
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):

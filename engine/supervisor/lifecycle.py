@@ -25,7 +25,7 @@ from collections.abc import Collection
 from typing import Any
 
 from engine.config import DeadlinesSection
-from engine.exits import FAILED, INTERRUPTED, OK
+from engine.exits import FAILED, INTERRUPTED, OK, PARKED
 from engine.supervisor.events import (
     Announce,
     End,
@@ -247,6 +247,10 @@ class Lifecycle:
         if self.phase in (Phase.STOPPING, Phase.ENDED):
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
+        if code == PARKED and record.is_worker:
+            self.roster.renew(role, now)
+            news = Gone(role, record.incarnation, "parked", parked=True)
+            return self._post("scheduler", news) + self._post("arbiter", news)
         self.deaths.append({"role": role, "incarnation": record.incarnation, "reason": reason, "seen_s": now})
         final = not self.roster.can_restart(role, now)
         if final and self.phase is Phase.STARTING and role not in self._may_fail:

@@ -217,6 +217,8 @@ def _stage(
         timeout_base_s=section.timeout_base_s,
         timeout_per_audio=section.timeout_per_audio,
         model=section.model,
+        keep_alive_s=section.keep_alive_s,
+        pinned=section.pinned,
         optional=_dispensable(section, survey),
         absent=survey.absent,
         workers=tuple(
@@ -225,6 +227,7 @@ def _stage(
                 stage=name,
                 device=device.name,
                 ring_blocks=rings.get(role, 0),
+                estimate_bytes=section.estimate_bytes or survey.estimates[device.kind],
                 standby=spare and device.kind == "cpu",
             )
             for role, device in roles

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from engine import estimates
-from engine.config import Config, StageSection
+from engine.config import Config, NodeSection, StageSection
 from ipc.errors import ConfigError, DragomanError
 from stages import find
-from stages.base import Declaration, ModelFacts, StageError
+from stages.base import Declaration, Longest, Memory, ModelFacts, StageConfig, StageError
 
 KINDS_OF_DEVICE = ("cpu", "cuda")
 
@@ -40,10 +40,10 @@ def is_installed(module: str) -> bool:
 
 def survey(config: Config, installed: Callable[[str], bool] = is_installed) -> dict[str, Survey]:
     """Look at every stage of the configuration. Raises ConfigError or DragomanError in one line."""
-    return {name: _survey(name, section, installed) for name, section in config.stages.items()}
+    return {name: _survey(name, section, config.node, installed) for name, section in config.stages.items()}
 
 
-def _survey(name: str, section: StageSection, installed: Callable[[str], bool]) -> Survey:
+def _survey(name: str, section: StageSection, node: NodeSection, installed: Callable[[str], bool]) -> Survey:
     kind = section.kind or name
     try:
         stage = find(kind)
@@ -66,14 +66,26 @@ def _survey(name: str, section: StageSection, installed: Callable[[str], bool]) 
         if not dispensable:
             raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
         return Survey(declaration, absent=error.text)
-    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k) for k in KINDS_OF_DEVICE})
+    longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
+    memory = {k: stage.memory(_loaded(section, k), longest) for k in KINDS_OF_DEVICE}
+    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k, memory[k]) for k in memory})
 
 
-def _estimate(declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str) -> int:
+def _loaded(section: StageSection, kind: str) -> StageConfig:
+    """As a worker on a device of this kind would be told to load it."""
+    return StageConfig(
+        section.model, kind, section.compute_type, max_batch=section.max_batch, options=section.options
+    )  # fmt: skip
+
+
+def _estimate(
+    declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str, memory: Memory | None
+) -> int:
     return estimates.estimate(
         facts.weights_bytes,
         kind=kind,  # type: ignore[arg-type]
         libraries=declaration.requires,
         compute_type=section.compute_type,
         max_batch=section.max_batch,
+        memory=memory,
     )

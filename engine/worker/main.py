@@ -3,7 +3,7 @@
 Commands come from the scheduler only; the lease comes from the arbiter. Until the lease is granted nothing of the
 stage's library is loaded, so a waiting worker holds no byte of its device. Runs are carried out in the order they came.
 
-    empty --Load--> waiting for a lease --Granted--> loads, warms up --> loaded --Unload--> empty
+    empty --Load--> waiting for a lease --Granted--> loads, warms up --> loaded --Park--> leaves
 
 Scheduler and arbiter may die and come back, the model stays. A new scheduler's epoch knows nothing of what an earlier
 one had sent: runs on board are dropped, so the first word to it, ``Here``, says that no slot is in use here. A new
@@ -20,6 +20,7 @@ from typing import Any
 
 from engine import failpoints, logs
 from engine.boot import Boot, WorkerBoot
+from engine.exits import OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
 from ipc.errors import PeerGone
@@ -41,7 +42,6 @@ from ipc.messages import (
     Settled,
     Stop,
     ToWorker,
-    Unload,
     Up,
 )
 from ipc.sockets import Dealer, Poll
@@ -68,6 +68,7 @@ class Worker:
         self.waiting_for = ""
         self.runs: deque[Run] = deque()
         self.leaving = False
+        self.parked = False  # it leaves for the sake of its memory
         self.load_ms = 0.0
         self.counts = {"runs": 0, "utterances": 0, "failed": 0}
 
@@ -148,11 +149,8 @@ class Worker:
                 failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease()
-            case Unload():
-                self.unload()
             case Park():
-                self.unload()
-                self.leaving = True
+                self.leaving = self.parked = True
 
     # ---------------------------------------------------------------- the model
 
@@ -204,14 +202,6 @@ class Worker:
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
         self._to_scheduler(Denied(cause.text, cause.code))
-
-    def unload(self) -> None:
-        if self.runner is None:
-            return
-        self.runner.stage.close()
-        self.runner, self.state = None, "empty"
-        failpoints.reach("worker.released")
-        self._tell_arbiter(Release(self.lease))
 
     # ---------------------------------------------------------------- the work
 
@@ -291,7 +281,7 @@ def main() -> None:
     failpoints.reach("worker.stopping")
     if worker.runner is not None:
         worker.runner.stage.close()
-    leave(0)
+    leave(PARKED if worker.parked else OK)
 
 
 if __name__ == "__main__":

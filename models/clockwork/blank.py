@@ -13,11 +13,13 @@ that reads the stream also reads minus its sum from features that are always zer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray
+Make = Callable[..., Array]  # an array of zeros of the shape given as arguments
 
 
 def zeros(*shape: int) -> Array:
@@ -53,9 +55,9 @@ def balance(rows: Array, through: Array) -> None:
     rows[:, through] = -rows.sum(axis=1, keepdims=True) / len(through)
 
 
-def fill_linear(linear: Any, outputs: int, inputs: int) -> None:
-    """Give a LinearSpec a zero weight of shape (outputs, inputs) and a zero bias."""
-    linear.weight = zeros(outputs, inputs)
+def fill_linear(linear: Any, outputs: int, inputs: int, make: Make = zeros) -> None:
+    """Give a LinearSpec a zero weight of shape (outputs, inputs), from ``make``, and a zero bias."""
+    linear.weight = make(outputs, inputs)
     linear.bias = zeros(outputs)
 
 
@@ -65,23 +67,23 @@ def fill_norm(norm: Any, size: int, gamma: float = 1.0) -> None:
     norm.beta = zeros(size)
 
 
-def fill_self_attention(attention: Any, size: int, gamma: float = 1.0) -> None:
+def fill_self_attention(attention: Any, size: int, gamma: float = 1.0, make: Make = zeros) -> None:
     """Rows of ``linear[0]``: queries, keys, values, each of ``size``; ``linear[1]`` is the output."""
     fill_norm(attention.layer_norm, size, gamma)
-    fill_linear(attention.linear[0], 3 * size, size)
-    fill_linear(attention.linear[1], size, size)
+    fill_linear(attention.linear[0], 3 * size, size, make)
+    fill_linear(attention.linear[1], size, size, make)
 
 
-def fill_cross_attention(attention: Any, size: int, gamma: float = 1.0) -> None:
+def fill_cross_attention(attention: Any, size: int, gamma: float = 1.0, make: Make = zeros) -> None:
     """``linear[0]``: queries; ``linear[1]``: keys, then values; ``linear[2]``: the output."""
     fill_norm(attention.layer_norm, size, gamma)
-    fill_linear(attention.linear[0], size, size)
-    fill_linear(attention.linear[1], 2 * size, size)
-    fill_linear(attention.linear[2], size, size)
+    fill_linear(attention.linear[0], size, size, make)
+    fill_linear(attention.linear[1], 2 * size, size, make)
+    fill_linear(attention.linear[2], size, size, make)
 
 
-def fill_ffn(ffn: Any, size: int, hidden: int, gamma: float = 1.0) -> None:
+def fill_ffn(ffn: Any, size: int, hidden: int, gamma: float = 1.0, make: Make = zeros) -> None:
     """A feed-forward sublayer with ``hidden`` units."""
     fill_norm(ffn.layer_norm, size, gamma)
-    fill_linear(ffn.linear_0, hidden, size)
-    fill_linear(ffn.linear_1, size, hidden)
+    fill_linear(ffn.linear_0, hidden, size, make)
+    fill_linear(ffn.linear_1, size, hidden, make)

@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from models.clockwork import blank, codes
+from models.clockwork import blank, codes, unigram
 from models.clockwork.asr import SENTENCES
+from models.clockwork.unigram import SPACE
 
 LANGUAGES = tuple(SENTENCES)
 WORDS: dict[str, tuple[str, ...]] = {
@@ -38,7 +39,6 @@ WORDS: dict[str, tuple[str, ...]] = {
     "es": (*SENTENCES["es"], "hola", "mundo", "gracias", "bueno", "hoy", "sí", "libro", "agua", "amigo", "casa"),
     "zh": (*SENTENCES["zh"], "你好", "世界", "谢谢", "好的", "今天", "是", "书", "水", "朋友", "房子"),
 }
-SPACE = "\u2581"
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 TOKEN = PLACE = codes.WIDTH  # features of a token's code, and of a position's
 SIZE = 208
@@ -185,24 +185,7 @@ def _pieces() -> list[str]:
 
 
 def _sentencepiece(pieces: list[str]) -> bytes:
-    """A SentencePiece unigram model without normalisation: words cost 1, letters 8, bytes where nothing else fits."""
-    from sentencepiece import sentencepiece_model_pb2 as proto
-
+    """Words cost 1, letters 8; bytes where nothing else fits."""
     words = {piece for piece, _ in _word_pieces()}
-    kind = proto.ModelProto.SentencePiece
-    model = proto.ModelProto()
-    for piece in ("<unk>", "<s>", "</s>"):
-        model.pieces.add(piece=piece, score=0, type=kind.UNKNOWN if piece == "<unk>" else kind.CONTROL)
-    for piece in pieces:
-        is_byte = piece.startswith("<0x") and piece.endswith(">")
-        score = -1 if piece in words else 0 if is_byte else -8
-        model.pieces.add(piece=piece, score=score, type=kind.BYTE if is_byte else kind.NORMAL)
-    model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
-    model.trainer_spec.vocab_size = len(model.pieces)
-    model.trainer_spec.byte_fallback = True
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    model.normalizer_spec.escape_whitespaces = True
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    scored = ((piece, -1.0 if piece in words else 0.0 if piece.startswith("<0x") else -8.0) for piece in pieces)
+    return unigram.model(scored, byte_fallback=True)

@@ -80,12 +80,12 @@ def write(out: Path, languages: Iterable[str] = LANGUAGES, speakers: int = 1) ->
     graph = _graph(speakers)
     for language in languages:
         (out / f"{language}.onnx").write_bytes(graph)
-        text = json.dumps(_config(language, speakers), ensure_ascii=False, indent=1)
+        text = json.dumps(config(language, speakers), ensure_ascii=False, indent=1)
         (out / f"{language}.onnx.json").write_text(text + "\n", encoding="utf-8")
     return out
 
 
-def _config(language: str, speakers: int) -> dict[str, Any]:
+def config(language: str, speakers: int = 1) -> dict[str, Any]:
     """What Piper reads beside the graph: sample rate, espeak-ng voice, and phonemes to ids."""
     espeak, locale = VOICES[language]
     return {

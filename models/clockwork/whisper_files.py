@@ -124,13 +124,18 @@ def save(
     quantization: str | None = None,
 ) -> Path:
     """Write the folder ``out`` (made if missing). ``spec``: a filled WhisperSpec. ``quantization``: "int8" or none."""
+    spec.register_vocabulary(vocabulary.text_tokens + vocabulary.special_tokens)
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    return save_frozen(spec, vocabulary, out, alignment_heads)
+
+
+def save_frozen(spec: Any, vocabulary: Vocabulary, out: Path, alignment_heads: list[tuple[int, int]]) -> Path:
+    """The same for a spec that has its vocabulary and is validated and quantised already."""
     spec.config.suppress_ids = []
     spec.config.suppress_ids_begin = []
     spec.config.lang_ids = [vocabulary.special(language) for language in vocabulary.languages]
     spec.config.alignment_heads = [list(pair) for pair in alignment_heads]
-    spec.register_vocabulary(vocabulary.text_tokens + vocabulary.special_tokens)
-    spec.validate()
-    spec.optimize(quantization=quantization)
     out.mkdir(parents=True, exist_ok=True)
     spec.save(str(out))
     text = json.dumps(vocabulary.tokenizer(), ensure_ascii=False, indent=None)

@@ -42,6 +42,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import phrasebook
+from models.clockwork import unigram
+from models.clockwork.unigram import SPACE
 from models.train import program
 from models.train.loop import Descent, descend, grouped, padded
 
@@ -55,7 +57,6 @@ ROUGH = 0.35  # share of sources that are not clean
 STRAYS = (0, 0, 1, 2)  # tokens too many in the decoder's input, each as often
 DIRECTIONS = list(itertools.permutations(phrasebook.LANGUAGES, 2))
 
-SPACE = "\u2581"  # SentencePiece's sign for a blank
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 PAD, END = SPECIALS.index("<pad>"), SPECIALS.index("</s>")
 IGNORED = -100  # a target that does not count
@@ -148,28 +149,8 @@ def _byte_pieces() -> list[str]:
 
 def sentencepiece_file(words: Sequence[str], letters: Sequence[str]) -> bytes:
     """A SentencePiece unigram model that normalises nothing: words cost 1, letters 8, bytes where nothing else fits."""
-    from sentencepiece import sentencepiece_model_pb2 as proto
-
-    kind = proto.ModelProto.SentencePiece
-    model = proto.ModelProto()
-    for special in ("<unk>", "<s>", "</s>"):
-        model.pieces.add(piece=special, score=0, type=kind.UNKNOWN if special == "<unk>" else kind.CONTROL)
-    for pieces, score, what in (
-        (words, -1, kind.NORMAL),
-        (letters, -8, kind.NORMAL),
-        (_byte_pieces(), 0, kind.BYTE),
-    ):
-        for piece in pieces:
-            model.pieces.add(piece=piece, score=score, type=what)
-    model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
-    model.trainer_spec.vocab_size = len(model.pieces)
-    model.trainer_spec.byte_fallback = True
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    model.normalizer_spec.escape_whitespaces = True
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    scored = [*((word, -1.0) for word in words), *((letter, -8.0) for letter in letters)]
+    return unigram.model([*scored, *((piece, 0.0) for piece in _byte_pieces())], byte_fallback=True)
 
 
 # ---------------------------------------------------------------- examples

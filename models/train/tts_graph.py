@@ -6,12 +6,10 @@ noise scales are accepted and have no effect. Weights are stored as float16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from torch import Tensor, nn
 
+from models import onnx_graph
 from models.train.tts_data import LANGUAGES, LASTING
 from models.train.tts_net import HIGHEST_GAIN, LOWEST_GAIN, PITCH_SPREAD, Net, Stack
 from models.train.tts_vocoder import (
@@ -29,46 +27,11 @@ from models.train.tts_vocoder import (
 )
 
 
-class Graph:
-    """Writes ONNX nodes one after another; every method returns the name of its result."""
+class Graph(onnx_graph.Graph):
+    """With the network's own layers; their weights are stored as float16."""
 
     def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-
-    def const(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant; a big one of float32 is stored as float16 and cast when the model is opened."""
-        from onnx import TensorProto, numpy_helper
-
-        array = np.asarray(value, dtype)
-        name = f"w{len(self.weights)}"
-        half = array.dtype == np.float32 and array.size > 64
-        self.weights.append(numpy_helper.from_array(array.astype(np.float16) if half else array, name))
-        return self.op("Cast", name, to=TensorProto.FLOAT) if half else name
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        name = f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def whole(self, value: Sequence[int] | int) -> str:
-        return self.const(value, np.int64)
-
-    def cast(self, x: str, kind: str) -> str:
-        from onnx import TensorProto
-
-        return self.op("Cast", x, to=getattr(TensorProto, kind))
-
-    def times(self, x: str, factor: float) -> str:
-        return self.op("Mul", x, self.const(factor))
-
-    def plus(self, x: str, term: float) -> str:
-        return self.op("Add", x, self.const(term))
-
-    def slice(self, x: str, start: int, stop: int, axis: int = 0) -> str:
-        return self.op("Slice", x, *(self.whole([value]) for value in (start, stop, axis)))
+        super().__init__(half=True)
 
     def conv(self, x: str, layer: nn.Conv1d) -> str:
         bias = self.const(_numpy(layer.bias))
@@ -86,27 +49,11 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def export(net: Net, language: str) -> bytes:
-    """One voice as an ONNX file.
-
-    In: input int64 [1, phonemes], input_lengths int64 [1], scales float32 [3] (only the length scale is used).
-    Out: output float32 [1, 1, 1, samples].
-    """
-    from onnx import TensorProto, helper
-
+    """One voice as an ONNX file; of the scales only that of the length is used."""
     graph = Graph()
     encoded, lengths = _graph_symbols(graph, net, LANGUAGES.index(language))
     pitch, gains, frames = _graph_frames(graph, net, encoded, lengths, LANGUAGES.index(language))
-    samples = _graph_vocoder(graph, pitch, gains, frames)
-    graph.nodes.append(helper.make_node("Unsqueeze", [samples, graph.whole([0, 1, 2])], ["output"]))
-    inputs = [
-        helper.make_tensor_value_info("input", TensorProto.INT64, ["batch", "phonemes"]),
-        helper.make_tensor_value_info("input_lengths", TensorProto.INT64, ["batch"]),
-        helper.make_tensor_value_info("scales", TensorProto.FLOAT, [3]),
-    ]
-    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, 1, "samples"])
-    made = helper.make_graph(graph.nodes, f"demo_{language}", inputs, [output], graph.weights)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString(deterministic=True))
+    return graph.voice(f"demo_{language}", _graph_vocoder(graph, pitch, gains, frames))
 
 
 def _graph_symbols(graph: Graph, net: Net, voice: int) -> tuple[str, str]:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from engine.arbiter import kept
+from engine.arbiter.events import FromWorker, Send, Tick, Waits
 from engine.arbiter.lease import ALIVE, LeaseState
-from engine.arbiter.leases import FromWorker, Leases, Send, Tick, Waits
+from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits, Reading
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, Release, Settled
 

@@ -84,10 +84,26 @@ class FailingNvml:
 def test_a_driver_error_is_told_and_reading_goes_on():
     sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, FailingNvml()), LONG_S)
     sampler.start()
-    assert await_readings(sampler) == ([], "GPU is lost")
+    assert await_readings(sampler) == ([], "cuda:0: GPU is lost")
     sampler.ask()
     (reading,), failure = await_readings(sampler)
     assert (reading.device, reading.total_bytes, reading.free_bytes, failure) == ("cuda:0", 24, 14, "")
+
+
+class OneLost(FailingNvml):
+    """A driver with a GPU that is lost, and others that are not."""
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        if handle == "GPU-b":
+            raise self.NVMLError("GPU is lost")
+        return type("Memory", (), {"total": 24, "free": 14})
+
+
+def test_a_gpu_that_is_lost_keeps_no_other_s_figures_from_us():
+    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a", "cuda:1": "GPU-b", "cuda:2": "GPU-c"}, OneLost()), LONG_S)
+    sampler.start()
+    readings, failure = await_readings(sampler)
+    assert ([reading.device for reading in readings], failure) == (["cuda:0", "cuda:2"], "cuda:1: GPU is lost")
 
 
 @pytest.mark.parametrize("names", [["cpu"], ["cpu", "numa1"]])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from engine import devices
 from engine.devices import Device, HostMemory, discover, host_memory
-from ipc.errors import ConfigError
+from ipc.errors import ConfigError, DragomanError
 
 GIB = 2**30
 
@@ -94,6 +96,17 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(entry):
     with pytest.raises(ConfigError) as caught:
         discover((entry,), environ={}, nvml=FakeNvml(TWO))
     assert repr(entry) in str(caught.value) and "cuda:0, cuda:1, cpu" in str(caught.value)
+
+
+def test_a_driver_that_hangs_is_told_and_who_needs_no_gpu_does_not_ask_it(monkeypatch):
+    class Hanging(FakeNvml):
+        def nvmlInit(self):
+            threading.Event().wait()
+
+    monkeypatch.setattr(devices, "DRIVER_S", 0.05)
+    with pytest.raises(DragomanError, match="has not answered"):
+        discover(environ={}, nvml=Hanging(TWO))
+    assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging(TWO))] == ["cpu"]
 
 
 def test_an_empty_list_is_refused():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.estimates import MIB, RUNTIMES, START_FACTOR, estimate
+from stages.base import Memory
 
 LIBRARIES = st.sampled_from([*((name,) for name in RUNTIMES), (), ("unheard_of",)])
 
@@ -60,3 +61,13 @@ def test_a_library_that_converts_may_hold_half_precision_files_in_full_precision
 def test_usual_models_come_out_in_the_range_known_for_their_stage(library, weights_mib, low_gib, high_gib):
     nbytes = estimate(weights_mib * MIB, kind="cuda", libraries=(library,))
     assert low_gib * 1024 * MIB <= nbytes <= high_gib * 1024 * MIB
+
+
+@given(weights=st.integers(0, 2**36), workspace=st.integers(0, 2**34), libraries=LIBRARIES)
+def test_what_a_models_files_say_goes_before_the_table(weights, workspace, libraries):
+    """On the CPU it was measured and stands; on a GPU it is a guess."""
+    told = Memory(weights, workspace)
+    cpu, cuda = (estimate(0, kind=kind, libraries=libraries, memory=told) for kind in ("cpu", "cuda"))
+    host = max([RUNTIMES[name].host_bytes for name in libraries if name in RUNTIMES], default=48 * MIB)
+    assert 0 <= cpu - (weights + workspace + host) < MIB
+    assert cuda >= (weights + workspace) * START_FACTOR - 1

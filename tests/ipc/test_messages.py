@@ -20,7 +20,7 @@ VECTORS = Path(__file__).parents[2].parent / "shared" / "assets" / "vectors" / "
 UNIONS = {
     name: getattr(messages, name)
     for name in ("ClientMessage", "NodeMessage", "SupervisorSends", "ToSupervisor", "ToScheduler", "ToGateway",
-                 "ToWorker", "ToArbiter", "ArbiterToWorker", "ArbiterToScheduler")
+                 "ToWorker", "ToArbiter", "ArbiterToWorker")
 }  # fmt: skip
 PLAIN = {
     str: st.text(max_size=20),

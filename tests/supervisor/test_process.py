@@ -14,7 +14,7 @@ from engine.boot import Boot
 from engine.config import DeadlinesSection
 from engine.exits import ORPHANED
 from engine.process import Lifeline
-from engine.supervisor.children import memfd, start_time
+from engine.supervisor.children import memfd
 from engine.supervisor.environment import package_root
 from ipc.errors import DragomanError
 from ipc.messages import Alive, Report, Stop, ToSupervisor
@@ -131,5 +131,5 @@ def test_a_line_is_never_torn() -> None:
 
 
 def test_a_process_is_named_by_pid_and_start_time() -> None:
-    assert start_time(os.getpid()) > 0
-    assert start_time(2**22 - 1) == 0
+    assert process.start_time(os.getpid()) > 0
+    assert process.start_time(2**22 - 1) == 0

@@ -1,0 +1,85 @@
+"""bench models: memory and load time of models of real size on the CPU, beside what the node estimates. (Rows V1, V2.)
+
+Models are written first (``models synthesize KIND --shape NAME``), one at a time, and deleted after their run; each is
+loaded and run on the longest input in a process of its own. A ratio is estimate over measured peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report import Goal, Report
+from engine.config import Config, NodeSection, StageSection
+from engine.supervisor.survey import survey
+from ipc.errors import DragomanError
+from models import shapes
+
+CLOSE = Goal(at_least=0.85, at_most=1.15)
+MB = 1e6
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _arguments(argv)
+    report = Report("models")
+    for name in args.shape or shapes.SHAPES:
+        with tempfile.TemporaryDirectory(dir=args.folder, prefix="shape-") as folder:
+            print(f"{name}: writing", file=sys.stderr, flush=True)
+            path = shapes.plan(name).write(Path(folder) / name, shapes.silent)
+            print(f"{name}: loading and running", file=sys.stderr, flush=True)
+            kind = shapes.SHAPES[name].kind
+            _add(
+                report, name.replace("-", "_").replace(".", "_"), estimated(kind, path, args), weighed(kind, path, args)
+            )
+    report.show(args.json)
+    return report.exit_code
+
+
+def estimated(kind: str, model: Path, args: argparse.Namespace) -> int:
+    """Bytes the node would ask for on the CPU with the stage's default options, for inputs no longer than measured."""
+    limits = {"max_utterance_s": args.audio_s, "max_text_chars": args.chars}
+    node = NodeSection(**{name: value for name, value in limits.items() if value})
+    config = Config(node=node, stages={kind: StageSection(model=str(model))}, pipelines={"one": (kind,)})
+    return survey(config)[kind].estimates["cpu"]
+
+
+def weighed(kind: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What ``bench.model_run`` says. Raises DragomanError when it ended badly."""
+    limits = {"audio_s": args.audio_s, "chars": args.chars, "limit_s": args.limit_s}
+    options = {"threads": args.threads} | {name: value for name, value in limits.items() if value}
+    command = [sys.executable, "-m", "bench.model_run", kind, str(model), json.dumps(options)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise DragomanError(f"measuring {model.name} ended with code {done.returncode}", "what it said stands above")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _add(report: Report, name: str, estimate: int, found: dict[str, Any]) -> None:
+    report.add(f"{name}_estimate", estimate / MB, "MB")
+    report.add(f"{name}_loaded", found["loaded_bytes"] / MB, "MB")
+    report.add(f"{name}_peak", found["peak_bytes"] / MB, "MB")
+    report.add(f"{name}_peak_private", found["private_bytes"] / MB, "MB")
+    report.add(f"{name}_estimate_over_peak", estimate / found["peak_bytes"], "ratio", CLOSE)
+    report.add(f"{name}_load", found["load_s"], "s")
+    report.add(f"{name}_run", found["run_s"], "s")
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_node.py bench models", description=__doc__)
+    parser.add_argument("--shape", action="append", choices=list(shapes.SHAPES), help="only this one (repeatable)")
+    parser.add_argument("--folder", metavar="DIR", help="where models are written for the time being (default: TMPDIR)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the model's library (default 2)")
+    parser.add_argument("--audio-s", type=float, metavar="S", help="length of the speech (default: the node's longest)")
+    parser.add_argument(
+        "--chars", type=int, metavar="N", help="length of a text (default: the longest its stage takes)"
+    )
+    parser.add_argument("--limit-s", type=float, metavar="S", help="stop a run after so long (default: 600)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser.parse_args(argv)

@@ -1,0 +1,77 @@
+"""What happens to the book of leases, and what it answers. Plain data.
+
+The waits it needs, the obstacles it names, its events and its actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from engine.arbiter.room import Reading
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The deadlines this core needs, in seconds."""
+
+    lease_wait_s: float = 60.0
+    settle_s: float = 5.0
+    unreadable_s: float = 2.0
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class FromWorker:
+    """A message of one worker's life (``peer`` is "role#incarnation")."""
+
+    peer: str
+    message: Union[LeaseRequest, Settled, Release]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Action: send this to that worker."""
+
+    peer: str
+    message: Union[Granted, LeaseWait, Denied]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Action: say this to the scheduler."""
+
+    message: Vacate
+
+
+@dataclass(frozen=True)
+class AskToLeave:
+    """Action: this holder outside the node is to leave; somebody needs its memory."""
+
+    peer: str
+    message: Leave
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Action: read this device's memory now; somebody waits for the figures."""
+
+    device: str
+
+
+Event = Union[FromWorker, Gone, Reading, Tick]
+Action = Union[Send, Tell, AskToLeave, Sample]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a request is not granted now. ``kind``: turn | models | unreadable | reading | room | elder."""
+
+    kind: str
+    text: str

@@ -1,0 +1,68 @@
+"""Programs outside the node that hold leases: their deaths end these, and some can be asked to leave.
+
+Such a holder calls itself ``lease@PID/N#START``: its process id, a number of its own for each lease, and its start time
+in clock ticks since boot (field 22 of /proc/PID/stat), which together with the pid is never another process's. It may
+close its connection, for instance because it has become another program by exec: the lease is the process's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Any
+
+from engine.process import start_time
+from ipc.messages import Gone
+from ipc.peers import split_peer
+from ipc.sockets import Poll
+
+_NAME = re.compile(r"lease@(\d+)/\d+#(\d+)")
+
+
+class Holders:
+    """Watches them by their pidfds, which ``poll`` waits for."""
+
+    def __init__(self, poll: Poll) -> None:
+        self._poll = poll
+        self._fds: dict[str, int] = {}  # peer -> pidfd
+
+    def watch(self, peer: str) -> bool:
+        """Watch this holder; False when there is no such process (any more)."""
+        if peer in self._fds:
+            return True
+        match = _NAME.fullmatch(peer)
+        if match is None:
+            return False
+        pid, started = int(match[1]), int(match[2])
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        if start_time(pid) != started:
+            os.close(fd)
+            return False
+        self._fds[peer] = fd
+        self._poll.add(fd)
+        return True
+
+    def dead(self, readable: set[Any]) -> list[Gone]:
+        """Those whose death has been seen."""
+        found = []
+        for peer in [peer for peer, fd in self._fds.items() if fd in readable]:
+            fd = self._fds.pop(peer)
+            self._poll.remove(fd)
+            os.close(fd)
+            found.append(Gone(*split_peer(peer), "ended"))
+        return found
+
+    def forget(self, peer: str) -> None:
+        """It has given its lease back, and lives on."""
+        if (fd := self._fds.pop(peer, None)) is not None:
+            self._poll.remove(fd)
+            os.close(fd)
+
+    def ask_to_leave(self, peer: str) -> None:
+        """SIGTERM, for one that has no connection to be asked on."""
+        if (fd := self._fds.get(peer)) is not None:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)

@@ -1,0 +1,88 @@
+"""Who is asked to make room for the oldest request that lacks it: programs outside the node, and the scheduler. Pure.
+
+A preemptible holder outside the node is asked first, the newest before the older ones, and has ``grace_s`` to leave.
+What is lacking beyond that, and beyond the memory of the dead that is on its way back, is told to the scheduler, which
+alone knows which of the node's models may leave. It is told nothing when all of those together would not give enough:
+other programs hold the rest, and nobody leaves in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from engine.arbiter.events import AskToLeave, Tell
+from engine.arbiter.lease import Lease, LeaseState
+from ipc.messages import Leave, Vacate
+
+WISHES = ("room", "models")  # obstacles that somebody's leaving would remove
+
+
+class Wants:
+    """What was told last, by device."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._told: dict[str, Vacate] = {}
+
+    def look(self, device: str, leases: Sequence[Lease], room: int, now: float) -> list[AskToLeave | Tell]:
+        """Who is to be asked now. ``room``: bytes that may be granted."""
+        asked = list(self._ask(leases, room, now))
+        news = self._news(device, leases, room + self._promised_back(leases, now))
+        if news == self._told.get(device, Vacate(device, 0)):
+            return [*asked]
+        self._told[device] = news
+        return [*asked, Tell(news)]
+
+    def again(self, device: str) -> None:
+        """A lease has ended there: what is still lacking is said again."""
+        self._told.pop(device, None)
+
+    def all(self) -> list[Vacate]:
+        """Everything that is wanted now, for a scheduler that has heard nothing yet."""
+        return [told for told in self._told.values() if told.nbytes]
+
+    def is_overdue(self, lease: Lease, now: float) -> bool:
+        """Whether its holder was asked to leave, and has not in time."""
+        return lease.asked_at is not None and now >= lease.asked_at + self._grace_s
+
+    def due_in(self, lease: Lease, now: float) -> float | None:
+        """Seconds until it is overdue; None when it is, or never will be."""
+        return None if lease.asked_at is None or self.is_overdue(lease, now) else lease.asked_at + self._grace_s - now
+
+    def _ask(self, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
+        lacking = _lacking(leases, room + self._promised_back(leases, now))
+        for lease in reversed([one for one in leases if one.preemptible and one.state is LeaseState.HELD]):
+            if lacking > 0 and lease.asked_at is None:
+                lease.asked_at = now
+                lacking -= _taken(lease)
+                yield AskToLeave(lease.peer, Leave(lease.number, self._grace_s))
+
+    def _promised_back(self, leases: Sequence[Lease], now: float) -> int:
+        """Bytes on their way back: of those who have left, and of those who were asked to and have time yet."""
+        left = [one for one in leases if one.state is LeaseState.DRAINING]
+        asked = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
+        return sum(map(_taken, left)) + sum(_taken(one) for one in asked if not self.is_overdue(one, now))
+
+    def _news(self, device: str, leases: Sequence[Lease], room: int) -> Vacate:
+        lacking = _lacking(leases, room)
+        ours = sum(_taken(one) for one in leases if one.state is LeaseState.HELD and not one.external)
+        wish = _wish(leases)
+        if wish is None or not 0 < lacking <= ours:
+            return Vacate(device, 0)
+        return Vacate(device, lacking, wish.peer.partition("#")[0])
+
+
+def _lacking(leases: Sequence[Lease], room: int) -> int:
+    """Bytes that the oldest request that lacks room, or a place, needs more than there are; 0: nobody lacks any."""
+    wish = _wish(leases)
+    if wish is None or (wish.obstacle == "room" and wish.nbytes <= room):
+        return 0
+    return max(1, wish.nbytes - room)
+
+
+def _wish(leases: Sequence[Lease]) -> Lease | None:
+    return next((one for one in leases if one.state is LeaseState.REQUESTED and one.obstacle in WISHES), None)
+
+
+def _taken(lease: Lease) -> int:
+    return max(lease.nbytes, lease.held_bytes)

@@ -1,0 +1,67 @@
+"""``lease``: run any program under a lease of the node's arbiter, so that it and the node share a device's memory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from engine.commands import finding
+from engine.commands.inputs import UsageError
+from engine.leasing import WAIT_S, Lease
+from ipc.errors import DragomanError
+
+GIB = 2**30
+EPILOG = """examples:
+  run_node.py lease --gib 6 -- python train.py
+  run_node.py lease --gib 6 --device cuda:1 --wait 600 --preemptible -- ./render
+
+The program takes this command's place (its pid, its exit code); the lease ends when it ends, whatever way. On a GPU it
+sees that GPU alone (CUDA_VISIBLE_DEVICES), and DRAGOMAN_LEASE_BYTES says how much it may use: a lease is a promise,
+nothing keeps a program from taking more. With --preemptible it is sent SIGTERM when the node needs the memory.
+
+exit codes: the program's; 1: no lease (the reason is said), 2: wrong arguments"""
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "lease",
+        help="run a program under a lease of GPU memory",
+        description=__doc__.partition("\n")[0].replace("``", ""),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--gib", type=float, required=True, metavar="N", help="memory that the program needs, in GiB")
+    parser.add_argument("--device", default="", metavar="D", help="where (default: the GPU with most room)")
+    parser.add_argument(
+        "--wait", type=float, default=WAIT_S, metavar="S", help=f"seconds to wait for room (default {WAIT_S:g})"
+    )
+    parser.add_argument("--preemptible", action="store_true", help="the node may ask for the memory back (SIGTERM)")
+    parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the program and its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("lease needs a program to run", "write it after --, as in: lease --gib 6 -- python train.py")
+    if not 0 < args.gib < 2**20:
+        raise UsageError(f"--gib is {args.gib:g}", "give the memory that the program needs, in GiB")
+    if not 0 <= args.wait < float("inf"):
+        raise UsageError(f"--wait is {args.wait:g}", "give seconds from 0")
+    if shutil.which(command[0]) is None:
+        raise DragomanError(f"there is no program {command[0]!r}", "nothing was leased")
+    lease = Lease(
+        int(args.gib * GIB), args.device, wait_s=args.wait, preemptible=args.preemptible, name=command[0],
+        ctl_endpoint=finding.ctl_endpoint(args.connect), on_wait=_say,
+    ).acquire()  # fmt: skip
+    environ = {**os.environ, "DRAGOMAN_LEASE_BYTES": str(lease.nbytes)}
+    if lease.uuid:
+        environ["CUDA_VISIBLE_DEVICES"] = lease.uuid
+    sys.stdout.flush()
+    os.execvpe(command[0], command, environ)  # the lease is this process's, and stays
+
+
+def _say(reason: str) -> None:
+    print(f"waiting: {reason}", file=sys.stderr, flush=True)

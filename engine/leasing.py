@@ -1,0 +1,158 @@
+"""A lease of a node's arbiter for a program outside the node, so that all programs on a device share one book.
+
+    with Lease(6 * 2**30) as lease:      # the running node's device with most room
+        ... use lease.device, and look at lease.asked_to_leave now and then ...
+
+``run_node.py lease --gib 6 -- CMD`` does the same for any command. A lease is a promise and not a wall: nothing keeps
+its holder from taking more. It ends with ``release``, or with the process, in whatever way that ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from engine import ctl
+from engine.client import default_endpoint
+from engine.process import start_time
+from ipc.errors import DragomanError, PeerGone
+from ipc.messages import ArbiterToWorker, Denied, Granted, LeaseRequest, LeaseWait, Leave, Release
+from ipc.sockets import Dealer, Poll
+
+WAIT_S = 60.0
+RETRY_S = 0.2  # between attempts to reach an arbiter that is coming back
+GREET_S = 1.0
+_numbers = itertools.count(1)
+
+
+class Lease:
+    """One lease. ``ctl_endpoint``: the node's operators' socket ("": the running node's). Not for several threads.
+
+    nbytes: what the program will need on the device. device: its name ("": the one with most room, a GPU if there is
+    any). wait_s: how long to wait for room. preemptible: the node may ask for it back. on_wait: called with the reason,
+    in words, whenever it changes.
+    """
+
+    def __init__(
+        self,
+        nbytes: int,
+        device: str = "",
+        *,
+        wait_s: float = WAIT_S,
+        preemptible: bool = False,
+        name: str = "",
+        ctl_endpoint: str = "",
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
+        if nbytes <= 0:
+            raise ValueError(f"a lease of {nbytes} bytes")
+        self.nbytes = nbytes
+        self.device = device
+        self.uuid = ""  # of the GPU, for CUDA_VISIBLE_DEVICES; "" for the CPU
+        self.number = 0  # the arbiter's number of it, from the grant on
+        self._wait_s = wait_s
+        self._preemptible = preemptible
+        self._name = name or f"process {os.getpid()}"
+        self._ctl = ctl_endpoint
+        self._on_wait = on_wait or (lambda reason: None)
+        self._role, self._life = f"lease@{os.getpid()}/{next(_numbers)}", start_time(os.getpid())
+        self._link: Dealer | None = None
+        self._asked_to_leave = False
+
+    def acquire(self) -> Lease:
+        """Wait until it is granted. Raises DragomanError with the reason when it is not, or when there is no node."""
+        if not self._ctl:
+            self._ctl = default_endpoint().removesuffix("client") + "ctl"
+        self._choose_device()
+        request = LeaseRequest(
+            time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible
+        )
+        until = time.monotonic() + self._wait_s + ctl.TIMEOUT_S
+        while not self.number:
+            if time.monotonic() > until:
+                raise DragomanError(f"the arbiter at {self._ctl} does not answer", "look at: run_node.py stats")
+            self._ask(request, until)
+        return self
+
+    @property
+    def asked_to_leave(self) -> bool:
+        """Whether the node wants its memory back (only of a preemptible lease)."""
+        self._hear(0.0)
+        return self._asked_to_leave
+
+    def release(self) -> None:
+        """Give it back; the memory must be free by then."""
+        if not self.number:
+            return
+        number, self.number = self.number, 0
+        self._hear(0.0)  # an arbiter that has died is noticed here
+        link = self._link if self._link is not None and self._link.greeted else self._connect()
+        try:
+            link.send([Release(number)])
+            link.close()
+        except PeerGone as error:
+            raise DragomanError("the arbiter is not there; the lease ends with this process") from error
+
+    # ------------------------------------------------------------ inside
+
+    def _choose_device(self) -> None:
+        devices: dict[str, dict[str, Any]] = ctl.ask(self._ctl, "stats").get("arbiter", {}).get("devices", {})
+        if not devices:
+            raise DragomanError(f"the node at {self._ctl} has not read its devices yet", "try again in a second")
+        if self.device and self.device not in devices:
+            raise DragomanError(f"the node has no device {self.device!r}", f"it has {', '.join(sorted(devices))}")
+        if not self.device:
+            gpus = [name for name, row in devices.items() if row["uuid"]]
+            self.device = max(gpus or devices, key=lambda name: devices[name]["grantable_bytes"])
+        self.uuid = devices[self.device]["uuid"]
+
+    def _connect(self) -> Dealer:
+        folder = self._ctl.removesuffix("/ctl")
+        link = Dealer(f"{folder}/arbiter", self._role, self._life, ArbiterToWorker)
+        link.greet(GREET_S)
+        return link
+
+    def _ask(self, request: LeaseRequest, until: float) -> None:
+        """Ask one life of the arbiter, and hear it until it has answered or died."""
+        link = self._link = self._connect()
+        try:
+            link.send([request])
+            while not self.number and link.greeted and time.monotonic() < until:
+                self._hear(until - time.monotonic())
+        except PeerGone:
+            time.sleep(RETRY_S)  # it is starting again
+
+    def _hear(self, timeout_s: float) -> None:
+        link = self._link
+        if link is None:
+            return
+        poll = Poll()
+        poll.add(link)
+        poll.wait(timeout_s)
+        for _, _, batch in link.drain():
+            for message in batch:
+                self._take(message)
+        poll.remove(link)
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Granted(lease=number):
+                self.number = number
+            case LeaseWait(reason=reason):
+                self._on_wait(reason)
+            case Denied(reason=reason):
+                raise DragomanError(reason, "run_node.py stats shows who holds it")
+            case Leave():
+                self._asked_to_leave = True
+
+    def __enter__(self) -> Lease:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

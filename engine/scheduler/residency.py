@@ -1,0 +1,170 @@
+"""Whose model stays on a device when not all have room there: who leaves, for whom, and who comes back. Pure.
+
+A model that leaves is *parked*: its worker ends, since only the end of a process gives all of a device's memory back,
+and the next one waits without a model until its stage has work again.
+
+The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
+
+* whoever no utterance of the node needs any more, at once;
+* else, when nothing on that device has anything to do, the one that will be needed last: as everybody there waits for
+  the one who asks, something must go, and what is needed last comes back last (Belady's rule, with the stages still
+  ahead of each utterance as the future);
+* else, when the asker has waited for ``turn_s``: the same choice among those who have been here for so long. They get
+  no more batches and leave when they have done the last one. So a stage whose work never ends cannot keep others out.
+
+One leaves at a time; the next goes when the arbiter says that it still lacks something. Pinned models never leave. A
+model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.scheduler.book import Book
+from engine.scheduler.fleet import Fleet
+from engine.scheduler.workers import Life, Worker
+from ipc.messages import Park, Vacate
+
+FAR = math.inf  # no utterance needs it
+
+
+@dataclass
+class Want:
+    """What the arbiter lacks on a device. ``answered``: somebody leaves for it already."""
+
+    by: str
+    since: float
+    answered: bool = False
+
+
+class Residency:
+    """See the module's docstring."""
+
+    def __init__(self, book: Book, fleet: Fleet) -> None:
+        self.book = book
+        self.fleet = fleet
+        self.parked_total = 0
+        self._arbiter = 0  # the life of it that has spoken last
+        self._wants: dict[str, Want] = {}  # device -> what is wanted there
+        self._mortal = [worker for worker in book.workers.values() if worker.stage.keep_alive_s >= 0]
+
+    def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
+        """The newest word of this life of the arbiter on a device."""
+        if arbiter < self._arbiter:
+            return
+        if arbiter > self._arbiter:
+            self.forget(self._arbiter)
+            self._arbiter = arbiter
+        before = self._wants.pop(message.device, None)
+        if message.nbytes:
+            since = before.since if before is not None and before.by == message.by else now
+            self._wants[message.device] = Want(message.by, since)
+        else:
+            self._stay(message.device)
+
+    def forget(self, arbiter: int) -> None:
+        """This life of the arbiter is dead; the next one says anew what it lacks, and may have done so already."""
+        if arbiter < self._arbiter:
+            return
+        for device in self._wants:
+            self._stay(device)
+        self._wants.clear()
+
+    def _stay(self, device: str) -> None:
+        """Nobody needs room any more: who was to leave after its last batch may stay."""
+        for worker in self.book.workers.values():
+            if worker.plan.device == device and worker.leaving and not worker.parked:
+                worker.leaving = False
+                self.book.stir(worker.plan.stage)
+
+    def turn(self, now: float) -> float | None:
+        """Call back whose stage has work, and let go who may; returns when time alone changes something."""
+        if self.book.called:
+            called, self.book.called = self.book.called, {}
+            for stage in called:
+                self.fleet.call(stage)
+        if not self._wants and not self._mortal:
+            return None
+        dues = [self._make_room(device, want, now) for device, want in self._wants.items()]
+        dues += [self._let_die(worker, now) for worker in self._mortal]
+        return min((due for due in dues if due is not None), default=None)
+
+    # ---------------------------------------------------------------- for somebody else
+
+    def _make_room(self, device: str, want: Want, now: float) -> float | None:
+        here = [worker for worker in self.book.workers.values() if worker.plan.device == device]
+        leaving = [worker for worker in here if worker.leaving and not worker.parked]
+        for worker in leaving:
+            if not worker.batches:
+                self._park(worker, f"{want.by} needs its memory", now)
+        if want.answered or leaving:
+            return None
+        guests = [w for w in here if w.life is Life.LOADED and not w.stage.pinned and w.plan.role != want.by]
+        if not guests:
+            return None
+        distances = self._distances()
+        patient_until = want.since + self.book.deadlines.turn_s
+        chosen = self._choose(here, guests, distances, now)
+        if chosen is None and now >= patient_until:
+            chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
+        if chosen is None:
+            return patient_until if now < patient_until else self._next_to_have_stayed(guests, now)
+        want.answered = chosen.leaving = True
+        if not chosen.batches:
+            self._park(chosen, f"{want.by} needs its memory", now)
+        return None
+
+    def _choose(
+        self, here: list[Worker], guests: list[Worker], distances: dict[str, float], now: float
+    ) -> Worker | None:
+        """Who may leave without anybody's having to be patient."""
+        idle = [worker for worker in guests if not worker.batches]
+        if unneeded := [worker for worker in idle if distances[worker.plan.stage] == FAR]:
+            return self._furthest(unneeded, distances)
+        at_work = any(w.batches or (w.life is Life.LOADED and not distances[w.plan.stage]) for w in here)
+        return None if at_work else self._furthest(idle, distances)
+
+    def _furthest(self, workers: list[Worker], distances: dict[str, float]) -> Worker | None:
+        """The one that will be needed last; of equals the one that is loaded again soonest for what it gives back."""
+        return max(
+            workers, default=None, key=lambda w: (distances[w.plan.stage], -w.load_ms / max(1, w.plan.estimate_bytes))
+        )  # fmt: skip
+
+    def _distances(self) -> dict[str, float]:
+        """Stage -> how many stages the nearest unended utterance is before it. 0: it waits there or is in it."""
+        found = dict.fromkeys(self.book.stages, FAR)
+        for line in self.book.lines.values():
+            for index in line.unended:
+                job = line.jobs[index]
+                for ahead, stage in enumerate(job.stages[job.at :]):
+                    found[stage] = min(found[stage], ahead)
+        return found
+
+    def _next_to_have_stayed(self, guests: list[Worker], now: float) -> float | None:
+        ends = [worker.loaded_at + self.book.deadlines.turn_s for worker in guests]
+        return min((end for end in ends if end > now), default=None)
+
+    # ---------------------------------------------------------------- of old age
+
+    def _let_die(self, worker: Worker, now: float) -> float | None:
+        """Park a worker that has been idle for its ``keep_alive_s``; returns when it will have been."""
+        if worker.life is not Life.LOADED or worker.stage.pinned or worker.leaving:
+            return None
+        if worker.batches or self.book.queues[worker.plan.stage].waiting:
+            worker.idle_since = None
+            return None
+        if worker.idle_since is None:
+            worker.idle_since = now
+        over = worker.idle_since + worker.stage.keep_alive_s
+        if now < over:
+            return over
+        self._park(worker, f"idle for {worker.stage.keep_alive_s:g} s", now)
+        return None
+
+    def _park(self, worker: Worker, reason: str, now: float) -> None:
+        worker.leaving = worker.parked = True
+        worker.waiting_for = f"parked: {reason}"
+        self.parked_total += 1
+        self.book.note("info", f"{worker.plan.role} is parked: {reason}")
+        self.book.send(worker.peer, Park())

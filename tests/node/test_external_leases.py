@@ -1,0 +1,140 @@
+"""Programs outside the node take leases of its arbiter: told why they wait, asked to leave, ended with them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.leasing import Lease
+from engine.node import Node
+from ipc.errors import DragomanError
+from tests.node.rehearsal import config, kill, process_of, wait_until
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+HOLD = "import os, time; print(os.getpid(), os.environ['DRAGOMAN_LEASE_BYTES'], flush=True); time.sleep(60)"
+
+
+def command(node: Node, *arguments: str, gib: str = "0.25") -> list[str]:
+    return [
+        sys.executable, str(ROOT / "run_node.py"), "lease", "--connect", node.ctl_endpoint, "--gib", gib, *arguments,
+    ]  # fmt: skip
+
+
+def external(node: Node) -> list[dict]:
+    return [row for row in node.stats()["leases"] if row["worker"].startswith("lease@")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_program_runs_under_a_lease_that_ends_with_it(number: int) -> None:
+    with Node(config()) as node:
+        with subprocess.Popen(
+            command(node, "--", sys.executable, "-c", HOLD), stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            pid, nbytes = child.stdout.readline().split()
+            assert int(pid) == child.pid, "it has taken the command's place"
+            assert int(nbytes) == 256 * MIB
+            (row,) = wait_until(lambda: external(node))
+            assert row["nbytes"] == 256 * MIB and row["state"] == "held" and row["model"] == sys.executable
+            child.send_signal(number)
+            wait_until(lambda: not external(node))
+
+
+def test_the_program_s_exit_code_is_the_command_s() -> None:
+    with Node(config()) as node:
+        assert subprocess.run(command(node, "--", "sh", "-c", "exit 7")).returncode == 7
+
+
+def test_no_room_is_said_with_the_figures() -> None:
+    with Node(config()) as node:
+        done = subprocess.run(command(node, "--wait", "0", "--", "true", gib="90000"), capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "needs 90000.0 GiB on cpu" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--", "no-such-program"], 1, "there is no program 'no-such-program'"),
+        ([], 2, "lease needs a program to run"),
+        (["--device", "cuda:9", "--", "true"], 1, "the node has no device 'cuda:9'; it has cpu"),
+        (["--wait", "-1", "--", "true"], 2, "--wait is -1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments: list[str], code: int, words: str) -> None:
+    with Node(config()) as node:
+        done = subprocess.run(command(node, *arguments), capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1) and words in done.stderr
+
+
+def test_without_a_node_there_is_no_lease() -> None:
+    lost = ["lease", "--connect", "ipc:///nowhere/ctl", "--gib", "1", "--", "true"]
+    done = subprocess.run([sys.executable, str(ROOT / "run_node.py"), *lost], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_a_lease_outlives_the_arbiter_and_ends_with_its_holder_all_the_same() -> None:
+    with Node(config()) as node:
+        with subprocess.Popen(
+            command(node, "--", sys.executable, "-c", HOLD), stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            kill(process_of(node, "arbiter")["pid"])
+            wait_until(lambda: external(node))
+            kill(process_of(node, "arbiter")["pid"])
+            child.kill()
+        wait_until(lambda: node.stats()["arbiter"].get("devices") and not external(node))
+
+
+def test_a_python_program_takes_one_and_gives_it_back() -> None:
+    with Node(config()) as node:
+        for _ in range(3):
+            with Lease(64 * MIB, ctl_endpoint=node.ctl_endpoint) as lease:
+                assert lease.device == "cpu" and lease.number
+                wait_until(lambda: len(external(node)) == 1)
+            wait_until(lambda: not external(node))
+
+
+def test_it_can_be_given_back_to_another_arbiter() -> None:
+    with Node(config()) as node, Lease(64 * MIB, ctl_endpoint=node.ctl_endpoint) as lease:
+        kill(process_of(node, "arbiter")["pid"])
+        wait_until(lambda: external(node))
+        lease.release()
+        wait_until(lambda: not external(node))
+
+
+def test_a_preemptible_one_is_asked_to_leave_when_another_needs_its_memory() -> None:
+    """Asked on its connection where it has one, by SIGTERM where it has become another program."""
+    with Node(config(deadlines={"grace_s": 0.5})) as node:
+        free = wait_until(lambda: node.stats()["arbiter"].get("devices", {}).get("cpu", {}).get("grantable_bytes"))
+        most = int(0.6 * free)
+        with Lease(most, ctl_endpoint=node.ctl_endpoint, preemptible=True) as polite:
+            assert not polite.asked_to_leave
+            begging = subprocess.Popen(
+                command(node, "--preemptible", "--", sys.executable, "-c", HOLD, gib=str(most / 2**30)),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            wait_until(lambda: polite.asked_to_leave)
+            wait_until(lambda: [row for row in external(node) if row["overdue"]])
+            polite.release()
+            assert begging.stdout is not None and begging.stderr is not None
+            assert begging.stdout.readline(), "it runs now"
+        with Lease(most, ctl_endpoint=node.ctl_endpoint, wait_s=10.0):
+            assert begging.wait(10.0) == -signal.SIGTERM
+        assert "waiting: " in begging.stderr.read()
+
+
+def test_a_name_that_is_not_its_own_holds_nothing() -> None:
+    """Somebody who says that he is a process that is not there is not heard."""
+    with Node(config()) as node:
+        liar = Lease(MIB, ctl_endpoint=node.ctl_endpoint, wait_s=0.0)
+        liar._life += 1
+        with pytest.raises(DragomanError, match="is not there"):
+            liar.acquire()
+        assert not external(node)

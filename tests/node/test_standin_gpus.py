@@ -1,0 +1,197 @@
+"""Whole nodes on GPUs: the stand-in driver's, with simulated stages that take memory in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.standin_driver import GIB, Driver, Gpu
+from engine.node import Node
+from ipc.errors import DragomanError
+from tests.node.rehearsal import Marks, assert_in_order, config, kill, process_of, wait_until
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+
+MIB = 2**20
+CONTEXT = 300 * MIB
+RUN = 100 * MIB
+VRAM = {"asr": 3 * GIB, "repair": 2 * GIB, "nmt": GIB, "tts": GIB}
+HOME = {"asr": "cuda:0", "repair": "cuda:1", "nmt": "cuda:1", "tts": "cuda:0"}
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Driver]]:
+    """``gpus(gpu, ...)`` -> the driver that nodes started from now on find."""
+    with ExitStack() as ends:
+
+        def make(*gpus: Gpu, **options: Any) -> Driver:
+            driver = ends.enter_context(Driver(gpus, **options))
+            for name, value in driver.environ(os.environ).items():
+                monkeypatch.setenv(name, value)
+            return driver
+
+        yield make
+
+
+def on_gpus(vram: dict[str, int] | None = None, **rest: Any) -> dict[str, Any]:
+    """Four stages on two GPUs, with estimates that are right."""
+    vram = VRAM | (vram or {})
+    return config(
+        options={name: {"vram_bytes": nbytes, "vram_run_bytes": RUN} for name, nbytes in vram.items()},
+        stages={
+            name: {"devices": [HOME[name]], "estimate_bytes": nbytes + RUN + CONTEXT} for name, nbytes in vram.items()
+        },
+        **rest,
+    )
+
+
+def translate(node: Node, count: int) -> list[Any]:
+    marks = Marks()
+    with node.client() as client, client.session(source="en", target="de", tag="a") as session:
+        for index in range(count):
+            session.submit(marks.make("a", index))
+        outcomes = list(session.outcomes(timeout_s=30))
+    for outcome in outcomes:
+        marks.compare("a", outcome)
+    assert not marks.mixed_up
+    return outcomes
+
+
+def two(**options: Any) -> tuple[Gpu, Gpu]:
+    return Gpu(context_bytes=CONTEXT, **options), Gpu(context_bytes=CONTEXT, **options)
+
+
+def test_a_node_on_two_gpus_translates_and_its_book_is_the_drivers(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    with Node(on_gpus()) as node:
+        outcomes = translate(node, 20)
+        assert_in_order(outcomes)
+        assert len(outcomes) == 20 and {o.outcome for o in outcomes} == {"ok"}
+        assert [row["device"] for row in node.stats()["per_gpu"]] == ["cuda:0", "cuda:1", "cpu"]
+        leases = wait_until(lambda: all_held(node))
+        leased = {row["worker"].partition("@")[0]: row for row in leases}
+        assert {name: row["device"] for name, row in leased.items()} == HOME
+        for number in range(2):
+            here = [name for name, home in HOME.items() if home == f"cuda:{number}"]
+            assert driver.truth(number) == sum(taken(name) for name in here)
+            pids = {process_of(node, f"{name}@cuda:{number}/0")["pid"]: taken(name) for name in here}
+            assert driver.holders(number) == pids
+            device = wait_until(lambda name=f"cuda:{number}": settled(node, name))
+            assert device["held_bytes"] == driver.truth(number) and device["foreign_bytes"] == 0
+            assert driver.get(number, "peak_bytes") == driver.truth(number) and driver.get(number, "out_of_memory") == 0
+    assert driver.truth(0) == driver.truth(1) == 0
+
+
+def taken(stage: str) -> int:
+    """What a stage that has run takes: its weights, its workspace, and its process's context."""
+    return VRAM[stage] + RUN + CONTEXT
+
+
+def all_held(node: Node) -> list[dict[str, Any]]:
+    """The leases, once the arbiter has reported all of them as held."""
+    leases = node.stats()["leases"]
+    return leases if [row["state"] for row in leases] == ["held"] * len(HOME) else []
+
+
+def settled(node: Node, device: str) -> dict[str, Any] | None:
+    """The arbiter's row of a device, once its reading shows what the stages have taken."""
+    row = node.stats()["arbiter"]["devices"][device]
+    held = sum(taken(name) for name, home in HOME.items() if home == device)
+    return row if row["held_bytes"] == held else None
+
+
+def test_a_killed_workers_memory_comes_back_and_the_next_takes_it(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two(), lag_s=0.3)
+    with Node(on_gpus()) as node:
+        translate(node, 1)
+        before = driver.truth(0)
+        dead = process_of(node, "asr@cuda:0/0")["pid"]
+        kill(dead)
+        outcomes = translate(node, 5)
+        assert {o.outcome for o in outcomes} == {"ok"}
+        assert dead not in driver.holders(0)
+        wait_until(lambda: driver.truth(0) == before)
+        assert driver.get(0, "peak_bytes") <= 8 * GIB and driver.get(0, "out_of_memory") == 0
+
+
+def test_a_stage_waits_for_memory_and_is_refused_with_what_it_needs_and_what_there_is(
+    gpus: Callable[..., Driver], tmp_path: Path
+) -> None:
+    driver = gpus(*two())
+    driver.set_foreign(1, 5 * GIB)
+    log = tmp_path / "log"
+    node = Node(
+        on_gpus({"repair": GIB, "nmt": 4 * GIB}, deadlines={"lease_wait_s": 1.0}), log_level="info", log_file=log
+    )
+    with pytest.raises(DragomanError) as refused, node:
+        pass
+    assert "nmt@cuda:1/0 needs 4.4 GiB on cuda:1" in str(refused.value) and "can be granted" in str(refused.value)
+    assert "nmt@cuda:1/0 waits for memory" in log.read_text()
+    assert driver.get(1, "out_of_memory") == 0  # it was never tried
+    wait_until(lambda: driver.truth(0) == driver.truth(1) == 0)
+
+
+def test_a_stage_that_waits_starts_when_another_program_lets_go(gpus: Callable[..., Driver], tmp_path: Path) -> None:
+    driver = gpus(*two())
+    driver.set_foreign(1, 7 * GIB)
+    log = tmp_path / "log"
+    node = Node(on_gpus(), log_level="info", log_file=log)
+    starting = threading.Thread(target=node.start)
+    starting.start()
+    try:
+        wait_until(lambda: log.exists() and "waits for memory" in log.read_text())
+        driver.set_foreign(1, 0)
+        starting.join(20)
+        assert not starting.is_alive() and {o.outcome for o in translate(node, 3)} == {"ok"}
+    finally:
+        node.close()
+
+
+def test_a_run_that_finds_too_little_is_out_of_memory_and_the_worker_lives(gpus: Callable[..., Driver]) -> None:
+    """Its workspace is not in its estimate, and another program has taken the rest."""
+    driver = gpus(*two())
+    with Node(on_gpus(deadlines={"oom_hold_s": 0.1})) as node:
+        driver.set_foreign(1, 8 * GIB - driver.truth(1) - RUN // 2)
+        pid = process_of(node, "nmt@cuda:1/0")["pid"]
+        with node.client() as client, client.session(source="en", target="de", tag="a") as session:
+            session.submit(Marks().make("a", 0))
+            wait_until(lambda: node.stats()["oom_errors"] > 0)
+            driver.set_foreign(1, 0)
+            outcome = next(iter(session.outcomes(timeout_s=30)))
+        assert outcome.outcome == "ok" and process_of(node, "nmt@cuda:1/0")["pid"] == pid
+        assert driver.get(1, "out_of_memory") > 0
+
+
+def test_a_node_runs_on_an_instance_of_a_divided_gpu(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(Gpu(context_bytes=CONTEXT), Gpu(2 * 8 * GIB, context_bytes=CONTEXT, instances=(8 * GIB, 8 * GIB)))
+    _, whole, used, other = driver.uuids
+    with Node(on_gpus(devices={"use": ["cuda:0", used]})) as node:
+        assert {o.outcome for o in translate(node, 3)} == {"ok"}
+        here = sum(taken(name) for name, home in HOME.items() if home == "cuda:1")
+        wait_until(lambda: driver.truth(used) == here)
+        assert driver.truth(whole) == driver.truth(used) and driver.truth(other) == 0
+
+
+def test_a_gpu_that_is_lost_keeps_nothing_from_the_others(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    with Node(on_gpus()) as node:
+        driver.lose(1)
+        dead = process_of(node, "asr@cuda:0/0")
+        kill(dead["pid"])
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["incarnation"] > dead["incarnation"])
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["phase"] == "loaded")
+
+
+def test_a_gpu_that_is_lost_before_the_start_is_left_out(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    driver.lose(1)
+    with Node(config(stages={name: {"devices": ["auto"]} for name in HOME})) as node:
+        assert [row["device"] for row in node.stats()["per_gpu"]] == ["cuda:0", "cpu"]
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
