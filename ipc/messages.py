@@ -504,7 +504,7 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait.
     """
 
     id: int
@@ -514,6 +514,7 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    priority: str = "normal"
 
 
 class Granted(_Wire, frozen=True):
