@@ -77,7 +77,8 @@ class Leases:
         dues = [due for line in self._lines.values() if (due := line.due_in(now)) is not None]
         for lease in self._all_present():
             if lease.state is LeaseState.DRAINING:
-                dues.append(lease.since + self._waits.settle_s - now)
+                if (due := lease.since + self._waits.settle_s - now) > 0:  # from then on it is a matter of readings
+                    dues.append(due)
             elif (due := self.wants.due_in(lease, now)) is not None:
                 dues.append(due)
         return max(0.0, min(dues)) if dues else None
@@ -241,7 +242,7 @@ class Leases:
                 move(lease, LeaseState.RELEASED, now)
                 memory.forget(lease, self._present[device])
                 self.wants.again(device)
-            elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
+            elif read_since and lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self._counts["deficits"] += 1
 
@@ -317,6 +318,7 @@ class Leases:
             "worker": lease.peer,
             "device": lease.device,
             "nbytes": lease.nbytes,
+            "model": lease.model,
             "priority": lease.priority,
             "ahead": line.position(lease),
             "waited_s": round(now - lease.since, 3),

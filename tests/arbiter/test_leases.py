@@ -372,6 +372,32 @@ def test_a_dead_holders_bytes_count_until_the_driver_shows_them_back():
     assert (type(granted), bench.states()) == (Granted, ["granted"])
 
 
+def test_what_somebody_took_just_before_its_death_is_its_own_until_it_is_shown_back():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (outside,) = bench.ask("lease@7/1", 8 * GIB)  # takes nothing yet
+    (granted,) = bench.ask("asr@cuda:0/0", 10 * GIB)
+    assert isinstance(outside, Granted) and isinstance(granted, Granted)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))  # it had taken all of it, and nobody had looked
+    bench.later(0.1)
+    bench.read(14 * GIB)
+    assert bench.row()["grantable_bytes"] == 6 * GIB, "8 promised, 10 on their way back"
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert bench.row()["grantable_bytes"] == 16 * GIB
+
+
+def test_nothing_is_a_deficit_before_anybody_has_looked():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(settle_s=0.5))
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))
+    bench.later(1.0)
+    assert bench.feed(Tick()) == [] and bench.states() == ["draining"]
+    (wait,) = bench.ask("nmt@cuda:0/0", 15 * GIB)
+    assert isinstance(wait, LeaseWait) and bench.book.due_in(bench.now) != 0.0
+
+
 def test_what_is_not_shown_back_in_time_is_a_deficit_and_ends_when_it_is():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(24 * GIB)
