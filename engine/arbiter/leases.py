@@ -21,7 +21,7 @@ all of it twice. A load that was under way keeps its turn until its holder, or i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,10 +37,11 @@ PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobod
 
 
 class Leases:
-    """The book of all devices."""
+    """The book of all devices. ``books``: devices that have none of their own -> the one in whose book they stand."""
 
-    def __init__(self, limits: Iterable[Limits], waits: Waits) -> None:
+    def __init__(self, limits: Iterable[Limits], waits: Waits, books: Mapping[str, str] | None = None) -> None:
         self._waits = waits
+        self._books = books or {}  # device -> the one whose memory it shares
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._leases: dict[str, list[Lease]] = {name: [] for name in self._devices}  # per device, oldest first
         self._next_number = 1
@@ -89,9 +90,10 @@ class Leases:
         known = [lease for lease in self._all() if lease.peer == peer and lease.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        memory = self._devices.get(message.device)
+        device = self._books.get(message.device, message.device)
+        memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
+            peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
             patience_s=self._waits.lease_wait_s if message.wait_s is None else message.wait_s, looked_at=now,
             preemptible=message.preemptible,
         )  # fmt: skip
@@ -99,8 +101,8 @@ class Leases:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
-        self._leases[message.device].append(lease)
-        return self._serve(message.device, now)
+        self._leases[device].append(lease)
+        return self._serve(device, now)
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
