@@ -21,7 +21,7 @@ all of it twice. A load that was under way keeps its turn until its holder, or i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -41,10 +41,11 @@ SHOWN = 100  # of those who wait in a report
 
 
 class Leases:
-    """The book of all devices."""
+    """The book of all devices. ``books``: devices that have none of their own -> the one in whose book they stand."""
 
-    def __init__(self, limits: Iterable[Limits], waits: Waits) -> None:
+    def __init__(self, limits: Iterable[Limits], waits: Waits, books: Mapping[str, str] | None = None) -> None:
         self._waits = waits
+        self._books = books or {}  # device -> the one whose memory it shares
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
@@ -92,9 +93,10 @@ class Leases:
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        memory = self._devices.get(message.device)
+        device = self._books.get(message.device, message.device)
+        memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
+            peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
             priority=message.priority, preemptible=message.preemptible,
         )  # fmt: skip
         if memory is None:
@@ -104,8 +106,8 @@ class Leases:
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._lines[message.device].add(lease, now, message.wait_s)
-        return self._serve(message.device, now, lease)
+        self._lines[device].add(lease, now, message.wait_s)
+        return self._serve(device, now, lease)
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""

@@ -19,7 +19,7 @@ from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits
-from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
 from ipc.errors import PeerGone
@@ -53,7 +53,8 @@ class Arbiter:
         self._boot = boot
         self._poll = Poll()
         self._log = logs.get()
-        self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        own = [limits(plan) for plan in boot.body.devices if not plan.book]
+        self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
         self._plans = boot.body.devices
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
@@ -211,7 +212,9 @@ class Arbiter:
             report = self._leases.snapshot(now)
             report["counts"]["not_kept"] = self._journal.too_large
             for plan in self._plans:
-                report["devices"][plan.name]["uuid"] = plan.uuid
+                figures = report["devices"][plan.book or plan.name]
+                about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+                report["devices"][plan.name] = {**figures, **about}
             self._lifeline.report(report, now)
         self._lifeline.flush()
 
@@ -225,19 +228,23 @@ def limits(plan: DevicePlan) -> Limits:
         plan.reserve_bytes,
         plan.safety_margin,
         plan.max_models,
-        returns_at_once=plan.memory_source == "host",
+        returns_at_once=plan.memory_source in ("host", "unified", "declared"),
     )
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Device name -> the sampler of its source; one for the machine's memory, one for all GPUs."""
-    host = [plan.name for plan in devices if plan.memory_source == "host"]
-    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source == "nvml"}
+    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared."""
+    devices = tuple(plan for plan in devices if not plan.book)
+    host = [plan.name for plan in devices if plan.memory_source in ("host", "unified")]
+    declared = {plan.name: plan.total_bytes for plan in devices if plan.memory_source == "declared"}
+    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source in ("nvml", "mig")}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
     if gpus:
         found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+    if declared:
+        found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     return found
 
 

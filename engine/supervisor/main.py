@@ -112,7 +112,7 @@ class Supervisor:
     # ------------------------------------------------------------ start
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
-        found = devices.discover(self.config.devices.use)
+        found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
         made = plan.make(
             self.config,
             found,

@@ -124,6 +124,7 @@ def make(
     workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
     reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
+    shared = books(devices)
     return Plan(
         config=config,
         scheduler=SchedulerBoot(
@@ -135,9 +136,10 @@ def make(
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
             ring_users={ring: (ring, *(role for role, read in reads.items() if ring in read)) for ring in rings},
+            books=shared,
         ),
         gateway=_gateway(config, plans, surveys, client_endpoint),
-        arbiter=ArbiterBoot(tuple(_device(config, device) for device in devices)),
+        arbiter=ArbiterBoot(tuple(_device(config, device, shared) for device in devices)),
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
@@ -268,17 +270,27 @@ def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
 
 
-def _device(config: Config, device: Device) -> DevicePlan:
+def books(devices: Sequence[Device]) -> dict[str, str]:
+    """Device -> the one in whose book its leases stand: GPUs without memory of their own share the machine's."""
+    unified = [device.name for device in devices if device.memory_source == "unified"]
+    sharing = [device.name for device in devices if device.memory_source == "host"] + unified
+    return {name: sharing[0] for name in unified if name != sharing[0]}
+
+
+def _device(config: Config, device: Device, shared: Mapping[str, str]) -> DevicePlan:
     section = config.devices
+    sharing = {device.name, device.uuid} - {""} | {name for name, book in shared.items() if book == device.name}
+    ceilings = [nbytes for name, nbytes in section.max_bytes.items() if name in sharing]
     return DevicePlan(
         name=device.name,
         uuid=device.uuid,
         memory_source=device.memory_source,
         total_bytes=device.total_bytes,
-        ceiling_bytes=section.max_bytes.get(device.name, section.max_bytes.get(device.uuid, 0) if device.uuid else 0),
+        ceiling_bytes=min(ceilings, default=0),
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        book=shared.get(device.name, ""),
     )
 
 

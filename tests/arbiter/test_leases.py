@@ -22,8 +22,8 @@ MIB = 2**20
 class Bench:
     """A book over one or more devices, with a clock that only moves when told."""
 
-    def __init__(self, *limits: Limits, waits: Waits | None = None) -> None:
-        self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits()
+    def __init__(self, *limits: Limits, waits: Waits | None = None, books: dict[str, str] | None = None) -> None:
+        self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits(), books
         self.book = Leases(*self._book_of)
         self.now = 100.0
         self._ids = itertools.count(1)
@@ -684,3 +684,14 @@ def test_time_alone_is_asked_for_when_it_matters():
 def test_what_a_worker_is_told_stands_in_the_log_in_words():
     assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
+
+
+def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_shares():
+    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
+    bench.read(24 * GIB, device="cpu")
+    (first,) = bench.ask("asr@cuda:0/0", 10 * GIB)
+    bench.settle("asr@cuda:0/0", first.lease)
+    bench.read(24 * GIB, device="cpu", taken_at=bench.now + 0.1)
+    assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
+    (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
+    assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason
