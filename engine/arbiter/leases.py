@@ -258,6 +258,11 @@ class Leases:
 
     # ------------------------------------------------------------ looking
 
+    def books(self) -> Iterator[tuple[DeviceMemory, list[Lease]]]:
+        """Each device's memory and its leases, to look at."""
+        for name, memory in self._devices.items():
+            yield memory, self._leases[name]
+
     def _all(self) -> Iterator[Lease]:
         for leases in self._leases.values():
             yield from leases
