@@ -80,6 +80,7 @@ class DeviceSection(_Section, frozen=True):
     declared_bytes: dict[
         str, int
     ] = {}  # GPU -> its memory, where its driver does not tell it; what is free is not read
+    estimates_file: str = ""  # keeps measured memory; "": dragoman/estimates.json in the user's cache; "off": nowhere
 
 
 class StageSection(_Section, frozen=True):

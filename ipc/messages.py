@@ -524,16 +524,35 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
+
+    ``pid``: of the holder, to be found in a driver's list of processes.
+    """
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
+    pid: int = 0
 
 
 class Release(_Wire, frozen=True):
     lease: int
+
+
+class Inquire(_Wire, frozen=True):
+    """To a worker that holds this lease: another has loaded beside it, and did it run meanwhile? It says ``Used``."""
+
+    lease: int
+
+
+class Used(_Wire, frozen=True):
+    """What a holder says of itself. ``peak_bytes``: the most it has had (-1: it cannot tell). ``ran_at``: when its last
+    run ended (CLOCK_MONOTONIC, s; 0: it has not run)."""
+
+    lease: int
+    peak_bytes: int = -1
+    ran_at: float = 0.0
 
 
 class Leave(_Wire, frozen=True):
@@ -562,6 +581,21 @@ class Vacate(_Wire, frozen=True):
 
 class Alive(_Wire, frozen=True):
     phase: str = ""
+
+
+class Measured(_Wire, frozen=True):
+    """The arbiter has seen what a worker's model takes. ``phase`` load | run (the most since).
+
+    ``exact``: it was read of its process alone, and not of the whole device. ``note``: what else may be in it ("":
+    nothing that was seen). (``engine.corrections``)
+    """
+
+    worker: str  # its role
+    phase: str
+    nbytes: int
+    granted: int
+    exact: bool = False
+    note: str = ""
 
 
 class Report(_Wire, frozen=True):
@@ -699,15 +733,15 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]
-ToArbiter = Union[LeaseRequest, Settled, Release]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
+ToArbiter = Union[LeaseRequest, Settled, Release, Used]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave, Inquire]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

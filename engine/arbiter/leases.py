@@ -284,6 +284,11 @@ class Leases:
 
     # ------------------------------------------------------------ looking
 
+    def books(self) -> Iterator[tuple[DeviceMemory, list[Lease]]]:
+        """Each device's memory and the leases on it, to look at."""
+        for name, memory in self._devices.items():
+            yield memory, self._present[name]
+
     def _all_present(self) -> Iterator[Lease]:
         for leases in self._present.values():
             yield from leases

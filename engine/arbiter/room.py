@@ -21,7 +21,7 @@ A reading from before a lease settled or let go is not the truth about it, so su
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
 
@@ -56,12 +56,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reading:
-    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds)."""
+    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds).
+
+    ``processes``: bytes by process id, of those that the driver tells.
+    """
 
     device: str
     total_bytes: int
     free_bytes: int
     taken_at: float
+    processes: dict[int, int] = field(default_factory=dict)
 
     @property
     def used_bytes(self) -> int:

@@ -115,7 +115,7 @@ def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
                     handles[name] = library.nvmlDeviceGetHandleByUUID(uuid)
                 taken_at = now()
                 memory = library.nvmlDeviceGetMemoryInfo(handles[name])
-                return Reading(name, int(memory.total), int(memory.free), taken_at)
+                return Reading(name, int(memory.total), int(memory.free), taken_at, _processes(library, handles[name]))
 
             def read() -> tuple[list[Reading], str]:
                 readings, failures = [], []
@@ -132,3 +132,12 @@ def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
             repeat(read)
 
     return source
+
+
+def _processes(library: Any, handle: Any) -> dict[int, int]:
+    """Bytes by process, of those the driver tells; in a container it knows them by other numbers, or not at all."""
+    try:
+        rows = library.nvmlDeviceGetComputeRunningProcesses(handle)
+    except library.NVMLError:
+        return {}
+    return {int(row.pid): int(row.usedGpuMemory) for row in rows if row.usedGpuMemory is not None}

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
     parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
-    for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _processes(stats)):
+    for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _estimates(stats),
+                              _processes(stats)):  # fmt: skip
         if rows:
             parts.append(f"{title}\n{table(head, rows)}")
     return "\n\n".join(parts)
@@ -117,6 +118,22 @@ def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
              nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
             for x in stats.get("leases") or []]  # fmt: skip
     return "Leases", ["lease", "worker", "device", "granted", "state", "measured"], rows
+
+
+def _estimates(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    rows = [[x.get("worker"), nbytes(x.get("estimate_bytes")), source(x),
+             nbytes(x["last_measured_bytes"]) if x.get("last_measured_bytes", -1) >= 0 else None]
+            for x in stats.get("estimates") or []]  # fmt: skip
+    return "Estimates", ["worker", "asks for", "from", "last measured"], rows
+
+
+def source(row: Mapping[str, Any]) -> str:
+    """Where an estimate comes from, in words."""
+    times = row.get("times", 0)
+    often = f"{times} time{'s' if times != 1 else ''}"
+    if row.get("source") == "measured":
+        return f"measured {often}"
+    return f"{row.get('source')}, measured {often} since" if times else str(row.get("source"))
 
 
 def _processes(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -25,7 +25,9 @@ from engine.boot import (
 )  # fmt: skip
 from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
+from engine.corrections import History
 from engine.devices import Device, HostMemory
+from engine.supervisor.needs import Need, need
 from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
 from ipc.errors import ConfigError, DragomanError
@@ -47,6 +49,7 @@ class Plan:
     rings: dict[str, int]  # producer's role -> blocks
     readers: dict[str, tuple[str, ...]]  # role -> rings it may read
     may_fail: frozenset[str] = field(default_factory=frozenset)  # workers the node can do without
+    needs: dict[str, Need] = field(default_factory=dict)  # role -> what its model needs, and why we think so
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -111,8 +114,10 @@ def make(
     cores: int,
     surveys: Mapping[str, Survey],
     client_endpoint: str,
+    history: History | None = None,
 ) -> Plan:
     """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
+    ``history``: what was measured of their models before.
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
@@ -120,8 +125,15 @@ def make(
     homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
-    plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
-    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    needs = {
+        role_of(name, device, n): need(
+            name, config.stages[name], surveys[name], device, config.devices, history or History()
+        )
+        for name, pairs in homes.items()
+        for device, n in pairs
+    }
+    plans = tuple(_stage(config, name, surveys[name], homes[name], rings, needs) for name in config.stages)
+    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
     reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
     shared = books(devices)
@@ -147,6 +159,7 @@ def make(
         may_fail=frozenset(
             role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
         ),
+        needs=needs,
     )
 
 
@@ -199,7 +212,12 @@ def _named(entry: str, stage: str, devices: Sequence[Device], survey: Survey) ->
 
 
 def _stage(
-    config: Config, name: str, survey: Survey, homes: Sequence[tuple[Device, int]], rings: Mapping[str, int]
+    config: Config,
+    name: str,
+    survey: Survey,
+    homes: Sequence[tuple[Device, int]],
+    rings: Mapping[str, int],
+    needs: Mapping[str, Need],
 ) -> StagePlan:
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
@@ -229,7 +247,7 @@ def _stage(
                 stage=name,
                 device=device.name,
                 ring_blocks=rings.get(role, 0),
-                estimate_bytes=section.estimate_bytes or survey.estimates[device.kind],
+                estimate_bytes=needs[role].estimate.nbytes,
                 standby=spare and device.kind == "cpu",
             )
             for role, device in roles
@@ -244,7 +262,6 @@ def role_of(stage: str, device: Device, n: int) -> str:
 def _worker(
     config: Config,
     worker: WorkerPlan,
-    survey: Survey,
     homes: Mapping[str, Sequence[tuple[Device, int]]],
     cores: int,
     devices: Sequence[Device],
@@ -261,7 +278,7 @@ def _worker(
         library_device=kind,
         threads=section.threads or max(1, cores // max(1, alike)),
         max_batch=section.max_batch,
-        estimate_bytes=section.estimate_bytes or survey.estimates[kind],
+        estimate_bytes=worker.estimate_bytes,
         options=section.options,
     )
 

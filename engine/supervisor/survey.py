@@ -7,12 +7,16 @@ with one line that names what is missing and the command that mends it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from engine import estimates
 from engine.config import Config, NodeSection, StageSection
+from engine.estimates import Start
+from engine.fingerprint import fingerprint
 from ipc.errors import ConfigError, DragomanError
 from stages import find
 from stages.base import Declaration, Longest, Memory, ModelFacts, StageConfig, StageError
@@ -22,12 +26,18 @@ KINDS_OF_DEVICE = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Survey:
-    """One stage. ``estimates``: memory its model needs, by kind of device."""
+    """One stage. ``starts``: memory its model needs, by kind of device; ``identity``: a digest of what decides it."""
 
     declaration: Declaration
     facts: ModelFacts = field(default_factory=ModelFacts)
-    estimates: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, 0))
+    starts: Mapping[str, Start] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, Start()))
     absent: str = ""  # why it cannot run
+    identity: str = ""
+
+    @property
+    def estimates(self) -> dict[str, int]:
+        """Bytes, by kind of device, before anything was measured."""
+        return {kind: start.nbytes for kind, start in self.starts.items()}
 
 
 def is_installed(module: str) -> bool:
@@ -68,7 +78,16 @@ def _survey(name: str, section: StageSection, node: NodeSection, installed: Call
         return Survey(declaration, absent=error.text)
     longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
     memory = {k: stage.memory(_loaded(section, k), longest) for k in KINDS_OF_DEVICE}
-    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k, memory[k]) for k in memory})
+    starts = {k: _start(declaration, facts, section, k, memory[k]) for k in memory}
+    return Survey(declaration, facts, starts, identity=_identity(kind, section, longest))
+
+
+def _identity(kind: str, section: StageSection, longest: Longest) -> str:
+    """A digest of what decides a model's memory, its device apart. An option that does not costs one measurement."""
+    model = fingerprint(section.model)
+    what = [kind, model, section.options, section.compute_type, section.max_batch, longest.audio_s, longest.chars]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _loaded(section: StageSection, kind: str) -> StageConfig:
@@ -78,10 +97,10 @@ def _loaded(section: StageSection, kind: str) -> StageConfig:
     )  # fmt: skip
 
 
-def _estimate(
+def _start(
     declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str, memory: Memory | None
-) -> int:
-    return estimates.estimate(
+) -> Start:
+    return estimates.start(
         facts.weights_bytes,
         kind=kind,  # type: ignore[arg-type]
         libraries=declaration.requires,

@@ -1,0 +1,45 @@
+"""How much memory each worker asks for, and why: configured, measured, or guessed from files. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import DeviceSection, StageSection
+from engine.corrections import Estimate, History, Subject
+from engine.devices import Device
+from engine.estimates import Start
+from engine.supervisor.survey import Survey
+
+
+@dataclass(frozen=True)
+class Need:
+    """One stage on one device. ``key``: where the history keeps what is measured of it."""
+
+    key: str
+    subject: Subject
+    guess: Start
+    estimate: Estimate
+
+
+def need(
+    name: str, section: StageSection, survey: Survey, device: Device, limits: DeviceSection, history: History
+) -> Need:
+    """What a worker of this stage asks for on this device."""
+    where = device.label if device.kind == "cuda" else device.kind
+    key = f"{survey.identity}@{where}"
+    subject = Subject(name, section.kind or name, section.model, where, section.compute_type, section.max_batch)
+    guess = survey.starts[device.kind]
+    if section.estimate_bytes:
+        record = history.models.get(key)
+        times, last = (record.loads, record.last) if record else (0, None)
+        estimate = Estimate(section.estimate_bytes, "configured", times, last)
+    else:
+        estimate = history.estimate(key, guess, most_bytes(device, limits))
+    return Need(key, subject, guess, estimate)
+
+
+def most_bytes(device: Device, limits: DeviceSection) -> int:
+    """The largest lease that would ever fit: on the otherwise empty device."""
+    ceiling = limits.max_bytes.get(device.name) or limits.max_bytes.get(device.uuid) or device.total_bytes
+    margin = max(int(limits.safety_margin * device.total_bytes), limits.reserve_bytes)
+    return min(device.total_bytes, ceiling) - margin
