@@ -41,6 +41,7 @@ class Device:
     total_bytes: int
     memory_source: Literal["nvml", "host"]  # where the arbiter reads its memory
     label: str  # for people: "NVIDIA L4", "CPU, 8 cores"
+    free_bytes: int = -1  # when it was found; -1: not known
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _matching(entry: str, there: Mapping[str, Device]) -> list[Device]:
 def _cpu() -> Device:
     cores = len(os.sched_getaffinity(0))
     label = f"CPU, {cores} core{'s' if cores != 1 else ''}"
-    return Device("cpu", "", "cpu", host_memory().total_bytes, "host", label)
+    memory = host_memory()
+    return Device("cpu", "", "cpu", memory.total_bytes, "host", label, memory.available_bytes)
 
 
 def _gpus(environ: Mapping[str, str], nvml: Any) -> list[Device]:
@@ -130,12 +132,12 @@ def _gpus(environ: Mapping[str, str], nvml: Any) -> list[Device]:
 def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device | None:
     """The device, or None, with a line in the log, when its driver does not tell its memory."""
     try:
-        total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = library.nvmlDeviceGetMemoryInfo(handle)
         label = _text(library.nvmlDeviceGetName(handle))
     except library.NVMLError as error:
         logs.get().warning("cuda:%d (%s) is left out: %s", number, uuid, error)
         return None
-    return Device(f"cuda:{number}", uuid, "cuda", total, "nvml", label)
+    return Device(f"cuda:{number}", uuid, "cuda", int(memory.total), "nvml", label, int(memory.free))
 
 
 def _instances(library: Any) -> Iterator[tuple[str, Any, int]]:

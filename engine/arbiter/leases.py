@@ -29,8 +29,9 @@ from engine.arbiter import words
 from engine.arbiter.events import Action, Event, FromWorker, Obstacle, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
-from engine.arbiter.room import DeviceMemory, Limits, Reading
+from engine.arbiter.room import DeviceMemory, Reading
 from engine.arbiter.wants import Wants
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
 PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass

@@ -18,9 +18,9 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.limits import limits
 from engine.process import Lifeline
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -214,19 +214,6 @@ class Arbiter:
                 report["devices"][plan.name]["uuid"] = plan.uuid
             self._lifeline.report(report, now)
         self._lifeline.flush()
-
-
-def limits(plan: DevicePlan) -> Limits:
-    """A device as the book sees it."""
-    return Limits(
-        plan.name,
-        plan.total_bytes,
-        plan.ceiling_bytes,
-        plan.reserve_bytes,
-        plan.safety_margin,
-        plan.max_models,
-        returns_at_once=plan.memory_source == "host",
-    )
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:

@@ -51,6 +51,7 @@ LIBZMQ_FLOOR = "4.3.5"
 PYTHONS = ((3, 11), (3, 14))  # from, below
 KERNEL_FLOOR = "5.4"
 COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models already feel tight
+ADVISED_BYTES = 12 * 10**9  # of GPU memory
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPAIR_COMMAND = (
     "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
@@ -209,10 +210,20 @@ def _devices(facts: Facts) -> list[Finding]:
     if facts.device_error:
         return [Finding("note", "devices", facts.device_error, "nvidia-smi (does the driver answer?)")]
     findings = [Finding("ok", d["name"], f"{d['label']}, {nbytes(d['total_bytes'])}") for d in facts.devices]
-    if not any(d["kind"] == "cuda" for d in facts.devices):
+    if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda"]:
+        findings.append(_gpu_memory(max(gpus)))
+    else:
         mend = "none needed; with an NVIDIA GPU: install its driver"
         findings.append(Finding("note", "GPU", "none: every stage runs on the CPU", mend))
     return findings
+
+
+def _gpu_memory(largest: int) -> Finding:
+    """The advice on hardware, for recognition, repair, translation and voices of the usual sizes on one GPU."""
+    text = f"the largest GPU has {nbytes(largest)}; 12 GB or more are advised, 16 GB recommended"
+    if largest < ADVISED_BYTES:
+        return Finding("note", "GPU memory", text, "none needed: models may take turns (see: placement), or be smaller")
+    return Finding("ok", "GPU memory", text)
 
 
 def _memory(facts: Facts) -> Finding:

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from engine import devices, exits, failpoints, logs, process, published
+from engine import devices, exits, failpoints, logs, placement, process, published
 from engine.config import Config
 from engine.supervisor import environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -154,6 +154,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        yield from placement.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -274,8 +275,9 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now(), os.getpid())
+        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
+        now = process.now()
+        return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed)
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""

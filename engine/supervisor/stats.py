@@ -20,8 +20,12 @@ def compose(
     health: Mapping[str, Any],
     now: float,
     pid: int = 0,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours."""
+    """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours.
+
+    ``placement``: the plan from the start (``engine.placement.document``).
+    """
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
     scheduler, gateway, arbiter = (reports.get(role, {}) for role in ("scheduler", "gateway", "arbiter"))
     completed, failed = scheduler.get("completed", 0), scheduler.get("failed", 0)
@@ -48,6 +52,7 @@ def compose(
         "queue_usage": _usage(scheduler),
         "jobs": scheduler.get("jobs", []),
         "slots": scheduler.get("slots", {}),
+        "placement": dict(placement or {}),
         "leases": arbiter.get("leases", []),
         "ring_bytes": ring_bytes,
         "endpoints": list(lifecycle.endpoints),

@@ -10,24 +10,41 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from engine import estimates
 from engine.config import Config, NodeSection, StageSection
 from ipc.errors import ConfigError, DragomanError
 from stages import find
-from stages.base import Declaration, Longest, Memory, ModelFacts, StageConfig, StageError
+from stages.base import Declaration, Longest, Memory, ModelFacts, Stage, StageConfig, StageError
 
 KINDS_OF_DEVICE = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One way to load a stage's model. ``estimates``: memory it needs, by kind of device."""
+
+    name: str  # what sets it apart: its file, compute type, options
+    model: str
+    compute_type: str
+    options: Mapping[str, Any]
+    estimates: Mapping[str, int]
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
 class Survey:
-    """One stage. ``estimates``: memory its model needs, by kind of device."""
+    """One stage. ``estimates``: memory its model needs, by kind of device. ``smaller``: its other variants."""
 
     declaration: Declaration
     facts: ModelFacts = field(default_factory=ModelFacts)
     estimates: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, 0))
     absent: str = ""  # why it cannot run
+    smaller: tuple[Variant, ...] = ()  # to be loaded where that has no room, best first
 
 
 def is_installed(module: str) -> bool:
@@ -67,8 +84,42 @@ def _survey(name: str, section: StageSection, node: NodeSection, installed: Call
             raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
         return Survey(declaration, absent=error.text)
     longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
+    smaller = tuple(_variant(name, number, stage, section, longest) for number in range(len(section.variants)))
+    return Survey(declaration, facts, _estimates(stage, facts, section, longest), smaller=smaller)
+
+
+def _variant(name: str, number: int, stage: type[Stage], section: StageSection, longest: Longest) -> Variant:
+    """One of the section's variants. Raises ConfigError when its model cannot be used."""
+    given = section.variants[number]
+    section = msgspec.structs.replace(
+        section,
+        model=given.model or section.model,
+        compute_type=given.compute_type or section.compute_type,
+        estimate_bytes=given.estimate_bytes,
+        options={**section.options, **given.options},
+    )
+    try:
+        facts = stage.describe(section.model, section.options)
+    except StageError as error:
+        raise ConfigError(f"stages.{name}.variants[{number}].model cannot be used: {error.text}") from error
+    parts = [Path(given.model).name, given.compute_type, *(f"{key}={value}" for key, value in given.options.items())]
+    return Variant(
+        name=" ".join(filter(None, parts)),
+        model=section.model,
+        compute_type=section.compute_type,
+        options=section.options,
+        estimates=_estimates(stage, facts, section, longest),
+        weights_bytes=facts.weights_bytes,
+    )
+
+
+def _estimates(stage: type[Stage], facts: ModelFacts, section: StageSection, longest: Longest) -> dict[str, int]:
+    """Kind of device -> what is asked for there; the configuration's own figure goes before all others."""
+    if section.estimate_bytes:
+        return dict.fromkeys(KINDS_OF_DEVICE, section.estimate_bytes)
     memory = {k: stage.memory(_loaded(section, k), longest) for k in KINDS_OF_DEVICE}
-    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k, memory[k]) for k in memory})
+    declaration = stage.declare(section.options)
+    return {k: _estimate(declaration, facts, section, k, memory[k]) for k in memory}
 
 
 def _loaded(section: StageSection, kind: str) -> StageConfig:
