@@ -62,9 +62,7 @@ class DeadlinesSection(_Section, frozen=True):
     retry_after_s: float = 0.25  # first retry_after told with Busy while the rate is unknown
     unreadable_s: float = 2.0  # nothing is granted upon a reading of a device's memory older than this
     turn_s: float = 10.0  # how long models at work may keep out another that has no room on their device
-    promote_s: float = (
-        30.0  # (not used yet) how long there must be room for a better variant or device before a stage goes back to it
-    )
+    promote_s: float = 30.0  # how long there must be room for a better variant or device before it is taken
     grace_s: float = 10.0  # a program that was asked to give up its lease is overdue after so long
     settle_s: float = 5.0  # memory of a gone holder that the driver has not shown back is a deficit after so long
     restart_window_s: float = 60.0  # restarts are counted over this time

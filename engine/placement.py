@@ -80,6 +80,7 @@ class Wish:
     spare: str = ""
     pinned: bool = False
     dispensable: bool = False  # the node can do without it
+    on_spare: bool = False  # ``devices`` is the spare one
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Place:
     nbytes: int
     load_s: float = 0.0
     pinned: bool = False
+    spare: bool = False  # it has no room on the devices it is wanted on
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,10 @@ class Placement:
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
 
-    def devices_of(self, stage: str) -> tuple[str, ...]:
-        return tuple(place.device for place in self.places if place.stage == stage)
+    def devices_of(self, stage: str, *, spare: bool = True) -> tuple[str, ...]:
+        """Where a stage is; ``spare`` False: only devices that it is wanted on."""
+        places = [place for place in self.places if place.stage == stage]
+        return tuple(place.device for place in places if spare or not place.spare)
 
     def variant_of(self, stage: str) -> int:
         """Number of the variant to begin with."""
@@ -152,7 +156,7 @@ def _settled(wish: Wish, devices: Mapping[str, Room]) -> Wish | None:
         return replace(wish, devices=fits)
     spare = devices.get(wish.spare)
     if spare is not None and _smallest(wish, spare) <= spare.limits.most_bytes:
-        return replace(wish, devices=(spare.name,))
+        return replace(wish, devices=(spare.name,), on_spare=True)
     return None
 
 
@@ -171,7 +175,7 @@ def _lack(wish: Wish, devices: Mapping[str, Room], *, ever: bool) -> Lack:
 def _place(wish: Wish, variant: int, room: Room) -> Place:
     chosen = wish.variants[variant]
     nbytes = chosen.needs[room.kind] * wish.instances
-    return Place(wish.stage, room.name, variant, chosen.name, nbytes, chosen.load_s, wish.pinned)
+    return Place(wish.stage, room.name, variant, chosen.name, nbytes, chosen.load_s, wish.pinned, wish.on_spare)
 
 
 def _hold(room: Room, places: Sequence[Place]) -> bool:

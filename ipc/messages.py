@@ -411,14 +411,18 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+
     model: str
     variant: int = 0
+    wait_s: float | None = None
 
 
 class RunItem(_Part, frozen=True):
@@ -556,6 +560,13 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
@@ -669,7 +680,7 @@ SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]

@@ -259,6 +259,15 @@ class Leases:
 
     # ------------------------------------------------------------ looking
 
+    def rooms(self) -> dict[str, int]:
+        """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
+        found = {}
+        for name, memory in self._devices.items():
+            waited_for = any(lease.state is LeaseState.REQUESTED for lease in self._leases[name])
+            if memory.current(self._leases[name]):
+                found[name] = 0 if waited_for else max(0, memory.room(self._leases[name]))
+        return found
+
     def _all(self) -> Iterator[Lease]:
         for leases in self._leases.values():
             yield from leases

@@ -19,6 +19,7 @@ from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
 from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.limits import limits
 from engine.process import Lifeline
@@ -55,6 +56,7 @@ class Arbiter:
         self._log = logs.get()
         self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
         self._plans = boot.body.devices
+        self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
@@ -76,6 +78,7 @@ class Arbiter:
                 self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
+            self._act([*self._spare.look(self._leases.rooms())])
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -142,8 +145,8 @@ class Arbiter:
         self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
         self._scheduler.epoch = epoch
         self._poll.add(self._scheduler)
-        for want in self._leases.wants.all():
-            self._scheduler.post(want)
+        for news in (*self._leases.wants.all(), *self._spare.all()):
+            self._scheduler.post(news)
 
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""

@@ -17,6 +17,7 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
+from engine.scheduler.ladder import Ladder
 from engine.scheduler.pace import capacity
 from engine.scheduler.past import Past
 from engine.scheduler.residency import Residency
@@ -41,6 +42,7 @@ from ipc.messages import (
     Over,
     Remade,
     Restored,
+    Room,
     Serve,
     Session,
     SessionEnded,
@@ -66,6 +68,7 @@ class Scheduler:
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
         self.residency = Residency(self.book, self.fleet)
+        self.ladder = Ladder(self.book, self.fleet)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -89,6 +92,8 @@ class Scheduler:
             self._from_gateway(peer, message, now)
         elif type(message) is Vacate:
             self.residency.wanted(split_peer(peer)[1], message, now)
+        elif type(message) is Room:
+            self.ladder.room(split_peer(peer)[1], message)
         else:
             self._from_worker(peer, message, now)
 
@@ -173,6 +178,7 @@ class Scheduler:
                 self.handover.part(peer_name("gateway", incarnation))
             case Gone(role="arbiter", incarnation=incarnation):
                 self.residency.forget(incarnation)
+                self.ladder.forget(incarnation)
             case Gone(role=role, incarnation=incarnation, parked=True):
                 self.fleet.parked(role, incarnation, now)
             case Gone(role=role, incarnation=incarnation, reason=reason, final=final):
@@ -198,7 +204,7 @@ class Scheduler:
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
             self._drain_wake = self._drain_by if now < self._drain_by else None
-        self._look = self.residency.turn(now)
+        self._look = earliest(self.residency.turn(now), self.ladder.turn(now))
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
@@ -314,6 +320,9 @@ class Scheduler:
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
             "parked": sum(worker.parked for worker in workers),
+            "degraded": "; ".join(
+                f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
+            ),
             "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,
@@ -334,6 +343,8 @@ class Scheduler:
             "state": worker.life.value,
             "incarnation": worker.incarnation,
             "device": worker.plan.device,
+            "variant": worker.variant,
+            "standby": worker.plan.standby,
             "waiting_for": worker.waiting_for,
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,
@@ -361,3 +372,8 @@ class Scheduler:
                 queued = any(job.key in queue for queue in book.queues.values())
                 places = aside + queued + (on_board.get(job.key) == job.ticket != 0)
                 assert places == 1, f"{job.key} {job.state} is in {places} places"
+
+
+def earliest(*times: float | None) -> float | None:
+    """The first of these points in time; None: none is set."""
+    return min((time for time in times if time is not None), default=None)

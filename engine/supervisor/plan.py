@@ -184,7 +184,8 @@ def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]
     section = config.stages[stage]
     own = [device for device in devices if device.name in chosen]
     others = [*placing.named(section, stage, survey, devices), *placing.spares(section, survey, devices)]
-    spare = [device for device in dict.fromkeys(others) if device not in own]
+    in_vain = not placed.devices_of(stage, spare=False)  # they can never hold it
+    spare = [device for device in dict.fromkeys(others) if device not in own and not in_vain]
     return (*((device, n) for device in own for n in range(section.instances)), *((device, 0) for device in spare))
 
 
@@ -194,7 +195,7 @@ def _stage(
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
     roles = [(role_of(name, device, n), device) for device, n in homes]
-    chosen = placed.devices_of(name)
+    own = placed.devices_of(name, spare=False)
     return StagePlan(
         name=name,
         kind=section.kind or name,
@@ -212,7 +213,7 @@ def _stage(
         keep_alive_s=section.keep_alive_s,
         pinned=section.pinned,
         optional=_dispensable(section, survey),
-        absent=survey.absent or ("" if chosen else _fits_nowhere(name, placed)),
+        absent=survey.absent or ("" if homes else _fits_nowhere(name, placed)),
         workers=tuple(
             WorkerPlan(
                 role=role,
@@ -220,7 +221,7 @@ def _stage(
                 device=device.name,
                 ring_blocks=rings.get(role, 0),
                 estimate_bytes=survey.estimates[device.kind],
-                standby=device.name not in chosen,
+                standby=device.name not in own,
                 smaller=_smaller(survey, device.kind),
                 variant=placed.variant_of(name),
             )
