@@ -411,14 +411,18 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+
     model: str
     variant: int = 0
+    wait_s: float | None = None
 
 
 class RunItem(_Part, frozen=True):
@@ -515,6 +519,7 @@ class LeaseRequest(_Wire, frozen=True):
     wait_s: float | None = None
     preemptible: bool = False
     priority: str = "normal"
+    variant: int = 0  # of the model, for whoever measures it
 
 
 class Granted(_Wire, frozen=True):
@@ -576,6 +581,13 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
@@ -596,6 +608,7 @@ class Measured(_Wire, frozen=True):
     granted: int
     exact: bool = False
     note: str = ""
+    variant: int = 0  # of its model
 
 
 class Report(_Wire, frozen=True):
@@ -736,7 +749,7 @@ SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]

@@ -32,8 +32,9 @@ from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
-from engine.arbiter.room import DeviceMemory, Limits, Reading
+from engine.arbiter.room import DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
@@ -97,7 +98,7 @@ class Leases:
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            priority=message.priority, preemptible=message.preemptible,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
@@ -288,6 +289,13 @@ class Leases:
         """Each device's memory and the leases on it, to look at."""
         for name, memory in self._devices.items():
             yield memory, self._present[name]
+
+    def rooms(self) -> dict[str, int]:
+        """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
+        known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
+        return {
+            name: 0 if self._lines[name] else max(0, memory.room(self._present[name])) for name, memory in known.items()
+        }
 
     def _all_present(self) -> Iterator[Lease]:
         for leases in self._present.values():

@@ -19,10 +19,11 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
+from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.limits import limits
 from engine.process import Lifeline
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -62,6 +63,7 @@ class Arbiter:
         self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
         self._samples = Samples()
         self._plans = boot.body.devices
+        self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
@@ -84,6 +86,7 @@ class Arbiter:
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
             self._act(self._samples.look(self._leases.books()))
+            self._act([*self._spare.look(self._leases.rooms())])
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -151,8 +154,8 @@ class Arbiter:
         self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
         self._scheduler.epoch = epoch
         self._poll.add(self._scheduler)
-        for want in self._leases.wants.all():
-            self._scheduler.post(want)
+        for news in (*self._leases.wants.all(), *self._spare.all()):
+            self._scheduler.post(news)
 
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
@@ -230,19 +233,6 @@ class Arbiter:
                 report["devices"][plan.name] = {**figures, **about}
             self._lifeline.report(report, now)
         self._lifeline.flush()
-
-
-def limits(plan: DevicePlan) -> Limits:
-    """A device as the book sees it."""
-    return Limits(
-        plan.name,
-        plan.total_bytes,
-        plan.ceiling_bytes,
-        plan.reserve_bytes,
-        plan.safety_margin,
-        plan.max_models,
-        returns_at_once=plan.memory_source in ("host", "unified", "declared"),
-    )
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:

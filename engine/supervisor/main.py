@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from engine import corrections_file, devices, exits, failpoints, knobs, logs, process, published
+from engine import corrections_file, devices, exits, failpoints, knobs, logs, placement, process, published
 from engine.boot import SchedulerBoot
 from engine.config import Config
 from engine.supervisor import environment, health, plan, stats, survey
@@ -166,6 +166,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        yield from placement.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -314,10 +315,9 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(
-            name, self._life, self._devices, rings, self.health(), process.now(), os.getpid(), self._measuring.rows()
-        )
+        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
+        now, rows = process.now(), self._measuring.rows()
+        return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""

@@ -10,8 +10,9 @@ from engine.arbiter import kept, words
 from engine.arbiter.events import FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
 from engine.arbiter.words import GIB
+from engine.limits import Limits
 from ipc.errors import IllegalMove
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 

@@ -85,7 +85,10 @@ def test_auto_is_every_gpu_and_then_the_cpu():
     nvml = FakeNvml(TWO)
     found = discover(environ={}, nvml=nvml)
     assert names(found) == [("cuda:0", "GPU-aaaa"), ("cuda:1", "GPU-bbbb"), ("cpu", "")]
-    assert found[0] == Device("cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU", index=0)
+    assert found[0] == Device(
+        "cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU", index=0, free_bytes=found[0].free_bytes
+    )
+    assert 0 <= found[0].free_bytes <= 24 * GIB
     assert (found[2].kind, found[2].memory_source) == ("cpu", "host")
     assert nvml.open == 0  # the driver is let go of
 
