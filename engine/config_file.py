@@ -98,13 +98,20 @@ def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *,
 
 def _from_its_folder(config: Config, folder: Path) -> Config:
     """What is a path gets a whole one, there or not; hub names of models stay as they are."""
-    moved = {
-        name: msgspec.structs.replace(section, model=str((folder / Path(section.model).expanduser()).resolve()))
+
+    def moved(model: str) -> str:
+        return str((folder / Path(model).expanduser()).resolve()) if is_path(model, folder) else model
+
+    stages = {
+        name: msgspec.structs.replace(
+            section,
+            model=moved(section.model),
+            variants=tuple(msgspec.structs.replace(one, model=moved(one.model)) for one in section.variants),
+        )
         for name, section in config.stages.items()
-        if is_path(section.model, folder)
     }
     kept = config.devices.estimates_file
     if kept not in ("", OFF):
         kept = str((folder / Path(kept).expanduser()).resolve())
     devices = msgspec.structs.replace(config.devices, estimates_file=kept)
-    return msgspec.structs.replace(config, devices=devices, stages={**config.stages, **moved})
+    return msgspec.structs.replace(config, devices=devices, stages=stages)

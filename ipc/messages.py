@@ -411,14 +411,18 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+
     model: str
     variant: int = 0
+    wait_s: float | None = None
 
 
 class RunItem(_Part, frozen=True):
@@ -504,7 +508,7 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait.
     """
 
     id: int
@@ -514,6 +518,8 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    priority: str = "normal"
+    variant: int = 0  # of the model, for whoever measures it
 
 
 class Granted(_Wire, frozen=True):
@@ -575,6 +581,13 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
@@ -595,6 +608,7 @@ class Measured(_Wire, frozen=True):
     granted: int
     exact: bool = False
     note: str = ""
+    variant: int = 0  # of its model
 
 
 class Report(_Wire, frozen=True):
@@ -673,6 +687,34 @@ class Stop(_Wire, frozen=True):
     pass
 
 
+class Errand(_Part, frozen=True):
+    """Lives of a worker up to ``incarnation`` are to leave, each after the batches it has.
+
+    ``back``: the next life loads at once (a restart), else when its stage has work (an unload).
+    """
+
+    role: str
+    incarnation: int
+    back: bool
+
+
+class Orders(_Wire, frozen=True):
+    """What operators have ordered and still holds: all of it, whenever it changes and to each new scheduler.
+
+    ``drained``: devices where nothing new begins. ``knobs``: dotted field of the configuration -> its value now.
+    """
+
+    drained: tuple[str, ...] = ()
+    errands: tuple[Errand, ...] = ()
+    knobs: dict[str, Union[bool, int, float]] = {}
+
+
+class Preload(_Wire, frozen=True):
+    """This stage's models are wanted now, as if there were work for them."""
+
+    stage: str
+
+
 class Silent(_Wire, frozen=True):
     """A worker's heartbeat is missed; ``phase`` is what its last one said."""
 
@@ -685,7 +727,11 @@ class Silent(_Wire, frozen=True):
 
 
 class Ask(_Strict, frozen=True):
-    """An operator's question: ``verb`` stats | health | drain; answered by one ``Answer``."""
+    """An operator's question or order, answered by one ``Answer``.
+
+    ``verb``: stats | health | drain (the node) without ``args``; restart | drain | resume | load | unload | pin | unpin
+    | set with ``{"target": ...}``.
+    """
 
     verb: str
     args: dict[str, str] = {}
@@ -699,11 +745,11 @@ class Answer(_Wire, frozen=True):
 
 # ---------------------------------------------------------------- unions per receiver
 
-SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
+SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from typing import Union
 
 from engine.arbiter.room import Reading
-from ipc.messages import Denied, Gone, Granted, Inquire, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
+from ipc.messages import (
+    Denied,
+    Gone,
+    Granted,
+    Inquire,
+    LeaseRequest,
+    LeaseWait,
+    Leave,
+    Release,
+    Room,
+    Settled,
+    Vacate,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Send:
 class Tell:
     """Action: say this to the scheduler."""
 
-    message: Vacate
+    message: Union[Vacate, Room]
 
 
 @dataclass(frozen=True)

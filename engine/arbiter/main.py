@@ -19,10 +19,11 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits
-from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
+from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.limits import limits
 from engine.process import Lifeline
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -58,9 +59,11 @@ class Arbiter:
         self._boot = boot
         self._poll = Poll()
         self._log = logs.get()
-        self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        own = [limits(plan) for plan in boot.body.devices if not plan.book]
+        self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
         self._samples = Samples()
         self._plans = boot.body.devices
+        self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
@@ -83,6 +86,7 @@ class Arbiter:
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
             self._act(self._samples.look(self._leases.books()))
+            self._act([*self._spare.look(self._leases.rooms())])
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -150,8 +154,8 @@ class Arbiter:
         self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
         self._scheduler.epoch = epoch
         self._poll.add(self._scheduler)
-        for want in self._leases.wants.all():
-            self._scheduler.post(want)
+        for news in (*self._leases.wants.all(), *self._spare.all()):
+            self._scheduler.post(news)
 
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
@@ -224,33 +228,26 @@ class Arbiter:
             report = self._leases.snapshot(now)
             report["counts"]["not_kept"] = self._journal.too_large
             for plan in self._plans:
-                report["devices"][plan.name]["uuid"] = plan.uuid
+                figures = report["devices"][plan.book or plan.name]
+                about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+                report["devices"][plan.name] = {**figures, **about}
             self._lifeline.report(report, now)
         self._lifeline.flush()
 
 
-def limits(plan: DevicePlan) -> Limits:
-    """A device as the book sees it."""
-    return Limits(
-        plan.name,
-        plan.total_bytes,
-        plan.ceiling_bytes,
-        plan.reserve_bytes,
-        plan.safety_margin,
-        plan.max_models,
-        returns_at_once=plan.memory_source == "host",
-    )
-
-
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Device name -> the sampler of its source; one for the machine's memory, one for all GPUs."""
-    host = [plan.name for plan in devices if plan.memory_source == "host"]
-    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source == "nvml"}
+    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared."""
+    devices = tuple(plan for plan in devices if not plan.book)
+    host = [plan.name for plan in devices if plan.memory_source in ("host", "unified")]
+    declared = {plan.name: plan.total_bytes for plan in devices if plan.memory_source == "declared"}
+    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source in ("nvml", "mig")}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
     if gpus:
         found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+    if declared:
+        found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     return found
 
 

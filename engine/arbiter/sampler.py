@@ -89,6 +89,15 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
     return lambda repeat: repeat(read)
 
 
+def declared_source(sizes: Mapping[str, int]) -> Source:
+    """Source of devices of which only the configuration says how much memory there is: all of it, less our leases."""
+
+    def read() -> tuple[list[Reading], str]:
+        return [Reading(name, nbytes, nbytes, now()) for name, nbytes in sizes.items()], ""
+
+    return lambda repeat: repeat(read)
+
+
 def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
     """Source of GPUs: device name -> UUID. One that does not answer keeps no other's figures from us.
 

@@ -153,7 +153,7 @@ class Samples:
     def _loaded(self, watched: _Watched, nbytes: int, *, exact: bool) -> Measured:
         watched.told_bytes = nbytes
         lease, noise = watched.lease, "" if exact else watched.noise
-        return Measured(words.name(lease), "load", nbytes, lease.nbytes, exact, noise)
+        return Measured(words.name(lease), "load", nbytes, lease.nbytes, exact, noise, lease.variant)
 
     def _answer(self, lease: Lease, ran_at: float) -> None:
         """A holder has said when it last ran, for whoever has loaded beside it."""
@@ -178,7 +178,7 @@ class Samples:
             return []
         watched.told_bytes = nbytes
         lease, note = watched.lease, "" if exact else "as the book puts it down"
-        return [Measured(words.name(lease), "run", nbytes, lease.nbytes, exact, note)]
+        return [Measured(words.name(lease), "run", nbytes, lease.nbytes, exact, note, lease.variant)]
 
     def check(self) -> None:
         """Invariants: who is asked is asked for a load that nothing has spoiled, and is somebody else."""

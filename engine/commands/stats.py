@@ -43,9 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
-    parts = [_head(stats, endpoint), _totals(stats)]
-    for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _estimates(stats),
-                              _processes(stats)):  # fmt: skip
+    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
+    tables = (
+        _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
+        _processes(stats),
+    )  # fmt: skip
+    for title, head, rows in tables:
         if rows:
             parts.append(f"{title}\n{table(head, rows)}")
     return "\n\n".join(parts)
@@ -55,7 +58,9 @@ def _head(stats: Mapping[str, Any], endpoint: str) -> str:
     reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
     mode, gpus = stats.get("mode", "?"), stats.get("gpu_count", 0)
     node, pid = stats.get("node", "?"), stats.get("pid", "?")
-    return f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
+    placed = (stats.get("placement") or {}).get("text")
+    head = f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
+    return head + (f"\nplacement {placed}" if placed else "")
 
 
 def _totals(stats: Mapping[str, Any]) -> str:
@@ -66,6 +71,17 @@ def _totals(stats: Mapping[str, Any]) -> str:
     rate = stats.get("success_rate")
     second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
     return first + "\n" + second + (f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else "")
+
+
+def _orders(stats: Mapping[str, Any]) -> str:
+    """What operators have ordered and still holds, one line each."""
+    orders = stats.get("operators") or {}
+    lines = [f"drained: {', '.join(orders['drained'])}"] if orders.get("drained") else []
+    if knobs := orders.get("knobs"):
+        lines += ["set by operators: " + ", ".join(f"{name}={json.dumps(value)}" for name, value in knobs.items())]
+    if pending := orders.get("pending"):
+        lines += [f"on their way by an operator's order: {', '.join(pending)}"]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -91,6 +107,12 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
         figures = [w.get(field) for field in ("requests", "avg_time_s", "request_queue", "response_queue")]
         rows.append([name, *sizes, *figures])
     return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
+
+
+def _placement(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    placed = stats.get("placement") or {}
+    rows = [[one["stage"], one["device"], one["name"], nbytes(one["nbytes"])] for one in placed.get("places") or []]
+    return "Placement, as planned at the start", ["stage", "device", "variant", "needs"], rows
 
 
 def _jobs(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,9 @@ KEEP_S = 5.0  # between two writings
 
 @dataclass
 class _Seen:
-    """Of one worker's model in this life of the node."""
+    """Of one worker's model in this life of the node, since it has loaded this variant."""
 
+    variant: int = 0
     loads: int = 0
     last: Sample | None = None  # of a load
     peak_bytes: int = -1
@@ -31,9 +32,9 @@ class _Seen:
 
 
 class Measuring:
-    """``needs``: what each worker asks for in this life. ``file``: where measurements are kept (None: nowhere)."""
+    """``needs``: what each worker asks for in this life, by variant. ``file``: where measurements are kept."""
 
-    def __init__(self, needs: Mapping[str, Need], file: Path | None) -> None:
+    def __init__(self, needs: Mapping[str, Sequence[Need]], file: Path | None) -> None:
         self._needs = needs
         self._file = file
         self._seen: dict[str, _Seen] = {}  # by role
@@ -43,12 +44,16 @@ class Measuring:
 
     def take(self, message: Measured, at: float) -> None:
         """Enter a measurement; ``at``: seconds since the epoch."""
-        need = self._needs.get(message.worker)
-        if need is None:
+        needs = self._needs.get(message.worker, ())
+        if message.variant >= len(needs):
             return
+        need = needs[message.variant]
         phase: Literal["load", "run"] = "load" if message.phase == "load" else "run"
         sample = Sample(phase, message.nbytes, at, message.exact, message.note, message.granted)
-        self._seen.setdefault(message.worker, _Seen()).add(sample)
+        seen = self._seen.get(message.worker)
+        if seen is None or seen.variant != message.variant:
+            seen = self._seen[message.worker] = _Seen(message.variant)
+        seen.add(sample)
         self._unkept.append((need, sample))
         words = "%s: a %s took %d bytes of %d granted (%s)"
         logs.get().info(words, message.worker, phase, sample.nbytes, sample.asked, sample.note or "clean")
@@ -82,14 +87,17 @@ class Measuring:
 
     def rows(self) -> list[dict[str, Any]]:
         """For the statistics: what each worker asks for, why, and what it was last seen to take. Sizes in bytes."""
-        return [self._row(role, need) for role, need in self._needs.items()]
+        return [self._row(role, needs) for role, needs in self._needs.items()]
 
-    def _row(self, role: str, need: Need) -> dict[str, Any]:
-        estimate, seen = need.estimate, self._seen.get(role, _Seen())
+    def _row(self, role: str, needs: Sequence[Need]) -> dict[str, Any]:
+        seen = self._seen.get(role, _Seen())
+        need = needs[seen.variant]
+        estimate = need.estimate
         last = seen.last or estimate.last
         return {
             "worker": role,
             "stage": need.subject.stage,
+            "variant": seen.variant,
             "device": need.subject.device,
             "estimate_bytes": estimate.nbytes,
             "source": estimate.source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.config import DeviceSection, StageSection
@@ -21,20 +22,37 @@ class Need:
     estimate: Estimate
 
 
-def need(
+Needs = Mapping[tuple[str, str], tuple[Need, ...]]  # (stage, device) -> of each variant of its model, the first first
+
+
+def needs_of(
     name: str, section: StageSection, survey: Survey, device: Device, limits: DeviceSection, history: History
+) -> tuple[Need, ...]:
+    """What a worker of this stage asks for on this device, by variant."""
+    variants = [(section, survey.starts, survey.identity), *((v.section, v.starts, v.identity) for v in survey.smaller)]
+    most = most_bytes(device, limits)
+    return tuple(_need(name, chosen, starts, identity, device, most, history) for chosen, starts, identity in variants)
+
+
+def _need(
+    name: str,
+    section: StageSection,
+    starts: Mapping[str, Start],
+    identity: str,
+    device: Device,
+    most: int,
+    history: History,
 ) -> Need:
-    """What a worker of this stage asks for on this device."""
     where = device.label if device.kind == "cuda" else device.kind
-    key = f"{survey.identity}@{where}"
+    key = f"{identity}@{where}"
     subject = Subject(name, section.kind or name, section.model, where, section.compute_type, section.max_batch)
-    guess = survey.starts[device.kind]
+    guess = starts[device.kind]
     if section.estimate_bytes:
         record = history.models.get(key)
         times, last = (record.loads, record.last) if record else (0, None)
         estimate = Estimate(section.estimate_bytes, "configured", times, last)
     else:
-        estimate = history.estimate(key, guess, most_bytes(device, limits))
+        estimate = history.estimate(key, guess, most)
     return Need(key, subject, guess, estimate)
 
 

@@ -20,10 +20,13 @@ def compose(
     health: Mapping[str, Any],
     now: float,
     pid: int = 0,
+    placement: Mapping[str, Any] | None = None,
     estimates: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours.
-    ``estimates``: what each worker's model is thought to need, see ``Measuring.rows``.
+
+    ``placement``: the plan from the start (``engine.placement.document``). ``estimates``: what each worker's model is
+    thought to need, see ``Measuring.rows``.
     """
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
     scheduler, gateway, arbiter = (reports.get(role, {}) for role in ("scheduler", "gateway", "arbiter"))
@@ -51,6 +54,7 @@ def compose(
         "queue_usage": _usage(scheduler),
         "jobs": scheduler.get("jobs", []),
         "slots": scheduler.get("slots", {}),
+        "placement": dict(placement or {}),
         "leases": arbiter.get("leases", []),
         "estimates": list(estimates),
         "ring_bytes": ring_bytes,
@@ -58,6 +62,7 @@ def compose(
         "processes": lifecycle.roster.snapshot(now),
         "deaths": list(lifecycle.deaths),
         "health": health,
+        "operators": lifecycle.orders.snapshot(lifecycle.roster),
         "gateway": gateway,
         "scheduler": scheduler,
         "arbiter": arbiter,

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from engine import failpoints, logs
-from engine.boot import Boot, WorkerBoot
+from engine.boot import Boot, VariantPlan, WorkerBoot
 from engine.exits import OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
@@ -67,6 +67,7 @@ class Worker:
         self.runner: Runner | None = None
         self.state = "empty"
         self.lease = 0
+        self.variant = 0  # of its model: 0 the one configured, then the smaller ones
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
         self.waiting_for = ""
@@ -112,7 +113,7 @@ class Worker:
                     self.scheduler = self._connect("scheduler", self.scheduler, ToWorker)
                     self.scheduler.epoch = incarnation
                     self.runs.clear()
-                    self.scheduler.post(Here(self.state, self.waiting_for))
+                    self.scheduler.post(Here(self.state, self.waiting_for, self.variant))
                 case Up(role="arbiter"):
                     self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
                     for message in (*self.last_words, self.request):
@@ -157,26 +158,43 @@ class Worker:
                 self.runs.append(message)
                 failpoints.reach("worker.received")
             case Load():
-                self.ask_for_lease()
+                self.ask_for_lease(message)
             case Park():
                 self.leaving = self.parked = True
 
     # ---------------------------------------------------------------- the model
 
-    def ask_for_lease(self) -> None:
+    def ask_for_lease(self, load: Load) -> None:
         """Nothing is loaded before the arbiter has granted the memory."""
         if self.state != "empty":
             return
-        self.state = "waiting"
-        plan = self.plan
-        self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, plan.estimate_bytes, plan.model)
+        self.state, self.variant = "waiting", load.variant
+        chosen = self.chosen
+        self.request = LeaseRequest(
+            time.monotonic_ns(), self.boot.role, self.plan.device, chosen.estimate_bytes, chosen.model, load.wait_s,
+            variant=self.variant,
+        )  # fmt: skip
         self._to_arbiter(self.request)
+
+    @property
+    def chosen(self) -> VariantPlan:
+        """The variant that was asked for."""
+        plan = self.plan
+        if self.variant:
+            return plan.smaller[self.variant - 1]
+        return VariantPlan(
+            name=plan.compute_type,
+            model=plan.model,
+            compute_type=plan.compute_type,
+            estimate_bytes=plan.estimate_bytes,
+            options=plan.options,
+        )
 
     def load(self) -> None:
         """Open and warm up the model; tells arbiter and scheduler how it went."""
         self.state = "loading"
         failpoints.reach("worker.granted")
-        self._to_scheduler(Loading(self.plan.model))
+        self._to_scheduler(Loading(self.chosen.model, self.variant))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
         self.base_bytes, begun = _resident_bytes(), now()
@@ -193,12 +211,12 @@ class Worker:
         measured = max(0, _resident_bytes() - self.base_bytes) if self.plan.library_device == "cpu" else -1
         self._tell_arbiter(Settled(self.lease, measured, load_ms=self.load_ms, pid=os.getpid()))
         self._tell_peak()
-        self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))
+        self._to_scheduler(Loaded(self.chosen.model, self.variant, max_batch=self.plan.max_batch, load_ms=self.load_ms))
 
     def _open(self) -> Runner:
-        plan = self.plan
+        plan, chosen = self.plan, self.chosen
         config = StageConfig(
-            plan.model, plan.library_device, plan.compute_type, plan.threads, plan.max_batch, plan.options
+            chosen.model, plan.library_device, chosen.compute_type, plan.threads, plan.max_batch, chosen.options
         )  # fmt: skip
         stage = find(plan.kind)(config)
         stage.load()
@@ -207,7 +225,7 @@ class Worker:
 
     def _load_failed(self, error: Exception) -> None:
         cause = stage_error(error)
-        logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
+        logs.get().warning("cannot load %s: %s", self.chosen.model or self.plan.kind, cause.text)
         self.state = "empty"
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
@@ -253,7 +271,8 @@ class Worker:
             "stage": plan.stage,
             "kind": plan.kind,
             "device": plan.device,
-            "model": plan.model,
+            "model": self.chosen.model,
+            "variant": self.variant,
             "state": self.state,
             "load_ms": round(self.load_ms, 1),
             "resident_bytes": _resident_bytes(),
