@@ -54,6 +54,7 @@ class DeadlinesSection(_Section, frozen=True):
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
     abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    stuck_s: float = 10.0  # from SIGKILL until a worker that a driver holds counts as lost, with its memory
     detach_s: float = 60.0  # a client gone for so long: its work is cancelled
     keep_s: float = 300.0  # ... and its outcomes are kept this much longer
     ride_s: float = 0.005  # how long a message waits for one it can ride with

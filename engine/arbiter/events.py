@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from engine.arbiter.room import Reading
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Quarantine, Release, Settled, Vacate
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class FromWorker:
 
     peer: str
     message: Union[LeaseRequest, Settled, Release]
+
+
+@dataclass(frozen=True)
+class DeviceLost:
+    """A device computes no more, or wrongly, and will not before it is reset."""
+
+    device: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,21 @@ class AskToLeave:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Action: say this to the supervisor."""
+
+    message: Quarantine
+
+
+@dataclass(frozen=True)
 class Sample:
     """Action: read this device's memory now; somebody waits for the figures."""
 
     device: str
 
 
-Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Tell, AskToLeave, Sample]
+Event = Union[FromWorker, Gone, Reading, DeviceLost, Tick]
+Action = Union[Send, Tell, AskToLeave, Alarm, Sample]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * when that is spent it is denied, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
-A lease ends with its holder's death, a failed load, or ``Release``. Nothing is granted upon a reading older than
-``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers the newest life known to be gone.
+A lease ends with its holder's death, a failed load, or ``Release``. A holder that cannot be killed keeps its bytes, and
+so do all on a device that is lost (``DeviceLost``): its leases are *lost*, and none is granted there again. Nothing is
+granted upon a reading older than ``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers
+the newest life known to be gone.
 
 The book outlives its arbiter: ``keep`` gives what the next one must know, ``restore`` takes it back. Workers then say
 again what was not answered and their last words about their leases, and the supervisor who is dead: the book may hear
@@ -26,12 +28,12 @@ from dataclasses import replace
 from typing import Any
 
 from engine.arbiter import words
-from engine.arbiter.events import Action, Event, FromWorker, Obstacle, Sample, Send, Tick, Waits
+from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Obstacle, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
+from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.room import DeviceMemory, Limits, Reading
 from engine.arbiter.wants import Wants
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Quarantine, Release, Settled
 
 PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass
 
@@ -46,6 +48,7 @@ class Leases:
         self._leases: dict[str, list[Lease]] = {name: [] for name in self._devices}  # per device, oldest first
         self._next_number = 1
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
+        self._lost: dict[str, str] = {}  # quarantined device -> why
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
         self.wants = Wants(waits.grace_s)
@@ -59,8 +62,10 @@ class Leases:
                 return self._settled(peer, message, now)
             case FromWorker(peer, Release(lease=number)):
                 return self._let_go(self._of(peer, number), now)
-            case Gone(role=role, incarnation=incarnation):
-                return self._bury(role, incarnation, now)
+            case Gone(role=role, incarnation=incarnation, stuck=stuck):
+                return self._bury(role, incarnation, stuck, now)
+            case DeviceLost():
+                return self._lose(event, now)
             case Reading():
                 return self._read(event, now)
             case Tick():
@@ -95,10 +100,12 @@ class Leases:
         lease = Lease(
             peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
             patience_s=self._waits.lease_wait_s if message.wait_s is None else message.wait_s, looked_at=now,
-            preemptible=message.preemptible,
+            preemptible=message.preemptible, home=message.device if message.device in self._books else "",
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
+        if message.device in self._lost:
+            return [self._deny(lease, words.quarantined(message.device, self._lost[message.device]), now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._leases[device].append(lease)
@@ -205,16 +212,42 @@ class Leases:
             if lease.state is LeaseState.REQUESTED:
                 move(lease, LeaseState.RELEASED, now)
                 self._leases[lease.device].remove(lease)
-            elif lease.state in ALIVE:
+            elif lease.state in ALIVE or (lease.state is LeaseState.LOST and not self._is_lost(lease)):
                 move(lease, LeaseState.DRAINING, now)
             else:
                 continue
             touched[lease.device] = None
         return [action for device in touched for action in (Sample(device), *self._serve(device, now))]
 
-    def _bury(self, role: str, incarnation: int, now: float) -> list[Action]:
+    def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
-        return self._let_go([lease for lease in self._all() if self._is_gone(lease.peer)], now)
+        dead = [lease for lease in self._all() if self._is_gone(lease.peer)]
+        if stuck:
+            held = [lease for lease in dead if lease.state in ALIVE]
+            for lease in held:
+                move(lease, LeaseState.LOST, now)
+            dead = [lease for lease in dead if lease.state is LeaseState.REQUESTED]
+            return self._let_go(dead, now) + [one for lease in held for one in self._serve(lease.device, now)]
+        return self._let_go(dead, now)
+
+    def _lose(self, event: DeviceLost, now: float) -> list[Action]:
+        """Quarantine a device: what lies there is lost, and who waits for it waits in vain."""
+        book = self._books.get(event.device, event.device)
+        if event.device in self._lost or book not in self._devices:
+            return []
+        self._lost[event.device] = event.reason
+        actions: list[Action] = [Alarm(Quarantine(event.device, event.reason))]
+        for lease in [one for one in self._leases[book] if one.is_on(event.device)]:
+            if lease.state is LeaseState.REQUESTED:
+                self._leases[book].remove(lease)
+                actions.append(self._deny(lease, words.quarantined(event.device, event.reason), now))
+            elif lease.state is not LeaseState.LOST:
+                move(lease, LeaseState.LOST, now)
+        return actions + self._serve(book, now)
+
+    def alarms(self) -> list[Quarantine]:
+        """Every quarantined device, for a supervisor that may not have heard of it."""
+        return [Quarantine(device, reason) for device, reason in self._lost.items()]
 
     def _read(self, reading: Reading, now: float) -> list[Action]:
         memory = self._devices.get(reading.device)
@@ -226,7 +259,7 @@ class Leases:
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
         memory = self._devices[device]
-        for lease in [one for one in self._leases[device] if one.state in ON_DEVICE - ALIVE]:
+        for lease in [one for one in self._leases[device] if one.state in LEAVING]:
             read_since = memory.reading is not None and memory.reading.taken_at > lease.since
             if read_since and (lease.shown_back or memory.limits.returns_at_once):
                 move(lease, LeaseState.RELEASED, now)
@@ -245,7 +278,7 @@ class Leases:
         for name, memory in self._devices.items():
             leases = tuple(replace(lease) for lease in self._leases[name] if lease.state in ON_DEVICE)
             devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, memory.missing_bytes, leases))
-        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices))
+        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices), dict(self._lost))
 
     def restore(self, kept: Kept) -> None:
         """Go on from what an earlier arbiter knew; this book must be empty, and the leases are its own from here on."""
@@ -253,6 +286,7 @@ class Leases:
         self._next_number = kept.next_number
         self._gone.update(kept.gone)
         self._load_times_ms.update(kept.load_times_ms)
+        self._lost.update(kept.lost)
         for device in kept.devices:
             if device.name in self._devices:
                 self._devices[device.name].remember(device.reading, device.foreign_bytes, device.missing_bytes)
@@ -275,6 +309,9 @@ class Leases:
         role, _, incarnation = peer.rpartition("#")
         return int(incarnation) <= self._gone.get(role, -1)
 
+    def _is_lost(self, lease: Lease) -> bool:
+        return (lease.home or lease.device) in self._lost
+
     def snapshot(self, now: float) -> dict[str, Any]:
         """The arbiter's report: devices, leases, who waits for what. Sizes in bytes, times in ms."""
         held = [lease for lease in self._all() if lease.state in ON_DEVICE]
@@ -288,6 +325,7 @@ class Leases:
             ],
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
+            "quarantined": dict(self._lost),
         }
 
     def _device_row(self, name: str, now: float) -> dict[str, Any]:
@@ -302,6 +340,7 @@ class Leases:
             "promised_bytes": sum(lease.promised_bytes for lease in present),
             "foreign_bytes": memory.foreign_bytes,
             "deficit_bytes": sum(one.held_bytes for one in present if one.state is LeaseState.DEFICIT),
+            "lost_bytes": sum(max(one.nbytes, one.held_bytes) for one in present if one.state is LeaseState.LOST),
             "snapshot_age_ms": round((now - reading.taken_at) * 1000, 1) if reading else -1,
         }
 
@@ -314,5 +353,6 @@ class Leases:
                 assert lease.device == name
                 assert lease.state not in (LeaseState.RELEASED, LeaseState.DENIED), "a finished lease is kept"
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
+                assert lease.state is LeaseState.LOST or not self._is_lost(lease), "a lease on a lost device"
         numbers = [lease.number for lease in self._all() if lease.state in ON_DEVICE]
         assert len(numbers) == len(set(numbers)), "two leases with one number"

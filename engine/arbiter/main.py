@@ -13,13 +13,13 @@ from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
-from engine.arbiter.events import Action, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
 from engine.arbiter.room import Limits
-from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
+from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.process import Lifeline
 from ipc.errors import PeerGone
@@ -89,9 +89,11 @@ class Arbiter:
         self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
+        for alarm in self._leases.alarms():
+            self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
             self._poll.add(thing)
-        for sampler in self._samplers.values():
+        for sampler in dict.fromkeys(self._samplers.values()):
             sampler.start()
 
     def _remember(self) -> None:
@@ -111,7 +113,7 @@ class Arbiter:
         self._log.info("%d leases known from an earlier life", sum(len(device.leases) for device in book.devices))
 
     def _fds(self) -> list[int]:
-        return sorted({sampler.fileno() for sampler in self._samplers.values()})
+        return [sampler.fileno() for sampler in dict.fromkeys(self._samplers.values())]
 
     def _wait(self) -> set[Any]:
         now = process.now()
@@ -164,14 +166,14 @@ class Arbiter:
                     self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
-        for sampler in {id(one): one for one in self._samplers.values()}.values():
-            readings, failure = sampler.take()
+        for sampler in dict.fromkeys(self._samplers.values()):
+            news, failure = sampler.take()
             if failure and failure != self._failures.get(sampler.name):
                 self._log.warning("%s memory cannot be read: %s", sampler.name, failure)
-            if failure or readings:
+            if failure or news:
                 self._failures[sampler.name] = failure
-            for reading in readings:
-                self._act(self._leases.handle(reading, process.now()))
+            for one in news:
+                self._act(self._leases.handle(one, process.now()))
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -190,6 +192,9 @@ class Arbiter:
                 case Tell(message):
                     if self._scheduler is not None:
                         self._scheduler.post(message)
+                case Alarm(message):
+                    self._log.error("%s", words.quarantined(message.device, message.reason))
+                    self._lifeline.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
 
@@ -214,6 +219,7 @@ class Arbiter:
             for plan in self._plans:
                 figures = report["devices"][plan.book or plan.name]
                 about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+                about["quarantined"] = report["quarantined"].get(plan.name, "")
                 report["devices"][plan.name] = {**figures, **about}
             self._lifeline.report(report, now)
         self._lifeline.flush()
@@ -233,16 +239,20 @@ def limits(plan: DevicePlan) -> Limits:
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared."""
-    devices = tuple(plan for plan in devices if not plan.book)
-    host = [plan.name for plan in devices if plan.memory_source in ("host", "unified")]
-    declared = {plan.name: plan.total_bytes for plan in devices if plan.memory_source == "declared"}
-    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source in ("nvml", "mig")}
+    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared.
+
+    The GPUs' one is there for their health too; where they have no book, under the name of no device.
+    """
+    own = [plan for plan in devices if not plan.book]
+    host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
+    declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
+    told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
+    gpus = {plan.name: Gpu(plan.uuid, plan.ecc_errors, plan.name in told) for plan in devices if plan.uuid}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
     if gpus:
-        found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+        found |= dict.fromkeys(told or [""], Sampler("gpu", nvml_source(gpus), period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     return found

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
+from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
 
@@ -143,8 +143,9 @@ class DeviceMemory:
         return lease.held_bytes - before
 
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
-        # The loader first; then holders outside the node, who take their bytes when they please and never say so.
-        order = (LeaseState.GRANTED, LeaseState.HELD)
+        # The loader first, and one that got stuck in its load; then holders outside the node, who take their bytes when
+        # they please and never say so.
+        order = (LeaseState.GRANTED, LeaseState.LOST, LeaseState.HELD)
         growing = [one for one in leases if one.state in order]
         for lease in sorted(growing, key=lambda one: (order.index(one.state), not one.external)):
             part = min(nbytes, lease.promised_bytes)
@@ -154,7 +155,7 @@ class DeviceMemory:
 
     def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
         """Put a fall down to whom it may be put down at once; returns what is left of it."""
-        leaving = [lease for lease in leases if lease.state not in ALIVE]
+        leaving = [lease for lease in leases if lease.state in LEAVING]
         nbytes = self._take_from(leaving, nbytes)
         part = min(nbytes, self.foreign_bytes)
         self.foreign_bytes -= part

@@ -100,7 +100,7 @@ class Supervisor:
             try:
                 return self._loop()
             finally:
-                self._children.kill_all()
+                self._children.kill_all(self.config.deadlines.stop_s)
                 self._router.close()
                 self._operators.close()
         finally:
@@ -118,6 +118,7 @@ class Supervisor:
             survey.survey(self.config),
             self.folder.endpoint("client"),
         )
+        self._shared = [device.name for device in found if device.mps]
         return made, {device.name: device.kind for device in found}
 
     def _open(self) -> None:
@@ -135,7 +136,7 @@ class Supervisor:
         self._operators = Operators(self.folder.endpoint("ctl"), verbs)
         deadlines = self.config.deadlines
         roster = Roster(self.plan.roles, deadlines, self.config.node.restart_budget)
-        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
+        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, self._shared)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)

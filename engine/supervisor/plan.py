@@ -290,6 +290,7 @@ def _device(config: Config, device: Device, shared: Mapping[str, str]) -> Device
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        ecc_errors=device.ecc_errors,
         book=shared.get(device.name, ""),
     )
 
