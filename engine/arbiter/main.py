@@ -234,6 +234,7 @@ def limits(plan: DevicePlan) -> Limits:
         plan.reserve_bytes,
         plan.safety_margin,
         plan.max_models,
+        ceiling_is_own=plan.ceiling_is_own,
         returns_at_once=plan.memory_source in ("host", "unified", "declared"),
     )
 

@@ -38,6 +38,7 @@ class Limits:
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5
+    ceiling_is_own: bool = False  # ... by this node alone, whatever others use
     returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
 
     @property
@@ -120,6 +121,8 @@ class DeviceMemory:
         ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
         by_driver = self.reading.free_bytes - promised
         by_book = self.limits.usable_bytes - ours - self.foreign_bytes
+        if self.limits.ceiling_is_own:
+            by_book = min(self.limits.usable_bytes - ours, self.limits.total_bytes - ours - self.foreign_bytes)
         return min(by_driver, by_book) - self.margin()
 
     def age(self, now: float, since: float) -> float:

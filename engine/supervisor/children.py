@@ -135,6 +135,11 @@ class Children:
         self._children[boot.role] = child
         return child
 
+    @property
+    def living(self) -> list[str]:
+        """Roles whose process is not confirmed dead."""
+        return list(self._children)
+
     def signal(self, role: str, number: signal.Signals) -> None:
         """Send a signal; none if the process is dead already."""
         child = self._children.get(role)

@@ -121,9 +121,11 @@ def make(
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
     plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
-    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
-    reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
+    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    used = {kinds[worker.device].name: kinds[worker.device].uuid for worker in workers.values()}
+    _check_shares(config, used)
+    reads = readers(config, roles, surveys, rings)
     shared = books(devices)
     return Plan(
         config=config,
@@ -277,6 +279,17 @@ def books(devices: Sequence[Device]) -> dict[str, str]:
     return {name: sharing[0] for name in unified if name != sharing[0]}
 
 
+def _check_shares(config: Config, used: Mapping[str, str]) -> None:
+    """That a GPU which others may use too has a bound on what this node takes. ``used``: device -> UUID."""
+    section = config.devices
+    for name, uuid in used.items():
+        if section.share and uuid and not {name, uuid} & section.max_bytes.keys():
+            text = (
+                f"devices.share lets other nodes use {name} too, and devices.max_bytes does not say what this one takes"
+            )
+            raise ConfigError(text, f'set devices.max_bytes, for example {{"{name}" = 12_000_000_000}}')
+
+
 def _device(config: Config, device: Device, shared: Mapping[str, str]) -> DevicePlan:
     section = config.devices
     sharing = {device.name, device.uuid} - {""} | {name for name, book in shared.items() if book == device.name}
@@ -290,6 +303,7 @@ def _device(config: Config, device: Device, shared: Mapping[str, str]) -> Device
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        ceiling_is_own=section.share,
         ecc_errors=device.ecc_errors,
         book=shared.get(device.name, ""),
     )
