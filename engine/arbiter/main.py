@@ -214,15 +214,19 @@ class Arbiter:
                 self._scheduler.flush()
         self._lifeline.beat("serving", now)
         if self._lifeline.report_due(now):
-            report = self._leases.snapshot(now)
-            report["counts"]["not_kept"] = self._journal.too_large
-            for plan in self._plans:
-                figures = report["devices"][plan.book or plan.name]
-                about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
-                about["quarantined"] = report["quarantined"].get(plan.name, "")
-                report["devices"][plan.name] = {**figures, **about}
-            self._lifeline.report(report, now)
+            self._lifeline.report(self._report(now), now)
         self._lifeline.flush()
+
+    def _report(self, now: float) -> dict[str, Any]:
+        """The book's report, with a row for each device: one without a book of its own has the figures of its book."""
+        report = self._leases.snapshot(now)
+        report["counts"]["not_kept"] = self._journal.too_large
+        rows = {}
+        for plan in self._plans:
+            row = {**report["devices"][plan.book or plan.name], "quarantined": report["quarantined"].get(plan.name, "")}
+            row |= {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] else {})
+        return {**report, "devices": rows}
 
 
 def limits(plan: DevicePlan) -> Limits:

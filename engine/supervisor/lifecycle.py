@@ -161,6 +161,10 @@ class Lifecycle:
         self.roster.check()
         living = [r.role for r in self.roster.living()]
         assert self.phase is not Phase.ENDED or not living or self._killed_at is not None, f"ended with {living}"
+        for r in self.roster:
+            assert r.device not in self.quarantined or r.state is not State.WAITING, (
+                f"{r.role} is to live on a lost device"
+            )
 
     def snapshot(self) -> dict[str, Any]:
         return {"phase": self.phase.value, "mode": self.mode, "mode_reason": self.mode_reason}
@@ -277,7 +281,7 @@ class Lifecycle:
             news = Gone(role, record.incarnation, reason)
             return [Warn(f"{role} ended: {reason}"), *self._post("scheduler", news), *self._post("arbiter", news)]
         final = lost or not self.roster.can_restart(role, now)
-        if final and self.phase is Phase.STARTING and role not in self._may_fail:
+        if final and not lost and self.phase is Phase.STARTING and role not in self._may_fail:
             self._fail(f"{role} cannot start: {reason}")
             return []
         if final and not record.is_worker:

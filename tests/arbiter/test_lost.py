@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from engine.arbiter.events import Alarm, DeviceLost
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from engine.arbiter.events import Alarm, DeviceLost, Tick
 from engine.arbiter.room import Limits
 from engine.arbiter.words import GIB
 from ipc.messages import Denied, Gone, Granted, LeaseWait, Quarantine
@@ -10,6 +16,11 @@ from tests.arbiter.test_leases import GPU, Bench
 
 OTHER = "cuda:1"
 ASR, NMT = "asr@cuda:0/0", "nmt@cuda:0/0"
+ROLES = [f"{stage}@{device}/0" for stage in ("asr", "nmt") for device in (GPU, OTHER)]
+
+
+def device_of(role: str) -> str:
+    return role.partition("@")[2].partition("/")[0]
 
 
 def two() -> Bench:
@@ -108,3 +119,75 @@ def test_a_lost_gpu_without_memory_of_its_own_takes_only_its_own_leases() -> Non
     (granted,) = bench.ask("tts@cpu/0", 4 * GIB, device="cpu")
     (refused,) = bench.ask("tts@cuda:0/0", GIB)
     assert isinstance(granted, Granted) and isinstance(refused, Denied)
+
+
+class AnyLosses(RuleBasedStateMachine):
+    """Whatever is lost in whatever order: nothing is granted there, and nothing lost is granted to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = two()
+        self.lives = dict.fromkeys(ROLES, 1)
+        self.stuck: set[str] = set()
+        self.lost: set[str] = set()
+
+    def hear(self, messages: list[Any], device: str) -> None:
+        assert device not in self.lost or not any(isinstance(one, Granted) for one in messages)
+
+    @rule(role=st.sampled_from(ROLES), gib=st.integers(1, 20))
+    def ask(self, role: str, gib: int) -> None:
+        device = device_of(role)
+        if role not in self.stuck:
+            self.hear(self.bench.ask(role, gib * GIB, device=device, incarnation=self.lives[role]), device)
+
+    @rule(role=st.sampled_from(ROLES), ok=st.booleans())
+    def settle(self, role: str, ok: bool) -> None:
+        for row in self.rows():
+            if row["worker"] == f"{role}#{self.lives[role]}" and row["state"] == "granted":
+                self.bench.settle(role, row["lease"], ok=ok, incarnation=self.lives[role])
+
+    @rule(role=st.sampled_from(ROLES), stuck=st.booleans())
+    def die(self, role: str, stuck: bool) -> None:
+        self.hear(self.bench.feed(Gone(role, self.lives[role], stuck=stuck)), device_of(role))
+        if stuck:
+            self.stuck.add(role)
+        else:
+            self.stuck.discard(role)
+            self.lives[role] += 1
+
+    @rule(device=st.sampled_from([GPU, OTHER]))
+    def lose(self, device: str) -> None:
+        self.bench.feed(DeviceLost(device, "GPU is lost"))
+        self.lost.add(device)
+
+    @rule(device=st.sampled_from([GPU, OTHER]), free=st.integers(0, 24))
+    def read(self, device: str, free: int) -> None:
+        self.bench.later(0.01)
+        self.hear(self.bench.read(free * GIB, device=device), device)
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.bench.later(seconds)
+        self.bench.feed(Tick())
+
+    @rule()
+    def arbiter_dies(self) -> None:
+        self.bench.arbiter_dies()
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.bench.book.snapshot(self.bench.now)["leases"]
+
+    @invariant()
+    def what_is_lost_stays_counted(self) -> None:
+        for device in (GPU, OTHER):
+            rows = [row for row in self.rows() if row["device"] == device]
+            lost = sum(max(row["nbytes"], row["held_bytes"]) for row in rows if row["state"] == "lost")
+            seen = self.bench.row(device)
+            assert seen["lost_bytes"] == lost and seen["grantable_bytes"] <= 24 * GIB - lost
+            assert device not in self.lost or all(row["state"] == "lost" for row in rows)
+        alive = {row["worker"] for row in self.rows() if row["state"] in ("granted", "held")}
+        assert not alive & {f"{role}#{self.lives[role]}" for role in self.stuck}
+
+
+TestAnyLosses = AnyLosses.TestCase
+TestAnyLosses.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
