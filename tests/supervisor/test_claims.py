@@ -66,12 +66,19 @@ def test_what_a_dead_node_s_workers_hold_is_said_to_be_that(tmp_path: Path) -> N
     assert second.take(UUID) == f"what is left of node /run/a (its pid {gone.pid} is gone)"
 
 
-def test_a_file_that_was_removed_in_between_is_no_claim(tmp_path: Path) -> None:
-    first, second = claims(tmp_path), claims(tmp_path, "/run/b")
+def test_a_file_that_is_removed_while_another_node_opens_it_is_no_claim(tmp_path: Path) -> None:
+    first, third = claims(tmp_path), claims(tmp_path, "/run/c")
     first.take(UUID)
-    (tmp_path / "locks" / UUID).unlink()
-    assert second.take(UUID) == ""
-    third = claims(tmp_path, "/run/c")
+
+    class Late(Claims):
+        """Its claim is the very file that the first node removes."""
+
+        def _open(self, path: Path) -> int:
+            fd = super()._open(path)
+            first.close(nobody_left=True)
+            return fd
+
+    assert Late(tmp_path / "locks", Path("/run/b")).take(UUID) == ""
     assert "/run/b" in third.take(UUID)
 
 
