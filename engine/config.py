@@ -54,6 +54,8 @@ class DeadlinesSection(_Section, frozen=True):
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
     abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    gpu_wait_s: float = 30.0  # waiting at the start for a GPU that another node uses
+    stuck_s: float = 10.0  # from SIGKILL until a worker that a driver holds counts as lost, with its memory
     detach_s: float = 60.0  # a client gone for so long: its work is cancelled
     keep_s: float = 300.0  # ... and its outcomes are kept this much longer
     ride_s: float = 0.005  # how long a message waits for one it can ride with
@@ -78,6 +80,7 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
+    share: bool = False  # let other nodes that say so too use the same GPUs, each no more than its max_bytes
     declared_bytes: dict[
         str, int
     ] = {}  # GPU -> its memory, where its driver does not tell it; what is free is not read

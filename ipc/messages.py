@@ -641,6 +641,13 @@ class Excused(_Wire, frozen=True):
     incarnation: int
 
 
+class Quarantine(_Wire, frozen=True):
+    """A device computes no more, or wrongly: nothing may run there until the node is started again."""
+
+    device: str
+    reason: str
+
+
 class Drained(_Wire, frozen=True):
     pass
 
@@ -665,7 +672,8 @@ class Up(_Wire, frozen=True):
 class Gone(_Wire, frozen=True):
     """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow.
 
-    ``parked``: it left because it was told to.
+    ``parked``: it left because it was told to. ``stuck``: it cannot be killed, a driver holds it in the kernel. It runs
+    no more, but its device's memory is not back; when it has really ended that is said by another ``Gone``.
     """
 
     role: str
@@ -673,6 +681,7 @@ class Gone(_Wire, frozen=True):
     reason: str = ""
     final: bool = False
     parked: bool = False
+    stuck: bool = False
 
 
 class Serve(_Wire, frozen=True):
@@ -746,7 +755,7 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Quarantine, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,

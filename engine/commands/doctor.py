@@ -307,6 +307,8 @@ def look_at_node(given: str) -> Finding:
     health = stats.get("health", {})
     if not health.get("ready", True):
         return Finding("bad", "node", f"{text}; not serving: {health['reason']}", "look into its log")
+    if notes := health.get("notes"):
+        return Finding("note", "node", f"{text}; {'; '.join(notes)}", "look into its log")
     if late:
         return Finding("note", "node", f"{text}; silent for over 3 s: {', '.join(late)}", "look into its log")
     return Finding("ok", "node", text)

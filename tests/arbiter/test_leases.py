@@ -696,3 +696,13 @@ def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_s
     assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
     (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
     assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason
+
+
+def test_a_part_of_a_shared_device_is_what_this_node_takes_whatever_others_use():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=10 * GIB, safety_margin=0.0, ceiling_is_own=True))
+    bench.read(12 * GIB)  # another node has its 12
+    assert bench.row()["grantable_bytes"] == 10 * GIB
+    bench.load("asr@cuda:0/0", 8 * GIB, 4 * GIB)
+    assert bench.row()["grantable_bytes"] == 2 * GIB
+    bench.read(GIB)  # others have taken more than was agreed: what is there counts
+    assert bench.row()["grantable_bytes"] == GIB
