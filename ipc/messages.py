@@ -417,8 +417,11 @@ class Here(_Wire, frozen=True):
 
 
 class Load(_Wire, frozen=True):
+    """``raised``: how many times its estimate is to be leased, since that much was not enough before."""
+
     model: str
     variant: int = 0
+    raised: float = 1.0
 
 
 class RunItem(_Part, frozen=True):
@@ -438,6 +441,13 @@ class RunItem(_Part, frozen=True):
 
 class Run(_Wire, frozen=True):
     items: tuple[RunItem, ...]
+
+
+class Grow(_Wire, frozen=True):
+    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most."""
+
+    nbytes: int
+    wait_s: float
 
 
 class Park(_Wire, frozen=True):
@@ -467,11 +477,12 @@ class Loaded(_Wire, frozen=True):
 
 
 class Denied(_Wire, frozen=True):
-    """No lease, or the load failed: ``code`` no_vram | bad_model | oom."""
+    """No lease, or the load failed: ``code`` no_vram | bad_model | oom. ``phase`` of a failure: load | warm_up."""
 
     reason: str
     code: str = "no_vram"
     id: int = 0
+    phase: str = ""
 
 
 class RunResult(_Part, frozen=True):
@@ -494,7 +505,10 @@ class RunResult(_Part, frozen=True):
 
 
 class Done(_Wire, frozen=True):
+    """``fits``: the batch ran out of memory as a whole, and was run in batches of so many items; 0: it did not."""
+
     results: tuple[RunResult, ...]
+    fits: int = 0
 
 
 # ---------------------------------------------------------------- worker <-> arbiter
@@ -504,7 +518,7 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``.
+    outside the node, may be asked to ``Leave``. ``grows``: besides the lease it has, for a model that is loaded.
     """
 
     id: int
@@ -514,6 +528,7 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    grows: bool = False
 
 
 class Granted(_Wire, frozen=True):
@@ -704,7 +719,7 @@ ToScheduler = Union[
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
-ToWorker = Union[Load, Run, Park]
+ToWorker = Union[Load, Run, Grow, Park]
 ToArbiter = Union[LeaseRequest, Settled, Release]
 ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
 

@@ -93,7 +93,7 @@ class Leases:
         lease = Lease(
             peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
             patience_s=self._waits.lease_wait_s if message.wait_s is None else message.wait_s, looked_at=now,
-            preemptible=message.preemptible,
+            preemptible=message.preemptible, grows=message.grows,
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
@@ -152,7 +152,7 @@ class Leases:
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
         self._counts["granted"] += 1
-        if lease.external:  # it takes its bytes when it pleases: nobody waits for it to have loaded
+        if lease.external or lease.grows:  # it takes its bytes when it pleases: nobody waits for it to have loaded
             move(lease, LeaseState.HELD, now)
         return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
 

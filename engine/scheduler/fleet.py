@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
@@ -58,6 +59,8 @@ class Fleet:
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
+            case _ if worker.refused:  # another process after a load that failed; its time to try again is set
+                return
             case _ if worker.parked or self.book.is_unloaded(worker):
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
@@ -95,10 +98,24 @@ class Fleet:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
             return
-        worker.parked = False
+        if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
+            worker.waiting_for = (
+                f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
+            )
+            worker.load_again_at = until
+            self.watch(until)
+            return
+        worker.parked = worker.refused = False
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = None
-        self.book.send(worker.peer, Load(worker.stage.model))
+        self.book.send(worker.peer, Load(worker.stage.model, raised=worker.raised))
+
+    def ran_out(self, worker: Worker, phase: str, now: float) -> None:
+        """Memory was short on a worker's device, in this phase of its life."""
+        deadlines, device = self.book.deadlines, worker.plan.device
+        hold_s = deadlines.oom_hold_s
+        if self.book.shortages.happened(device, phase, now, window_s=deadlines.oom_window_s, hold_s=hold_s):
+            self.book.note("warning", f"{device} ran out of memory again: nothing new begins there for {hold_s:g} s")
 
     def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
         worker.waiting_for = message.reason
@@ -117,6 +134,7 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        worker.load_ooms = 0
         if self.book.absent.pop(worker.plan.stage, ""):
             self.book.fleet_changed = True
             self.book.note("info", f"stage {worker.plan.stage} is back")
@@ -134,12 +152,28 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
+        if message.code == "no_vram" and worker.raised > 1:  # there is not so much; what was enough before may do
+            worker.raised = 1.0
+            self._load(worker)
+            return
+        worker.refused = True
         optional = worker.stage.optional
         if self.ready and not (optional and message.code == "bad_model"):
             worker.load_again_at = now + self.book.deadlines.retry_delay_s
+        if message.code == "oom":
+            self._load_ran_out(worker, message, now)
+        if worker.load_again_at is not None:
             self.watch(worker.load_again_at)
         if not self._call_standby(worker.plan.stage) and (optional or not self.ready):
             self._without(worker.plan.stage, message.reason, now)
+
+    def _load_ran_out(self, worker: Worker, message: Denied, now: float) -> None:
+        """It was granted what it asked for and that was not enough: later, each time, and with more."""
+        self.ran_out(worker, message.phase, now)
+        worker.load_ooms += 1
+        worker.raised = retries.raised(worker.raised)
+        if self.ready:
+            worker.load_again_at = now + retries.load_wait(worker.load_ooms, self.book.deadlines.retry_delay_s)
 
     def _call_standby(self, stage: str) -> bool:
         """Whether some worker of the stage may yet load; calls the one on standby when no other can."""
@@ -285,7 +319,9 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)
         self._forget_silence(role, incarnation)
         worker.leaving = worker.condemned = False
-        worker.loading_since = worker.load_again_at = None
+        worker.loading_since = None
+        if not worker.refused:
+            worker.load_again_at = None
         self._knows_its_slots(role)
         self.book.free(self.book.slots.gone(worker.peer))
 
@@ -301,7 +337,7 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
         self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
-        worker.condemned = False
+        worker.condemned = worker.refused = False
         worker.waiting_for = reason
         self.book.fleet_changed = True
         if known:

@@ -20,7 +20,7 @@ from typing import Any
 
 from engine import failpoints, logs
 from engine.boot import Boot, WorkerBoot
-from engine.exits import OK, PARKED
+from engine.exits import FAULTED, OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
 from ipc.errors import PeerGone
@@ -30,6 +30,7 @@ from ipc.messages import (
     Denied,
     Done,
     Granted,
+    Grow,
     Here,
     LeaseRequest,
     LeaseWait,
@@ -62,7 +63,8 @@ class Worker:
         self.arbiter: Dealer | None = None
         self.runner: Runner | None = None
         self.state = "empty"
-        self.lease = 0
+        self.lease = self.granted_bytes = 0
+        self.phase = ""  # of the load
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
         self.waiting_for = ""
@@ -125,9 +127,16 @@ class Worker:
         for _, _, batch in link.drain():
             for message in batch:
                 match message:
-                    case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
+                    case Granted(id=id_, lease=lease, nbytes=nbytes) if self.request and id_ == self.request.id:
+                        if self.request.grows:
+                            self.request = None
+                            continue
+                        self.granted_bytes = nbytes
                         self.lease, self.request, self.waiting_for, self.last_words = lease, None, "", ()
                         self.load()
+                    case LeaseWait() | Denied() if self.request and self.request.grows:
+                        if isinstance(message, Denied):
+                            self.request = None
                     case LeaseWait(reason=reason):
                         self.waiting_for = reason
                         self._to_scheduler(LeaseWait(reason))
@@ -147,21 +156,31 @@ class Worker:
             case Run():
                 self.runs.append(message)
                 failpoints.reach("worker.received")
-            case Load():
-                self.ask_for_lease()
+            case Load(raised=raised):
+                self.ask_for_lease(raised)
+            case Grow(nbytes=nbytes, wait_s=wait_s):
+                self.ask_for_more(nbytes, wait_s)
             case Park():
                 self.leaving = self.parked = True
 
     # ---------------------------------------------------------------- the model
 
-    def ask_for_lease(self) -> None:
-        """Nothing is loaded before the arbiter has granted the memory."""
+    def ask_for_lease(self, raised: float) -> None:
+        """Nothing is loaded before the arbiter has granted the memory: the estimate, ``raised`` so many times."""
         if self.state != "empty":
             return
         self.state = "waiting"
         plan = self.plan
-        self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, plan.estimate_bytes, plan.model)
+        nbytes = round(plan.estimate_bytes * raised)
+        self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, nbytes, plan.model)
         self._to_arbiter(self.request)
+
+    def ask_for_more(self, nbytes: int, wait_s: float) -> None:
+        """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
+        if self.state == "loaded" and self.request is None:
+            plan, id_ = self.plan, time.monotonic_ns()
+            self.request = LeaseRequest(id_, self.boot.role, plan.device, nbytes, plan.model, wait_s, grows=True)
+            self._to_arbiter(self.request)
 
     def load(self) -> None:
         """Open and warm up the model; tells arbiter and scheduler how it went."""
@@ -191,17 +210,26 @@ class Worker:
             plan.model, plan.library_device, plan.compute_type, plan.threads, plan.max_batch, plan.options
         )  # fmt: skip
         stage = find(plan.kind)(config)
+        self.phase = "load"
         stage.load()
+        self.phase = "warm_up"
         stage.warm_up()
         return Runner(self.boot, stage)
 
     def _load_failed(self, error: Exception) -> None:
+        """Give the lease back. What the library has taken of a GPU by now, only the end of the process gives back."""
         cause = stage_error(error)
         logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
         self.state = "empty"
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
-        self._to_scheduler(Denied(cause.text, cause.code))
+        text = cause.text
+        if cause.code == "oom":
+            text += (
+                f" ({self.phase.replace('_', '-')} of {self.boot.role}, which was granted {self.granted_bytes} bytes)"
+            )
+        self._to_scheduler(Denied(text, cause.code, phase=self.phase))
+        self.leaving = self.parked = self.plan.library_device != "cpu"
 
     # ---------------------------------------------------------------- the work
 
@@ -211,12 +239,19 @@ class Worker:
             return
         run = self.runs.popleft()
         results = self.runner.run(run)
+        if self.runner.fault and self.plan.library_device != "cpu":
+            self._leave_broken(self.runner.fault)
         failpoints.reach("worker.ran")
         self.counts["runs"] += 1
         for result in results:
             self.counts["utterances"] += 1
             self.counts["failed"] += result.state == "failed"
-        self._to_scheduler(Done(tuple(results)))
+        self._to_scheduler(Done(tuple(results), self.runner.fits))
+
+    def _leave_broken(self, fault: str) -> None:
+        """The device answers this process with nothing but errors from here on: what it had runs again elsewhere."""
+        logs.get().error("this process cannot use its GPU any more, another one follows: %s", fault)
+        leave(FAULTED)
 
     # ---------------------------------------------------------------- what is told
 
