@@ -696,8 +696,8 @@ class Silent(_Wire, frozen=True):
 class Ask(_Strict, frozen=True):
     """An operator's question or order, answered by one ``Answer``.
 
-    ``verb``: stats | health | drain (the node) without ``args``; restart | drain | resume | load | unload | pin | unpin
-    | set with ``{"target": ...}``.
+    ``verb``: stats | health | log | drain (the node) without ``args``; restart | drain | resume | load | unload | pin |
+    unpin | set with ``{"target": ...}``.
     """
 
     verb: str

@@ -77,12 +77,12 @@ def test_another_gpu_with_room_is_tried_at_once(gpus: Gpus) -> None:  # noqa: F8
 def test_whole_tries_go_on_until_there_is_memory(gpus: Gpus) -> None:  # noqa: F811
     driver = gpus(Gpu(2 * GIB, context_bytes=CONTEXT))
     options = {"vram_bytes": 500 * MIB, "vram_run_bytes": GIB}
-    with Node(node_config({"estimate_bytes": GIB}, options, retry_delay_s=0.2)) as node:
+    with Node(node_config({"estimate_bytes": GIB}, options, retry_delay_s=1.0)) as node:
         driver.set_foreign(0, GIB)
         marks = Marks()
         with node.client() as client, client.session(source="en", target="de", tag="t") as session:
             session.submit(marks.make("t", 0))
-            wait_until(lambda: node.stats()["oom"].get("run", 0) == 2)
+            wait_until(lambda: node.stats()["oom"].get("run", 0) >= 2)
             wait_until(lambda: len([x for x in node.stats()["arbiter"]["waiting"] if "nmt" in x["worker"]]) == 1)
             driver.set_foreign(0, 0)
             (outcome,) = session.outcomes(timeout_s=60.0)
@@ -107,7 +107,7 @@ def test_a_larger_lease_is_held_for_a_model_that_needs_more_than_was_thought(gpu
     """What it lacks is then granted to nobody else."""
     driver = gpus(Gpu(4 * GIB, context_bytes=CONTEXT))
     options = {"vram_bytes": 500 * MIB, "vram_run_bytes": GIB}
-    with Node(node_config({"estimate_bytes": GIB}, options, retry_delay_s=0.3)) as node:
+    with Node(node_config({"estimate_bytes": GIB}, options, retry_delay_s=1.0)) as node:
         driver.set_foreign(0, 4 * GIB - driver.truth(0) - 512 * MIB)
         marks = Marks()
         with node.client() as client, client.session(source="en", target="de", tag="t") as session:
