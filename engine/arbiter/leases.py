@@ -103,7 +103,7 @@ class Leases:
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
             home=message.device if message.device in self._books else "",
         )  # fmt: skip
         if memory is None:
@@ -155,7 +155,7 @@ class Leases:
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
         self._counts["granted"] += 1
-        if lease.external:  # it takes its bytes when it pleases: nobody waits for it to have loaded
+        if lease.external or lease.grows:  # it takes its bytes when it pleases: nobody waits for it to have loaded
             move(lease, LeaseState.HELD, now)
         return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
 

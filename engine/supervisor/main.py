@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -57,6 +58,7 @@ from ipc.sockets import Poll, Router
 
 JOURNAL_BYTES = 2**20  # what the arbiter must not forget
 CLAIM_AGAIN_S = 0.1  # a lock that somebody holds is asked for again after so long
+KEPT_LINES = 500  # of the log, for who asks for its end
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
 ROUTERS = ("supervisor", "scheduler", "arbiter")
@@ -163,9 +165,11 @@ class Supervisor:
 
     def _open(self) -> None:
         """Everything a child may need exists before the first one starts."""
-        self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level)
+        self._tail: deque[str] = deque(maxlen=KEPT_LINES)
+        self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level, self._tail)
         if self._hooks:
             self._logger.warning("test hooks are in force: %s", ", ".join(sorted(self._hooks)))
+        self._children = Children(logs.LineHandler(tail=self._tail))
         self._rings = {name: self._make_ring(name, blocks) for name, blocks in self.plan.rings.items()}
         self._journal_fd = memory.create("journal", JOURNAL_BYTES)
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
@@ -329,6 +333,7 @@ class Supervisor:
         return {
             "stats": lambda args: self.stats(),
             "health": lambda args: self.health(),
+            "log": lambda args: {"lines": list(self._tail)},
             **orders,
             "drain": lambda args: self.order("drain", args) if args else self.drain(),
         }
