@@ -118,6 +118,7 @@ class Placement:
     added_s: float = 0.0
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
+    best: Mapping[str, int] = field(default_factory=dict)  # stage -> its variant if no other program held memory
 
     def devices_of(self, stage: str, *, spare: bool = True) -> tuple[str, ...]:
         """Where a stage is; ``spare`` False: only devices that it is wanted on."""
@@ -131,6 +132,11 @@ class Placement:
 
 def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     """Place all ``wishes``, which are in the order in which an utterance meets them."""
+    alone = _plan([replace(room, free_bytes=room.limits.total_bytes) for room in rooms], wishes)
+    return replace(_plan(rooms, wishes), best={wish.stage: alone.variant_of(wish.stage) for wish in wishes})
+
+
+def _plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     devices = {room.name: room for room in rooms}
     settled = [_settled(wish, devices) for wish in wishes]
     nowhere = tuple(_lack(wish, devices, ever=True) for wish, found in zip(wishes, settled, strict=True) if not found)

@@ -224,6 +224,7 @@ def _stage(
                 standby=device.name not in own,
                 smaller=_smaller(survey, device.kind),
                 variant=placed.variant_of(name),
+                best=min(placed.best[name], placed.variant_of(name)),
             )
             for role, device in roles
         ),
