@@ -379,10 +379,11 @@ def lacking(lack: Lack) -> str:
 def lines(placement: Placement) -> list[str]:
     """The plan for a terminal: the verdict, then a line a device, then what is special."""
     found = [f"placement: {headline(placement)}"]
-    for device in dict.fromkeys(place.device for place in placement.places):
+    for device, left in placement.left_bytes.items():
         here = [place for place in placement.places if place.device == device]
+        if not here:
+            continue
         models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
-        left = placement.left_bytes[device]
         found.append(
             f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
         )
