@@ -275,8 +275,8 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
-        now = process.now()
+        name, rings, now = self.folder.node, self.plan.ring_bytes, process.now()
+        placed = placement.document(placement.measured(self.plan.placement, stats.load_times(self._life)))
         return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed)
 
     def health(self) -> dict[str, Any]:
