@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.config import DeadlinesSection
+from ipc.messages import Orders
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,12 +83,13 @@ class DevicePlan(_Plan, frozen=True):
 
     name: str  # "cpu", "cuda:0"
     uuid: str = ""  # GPU or MIG UUID
-    memory_source: str = "host"  # nvml | host (declared, mig, unified: not yet)
+    memory_source: str = "host"  # nvml | mig | unified | declared | host: see ``engine.devices``
     total_bytes: int = 0
     ceiling_bytes: int = 0  # 0: none
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5
+    book: str = ""  # the device whose memory it shares, in whose book its leases stand; "": its own
 
 
 class SchedulerBoot(_Body, frozen=True):
@@ -99,6 +101,8 @@ class SchedulerBoot(_Body, frozen=True):
     max_retries: int
     capacity_factor: int
     ring_users: dict[str, tuple[str, ...]] = {}  # ring -> the roles that map it, its producer too
+    orders: Orders = Orders()  # what operators have ordered so far
+    books: dict[str, str] = {}  # device -> the one whose memory it shares
 
 
 class GatewayBoot(_Body, frozen=True):

@@ -78,6 +78,10 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
+    declared_bytes: dict[
+        str, int
+    ] = {}  # GPU -> its memory, where its driver does not tell it; what is free is not read
+    estimates_file: str = ""  # keeps measured memory; "": dragoman/estimates.json in the user's cache; "off": nowhere
 
 
 class VariantSection(_Section, frozen=True):

@@ -137,6 +137,7 @@ RULES: dict[str, Rule] = {
     "devices.max_bytes": Between(MIB, MANY_BYTES, " bytes"),
     "devices.reserve_bytes": BYTES,
     "devices.safety_margin": Between(0, 0.9),
+    "devices.declared_bytes": Between(MIB, MANY_BYTES, " bytes"),
     "devices.max_models": Between(1, 1000),
     "stages.*.devices": DEVICE,
     "stages.*.instances": Between(1, 64),
@@ -194,9 +195,10 @@ def check_together(config: Config) -> None:
     for name in config.rings:
         if name != "gateway" and name not in config.stages:
             raise Problem(f"rings.{name}", f"is no producer; {_among(name, ('gateway', *config.stages))}")
-    for name in config.devices.max_bytes:
-        if complaint := DEVICE.complaint(name):
-            raise Problem("devices.max_bytes", complaint)
+    for field in ("max_bytes", "declared_bytes"):
+        for name in getattr(config.devices, field):
+            if complaint := DEVICE.complaint(name):
+                raise Problem(f"devices.{field}", complaint)
 
 
 def check_complete(config: Config) -> None:

@@ -76,7 +76,7 @@ def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
     from engine.supervisor import plan
 
     try:
-        found = devices.discover(config.devices.use)
+        found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
         made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor")
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")

@@ -43,8 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
-    parts = [_head(stats, endpoint), _totals(stats)]
-    tables = (_stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _processes(stats))
+    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
+    tables = (
+        _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
+        _processes(stats),
+    )  # fmt: skip
     for title, head, rows in tables:
         if rows:
             parts.append(f"{title}\n{table(head, rows)}")
@@ -68,6 +71,17 @@ def _totals(stats: Mapping[str, Any]) -> str:
     rate = stats.get("success_rate")
     second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
     return first + "\n" + second + (f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else "")
+
+
+def _orders(stats: Mapping[str, Any]) -> str:
+    """What operators have ordered and still holds, one line each."""
+    orders = stats.get("operators") or {}
+    lines = [f"drained: {', '.join(orders['drained'])}"] if orders.get("drained") else []
+    if knobs := orders.get("knobs"):
+        lines += ["set by operators: " + ", ".join(f"{name}={json.dumps(value)}" for name, value in knobs.items())]
+    if pending := orders.get("pending"):
+        lines += [f"on their way by an operator's order: {', '.join(pending)}"]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -119,6 +133,22 @@ def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
              nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
             for x in stats.get("leases") or []]  # fmt: skip
     return "Leases", ["lease", "worker", "device", "granted", "state", "measured"], rows
+
+
+def _estimates(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    rows = [[x.get("worker"), nbytes(x.get("estimate_bytes")), source(x),
+             nbytes(x["last_measured_bytes"]) if x.get("last_measured_bytes", -1) >= 0 else None]
+            for x in stats.get("estimates") or []]  # fmt: skip
+    return "Estimates", ["worker", "asks for", "from", "last measured"], rows
+
+
+def source(row: Mapping[str, Any]) -> str:
+    """Where an estimate comes from, in words."""
+    times = row.get("times", 0)
+    often = f"{times} time{'s' if times != 1 else ''}"
+    if row.get("source") == "measured":
+        return f"measured {often}"
+    return f"{row.get('source')}, measured {often} since" if times else str(row.get("source"))
 
 
 def _processes(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

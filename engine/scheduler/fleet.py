@@ -60,7 +60,8 @@ class Fleet:
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
-            case _ if worker.parked:
+            case _ if worker.parked or self.book.is_unloaded(worker):
+                worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
                     self.call(worker.plan.stage)
             case _ if not worker.plan.standby or self._is_called(worker):
@@ -74,11 +75,23 @@ class Fleet:
     def call(self, stage: str) -> None:
         """There is work for a stage whose models are parked: one comes back, unless one is there or on its way."""
         workers = self.book.workers_of(stage)
-        if any(w.life in (Life.LOADING, Life.LOADED) and not w.leaving for w in workers):
+        staying = [w for w in workers if not (w.leaving or w.ordered or self.book.is_drained(w))]
+        if any(w.life in (Life.LOADING, Life.LOADED) for w in staying):
             return
-        parked = [worker for worker in workers if worker.parked and worker.life is Life.EMPTY]
+        parked = [w for w in workers if w.parked and w.life is Life.EMPTY and not self.book.is_drained(w)]
         if parked:
             self._load(min(parked, key=lambda worker: (worker.plan.standby, worker.load_ms)))
+
+    def begin(self, worker: Worker) -> None:
+        """Let a worker without a model load it, unless it stands by for others that can."""
+        if worker.life is Life.EMPTY and (not worker.plan.standby or self._is_called(worker)):
+            self._load(worker)
+
+    def look_after(self, stage: str) -> None:
+        """Who may serve this stage has changed by an order: somebody else may have to."""
+        if self.book.queues[stage].waiting:
+            self.call(stage)
+        self._call_standby(stage)
 
     def climb(self, worker: Worker) -> None:
         """Let a worker load whose stage another one serves: only if there is room at once."""
@@ -91,6 +104,9 @@ class Fleet:
         self.book.send(worker.peer, Park())
 
     def _load(self, worker: Worker, *, modest: bool = False) -> None:
+        if self.book.is_drained(worker):
+            worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
+            return
         worker.parked, worker.modest = False, modest
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = worker.room_since = None
@@ -172,7 +188,9 @@ class Fleet:
         """Whether no other worker of its stage serves, or may soon."""
         others = [worker for worker in self.book.workers_of(standby.plan.stage) if worker is not standby]
         return not any(
-            worker.life in (Life.LOADING, Life.LOADED) if worker.plan.standby else worker.may_serve for worker in others
+            (worker.life in (Life.LOADING, Life.LOADED) if worker.plan.standby else worker.may_serve)
+            and not self.book.is_drained(worker)
+            for worker in others
         )
 
     def _without(self, stage: str, reason: str, now: float) -> None:

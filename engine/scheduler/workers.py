@@ -78,6 +78,8 @@ class Worker:
     fruitless: int = 0  # lives in a row that ended no utterance well
     leaving: bool = False  # gets no more batches; parked when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
+    dismissed: bool = False  # ... and has been told
     loaded_at: float = 0.0
     idle_since: float | None = None
     variant: int = 0  # of its model, which it has or is to load
@@ -93,7 +95,8 @@ class Worker:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
-        self.leaving = False
+        self.leaving = self.dismissed = False
+        self.ordered = ""
         self.idle_since = None
 
     def move(self, life: Life) -> None:
@@ -106,7 +109,11 @@ class Worker:
         """Whether another batch may be sent."""
         if self.batches and self.batches[-1].alone:
             return False
-        return self.life is Life.LOADED and not (self.condemned or self.leaving) and len(self.batches) <= send_ahead
+        return (
+            self.life is Life.LOADED
+            and not (self.condemned or self.leaving or self.ordered)
+            and len(self.batches) <= send_ahead
+        )
 
     def step_down(self) -> bool:
         """Choose the next smaller variant; False: there is none, and it is to begin anew with the planned one."""

@@ -13,6 +13,7 @@ from engine.config import Config, StageSection
 from engine.devices import Device, HostMemory
 from engine.limits import limits
 from engine.placement import LOAD_BYTES_PER_S, Placement, Room, Variant, Wish
+from engine.supervisor.needs import Needs
 from engine.supervisor.rings import default_budget
 from engine.supervisor.survey import Survey
 from ipc.errors import ConfigError, DragomanError
@@ -20,11 +21,23 @@ from ipc.errors import ConfigError, DragomanError
 Surveys = Mapping[str, Survey]
 
 
-def place(config: Config, devices: Sequence[Device], memory: HostMemory, surveys: Surveys) -> Placement:
+def place(
+    config: Config,
+    devices: Sequence[Device],
+    memory: HostMemory,
+    surveys: Surveys,
+    needs: Needs,
+    shared: Mapping[str, str],
+) -> Placement:
     """The plan. Raises ConfigError for a device that is not there, DragomanError when a stage fits nowhere."""
     rings = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
-    rooms = [Room(limits(plan_device(config, device)), device.kind, _free(device, memory, rings)) for device in devices]
-    made = placement.plan(rooms, [_wish(config, name, surveys[name], devices) for name in _order(config, surveys)])
+    rooms = [
+        Room(limits(plan_device(config, device, shared)), device.kind, _free(device, memory, rings))
+        for device in devices
+    ]
+    made = placement.plan(
+        rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
+    )
     if made.verdict is placement.Verdict.NOWHERE:
         names = ", ".join(f"stages.{lack.stage}.variants" for lack in made.nowhere)
         mend = f"use a smaller model, give it smaller ones ({names}), or another device"
@@ -32,18 +45,28 @@ def place(config: Config, devices: Sequence[Device], memory: HostMemory, surveys
     return made
 
 
-def plan_device(config: Config, device: Device) -> DevicePlan:
-    """A device as the arbiter is told of it."""
+def books(devices: Sequence[Device]) -> dict[str, str]:
+    """Device -> the one in whose book its leases stand: GPUs without memory of their own share the machine's."""
+    unified = [device.name for device in devices if device.memory_source == "unified"]
+    sharing = [device.name for device in devices if device.memory_source == "host"] + unified
+    return {name: sharing[0] for name in unified if name != sharing[0]}
+
+
+def plan_device(config: Config, device: Device, shared: Mapping[str, str]) -> DevicePlan:
+    """A device as the arbiter is told of it. ``shared``: see ``books``."""
     section = config.devices
+    sharing = {device.name, device.uuid} - {""} | {name for name, book in shared.items() if book == device.name}
+    ceilings = [nbytes for name, nbytes in section.max_bytes.items() if name in sharing]
     return DevicePlan(
         name=device.name,
         uuid=device.uuid,
         memory_source=device.memory_source,
         total_bytes=device.total_bytes,
-        ceiling_bytes=section.max_bytes.get(device.name, section.max_bytes.get(device.uuid, 0) if device.uuid else 0),
+        ceiling_bytes=min(ceilings, default=0),
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        book=shared.get(device.name, ""),
     )
 
 
@@ -61,12 +84,12 @@ def _order(config: Config, surveys: Surveys) -> list[str]:
     return [name for name in names if not surveys[name].absent]
 
 
-def _wish(config: Config, name: str, survey: Survey, devices: Sequence[Device]) -> Wish:
+def _wish(config: Config, name: str, survey: Survey, devices: Sequence[Device], needs: Needs) -> Wish:
     section = config.stages[name]
     found = named(section, name, survey, devices)
     return Wish(
         stage=name,
-        variants=_variants(section, survey),
+        variants=_variants(name, section, survey, devices, needs),
         devices=tuple(device.name for device in found),
         everywhere="auto" not in section.devices,
         instances=section.instances,
@@ -76,12 +99,24 @@ def _wish(config: Config, name: str, survey: Survey, devices: Sequence[Device]) 
     )
 
 
-def _variants(section: StageSection, survey: Survey) -> tuple[Variant, ...]:
-    first = Variant(section.compute_type, survey.estimates, survey.facts.weights_bytes / LOAD_BYTES_PER_S)
-    return (
-        first,
-        *(Variant(one.name, one.estimates, one.weights_bytes / LOAD_BYTES_PER_S) for one in survey.smaller),
+def _variants(
+    name: str, section: StageSection, survey: Survey, devices: Sequence[Device], needs: Needs
+) -> tuple[Variant, ...]:
+    names = [section.compute_type, *(one.name for one in survey.smaller)]
+    weights = [survey.facts.weights_bytes, *(one.weights_bytes for one in survey.smaller)]
+    return tuple(
+        Variant(names[number], _estimates(name, number, devices, needs), weights[number] / LOAD_BYTES_PER_S)
+        for number in range(len(names))
     )
+
+
+def _estimates(name: str, number: int, devices: Sequence[Device], needs: Needs) -> dict[str, int]:
+    """Kind of device -> what this variant is thought to need on such a one; where several differ, the most."""
+    found: dict[str, int] = {}
+    for device in devices:
+        nbytes = needs[name, device.name][number].estimate.nbytes
+        found[device.kind] = max(nbytes, found.get(device.kind, 0))
+    return found
 
 
 def named(section: StageSection, stage: str, survey: Survey, devices: Sequence[Device]) -> list[Device]:

@@ -25,9 +25,11 @@ from engine.boot import (
 )  # fmt: skip
 from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
+from engine.corrections import History
 from engine.devices import Device, HostMemory
 from engine.placement import Placement, lacking
 from engine.supervisor import placing
+from engine.supervisor.needs import Need, Needs, needs_of
 from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
 from ipc.errors import ConfigError, DragomanError
@@ -51,6 +53,7 @@ class Plan:
     readers: dict[str, tuple[str, ...]]  # role -> rings it may read
     placement: Placement
     may_fail: frozenset[str] = field(default_factory=frozenset)  # workers the node can do without
+    needs: dict[str, tuple[Need, ...]] = field(default_factory=dict)  # role -> what each variant of its model needs
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -115,18 +118,26 @@ def make(
     cores: int,
     surveys: Mapping[str, Survey],
     client_endpoint: str,
+    history: History | None = None,
 ) -> Plan:
     """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
+    ``history``: what was measured of their models before.
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(config, surveys)
-    placed = placing.place(config, devices, memory, surveys)
+    shared = placing.books(devices)
+    needs = {
+        (name, device.name): needs_of(name, section, surveys[name], device, config.devices, history or History())
+        for name, section in config.stages.items()
+        for device in devices
+    }
+    placed = placing.place(config, devices, memory, surveys, needs, shared)
     homes = {name: _homes(config, name, surveys[name], devices, placed) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
-    plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed) for name in config.stages)
-    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed, needs) for name in config.stages)
+    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
     reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
     return Plan(
@@ -140,9 +151,10 @@ def make(
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
             ring_users={ring: (ring, *(role for role, read in reads.items() if ring in read)) for ring in rings},
+            books=shared,
         ),
         gateway=_gateway(config, plans, surveys, client_endpoint),
-        arbiter=ArbiterBoot(tuple(placing.plan_device(config, device) for device in devices)),
+        arbiter=ArbiterBoot(tuple(placing.plan_device(config, device, shared) for device in devices)),
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
@@ -151,6 +163,7 @@ def make(
         may_fail=frozenset(
             role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
         ),
+        needs={role: needs[body.stage, body.device] for role, body in workers.items()},
     )
 
 
@@ -191,7 +204,13 @@ def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]
 
 
 def _stage(
-    config: Config, name: str, survey: Survey, homes: Homes, rings: Mapping[str, int], placed: Placement
+    config: Config,
+    name: str,
+    survey: Survey,
+    homes: Homes,
+    rings: Mapping[str, int],
+    placed: Placement,
+    needs: Needs,
 ) -> StagePlan:
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
@@ -221,9 +240,9 @@ def _stage(
                 stage=name,
                 device=device.name,
                 ring_blocks=rings.get(role, 0),
-                estimate_bytes=survey.estimates[device.kind],
+                estimate_bytes=needs[name, device.name][0].estimate.nbytes,
                 standby=device.name not in own,
-                smaller=_smaller(survey, device.kind),
+                smaller=_smaller(survey, needs[name, device.name]),
                 variant=placed.variant_of(name),
                 best=min(placed.best[name], placed.variant_of(name)),
             )
@@ -232,16 +251,16 @@ def _stage(
     )
 
 
-def _smaller(survey: Survey, kind: str) -> tuple[VariantPlan, ...]:
+def _smaller(survey: Survey, needs: Sequence[Need]) -> tuple[VariantPlan, ...]:
     return tuple(
         VariantPlan(
             name=one.name,
-            model=one.model,
-            compute_type=one.compute_type,
-            estimate_bytes=one.estimates[kind],
-            options=dict(one.options),
+            model=one.section.model,
+            compute_type=one.section.compute_type,
+            estimate_bytes=need.estimate.nbytes,
+            options=dict(one.section.options),
         )
-        for one in survey.smaller
+        for one, need in zip(survey.smaller, needs[1:], strict=True)
     )
 
 
@@ -256,7 +275,6 @@ def role_of(stage: str, device: Device, n: int) -> str:
 def _worker(
     config: Config,
     worker: WorkerPlan,
-    survey: Survey,
     homes: Mapping[str, Homes],
     cores: int,
     devices: Sequence[Device],
@@ -273,9 +291,9 @@ def _worker(
         library_device=kind,
         threads=section.threads or max(1, cores // max(1, alike)),
         max_batch=section.max_batch,
-        estimate_bytes=survey.estimates[kind],
+        estimate_bytes=worker.estimate_bytes,
         options=section.options,
-        smaller=_smaller(survey, kind),
+        smaller=worker.smaller,
     )
 
 

@@ -31,6 +31,7 @@ from ipc.messages import (
     Done,
     Granted,
     Here,
+    Inquire,
     LeaseRequest,
     LeaseWait,
     Load,
@@ -43,10 +44,13 @@ from ipc.messages import (
     Stop,
     ToWorker,
     Up,
+    Used,
 )
 from ipc.sockets import Dealer, Poll
 from stages import find
 from stages.base import StageConfig
+
+GROWN = 0.01  # its peak is told again when it has grown by this share
 
 
 class Worker:
@@ -71,6 +75,9 @@ class Worker:
         self.leaving = False
         self.parked = False  # it leaves for the sake of its memory
         self.load_ms = 0.0
+        self.ran_at = 0.0  # when the last run ended
+        self.base_bytes = 0  # resident before anything of the stage was loaded
+        self.peak_bytes = 0  # the most that was told
         self.counts = {"runs": 0, "utterances": 0, "failed": 0}
 
     def run(self) -> None:
@@ -135,6 +142,8 @@ class Worker:
                     case Denied(reason=reason, code=code, id=id_) if self.request and id_ == self.request.id:
                         self.state, self.request = "empty", None
                         self._to_scheduler(Denied(reason, code))
+                    case Inquire(lease=lease) if lease == self.lease:
+                        self._to_arbiter(Used(lease, ran_at=self.ran_at))
 
     def read_scheduler(self, link: Dealer) -> None:
         for _, epoch, batch in link.drain():
@@ -162,8 +171,9 @@ class Worker:
         self.state, self.variant = "waiting", load.variant
         chosen = self.chosen
         self.request = LeaseRequest(
-            time.monotonic_ns(), self.boot.role, self.plan.device, chosen.estimate_bytes, chosen.model, load.wait_s
-        )
+            time.monotonic_ns(), self.boot.role, self.plan.device, chosen.estimate_bytes, chosen.model, load.wait_s,
+            variant=self.variant,
+        )  # fmt: skip
         self._to_arbiter(self.request)
 
     @property
@@ -187,7 +197,7 @@ class Worker:
         self._to_scheduler(Loading(self.chosen.model, self.variant))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
-        before, begun = _resident_bytes(), now()
+        self.base_bytes, begun = _resident_bytes(), now()
         try:
             self.runner = self._open()
         except Exception as error:
@@ -198,8 +208,9 @@ class Worker:
         failpoints.reach("worker.loaded")
         self.lifeline.post(Alive("loaded"))  # before the first run can end this life: it has come so far
         self.lifeline.flush()
-        measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
-        self._tell_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
+        measured = max(0, _resident_bytes() - self.base_bytes) if self.plan.library_device == "cpu" else -1
+        self._tell_arbiter(Settled(self.lease, measured, load_ms=self.load_ms, pid=os.getpid()))
+        self._tell_peak()
         self._to_scheduler(Loaded(self.chosen.model, self.variant, max_batch=self.plan.max_batch, load_ms=self.load_ms))
 
     def _open(self) -> Runner:
@@ -229,6 +240,7 @@ class Worker:
         run = self.runs.popleft()
         results = self.runner.run(run)
         failpoints.reach("worker.ran")
+        self.ran_at = now()
         self.counts["runs"] += 1
         for result in results:
             self.counts["utterances"] += 1
@@ -249,6 +261,7 @@ class Worker:
             self.lifeline.beat(self.state, time_)
             if self.lifeline.report_due(time_):
                 self.lifeline.report(self.snapshot(), time_)
+                self._tell_peak()
         self.lifeline.flush()
 
     def snapshot(self) -> dict[str, Any]:
@@ -266,6 +279,15 @@ class Worker:
             **self.counts,
         }
 
+    def _tell_peak(self) -> None:
+        """The most this process has had, where its memory is the device's; a GPU's is seen by the arbiter."""
+        if self.state != "loaded" or self.plan.library_device != "cpu":
+            return
+        peak = _peak_bytes() - self.base_bytes
+        if peak > self.peak_bytes * (1 + GROWN):
+            self.peak_bytes = peak
+            self._to_arbiter(Used(self.lease, peak, self.ran_at))
+
     def _to_scheduler(self, message: Any) -> None:
         if self.scheduler is not None:
             self.scheduler.post(message)
@@ -279,6 +301,13 @@ class Worker:
     def _to_arbiter(self, message: Any) -> None:
         if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
+
+
+def _peak_bytes() -> int:
+    """The most resident memory this process has had, without the shared mappings of now."""
+    with open("/proc/self/status") as file:
+        kib = dict(line.split()[:2] for line in file if line.startswith(("VmHWM:", "RssFile:", "RssShmem:")))
+    return (int(kib["VmHWM:"]) - int(kib["RssFile:"]) - int(kib["RssShmem:"])) * 1024
 
 
 def _resident_bytes() -> int:
