@@ -101,9 +101,9 @@ class Ladder:
 
     def _target(self, worker: Worker, workers: list[Worker]) -> int | None:
         """The best variant that there is room for, if that is better than what is; None: nothing is."""
-        if worker.leaving or worker.condemned or worker.hopeless:
+        if worker.leaving or worker.condemned or worker.hopeless or worker.ordered or self.book.is_drained(worker):
             return None
-        room = self._rooms.get(worker.plan.device, 0)
+        room = self._rooms.get(self.book.boot.books.get(worker.plan.device, worker.plan.device), 0)
         if worker.life is Life.LOADED:
             better = range(worker.plan.best, worker.variant)
             room += worker.needs(worker.variant)

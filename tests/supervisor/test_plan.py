@@ -90,9 +90,7 @@ def test_a_stage_may_be_given_the_cpu_to_fall_back_to() -> None:
 
 def test_a_stage_that_no_gpu_can_ever_hold_is_on_its_spare_device_and_says_that_it_is_degraded() -> None:
     stages = {"a": StageSection(kind="simulated", cpu_fallback=True, options={"vram_bytes": 30 * GIB})}
-    known = survey(config(stages))
-    known["a"] = replace(known["a"], estimates={"cuda": 30 * GIB, "cpu": GIB})
-    made = plan.make(config(stages), [*GPUS, CPU], MEMORY, 8, known, "ipc:///tmp/x/client")
+    made = make(config(stages), [*GPUS, CPU])
     (a,) = made.scheduler.stages
     assert [(w.role, w.standby) for w in a.workers] == [("a@cpu/0", True)]
 
