@@ -52,6 +52,7 @@ class WorkerPlan(_Plan, frozen=True):
     standby: bool = False  # loads only while none of the stage's workers before it can
     smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
     variant: int = 0  # the one to begin with
+    best: int = 0  # the one to come to when other programs leave it room: better ones would crowd the device
 
 
 class StagePlan(_Plan, frozen=True):

@@ -29,6 +29,7 @@ from engine.limits import Limits
 
 GIB = 2**30
 LOAD_BYTES_PER_S = 500e6  # a guess from docs/vram.md, where nothing was measured here yet
+MOST_TRIES = 10_000  # of a place for a model (some tenths of a second); then it is taken for granted that there is none
 
 
 class Verdict(Enum):
@@ -118,6 +119,8 @@ class Placement:
     added_s: float = 0.0
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
+    best: Mapping[str, int] = field(default_factory=dict)  # stage -> its variant if no other program held memory
+    rooms: tuple[Room, ...] = ()  # what it was made for
 
     def devices_of(self, stage: str, *, spare: bool = True) -> tuple[str, ...]:
         """Where a stage is; ``spare`` False: only devices that it is wanted on."""
@@ -131,6 +134,20 @@ class Placement:
 
 def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     """Place all ``wishes``, which are in the order in which an utterance meets them."""
+    alone = _plan([replace(room, free_bytes=room.limits.total_bytes) for room in rooms], wishes)
+    best = {wish.stage: alone.variant_of(wish.stage) for wish in wishes}
+    return replace(_plan(rooms, wishes), best=best, rooms=tuple(rooms))
+
+
+def measured(placement: Placement, load_s: Mapping[str, float]) -> Placement:
+    """The same plan with loads that took so long (stage -> seconds) in place of guesses."""
+    places = tuple(replace(one, load_s=load_s.get(one.stage, one.load_s)) for one in placement.places)
+    crowded = [room for room in placement.rooms if room.name in placement.crowded]
+    added = sum(_round_s(room, [place for place in places if place.device == room.name]) for room in crowded)
+    return replace(placement, places=places, added_s=added)
+
+
+def _plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     devices = {room.name: room for room in rooms}
     settled = [_settled(wish, devices) for wish in wishes]
     nowhere = tuple(_lack(wish, devices, ever=True) for wish, found in zip(wishes, settled, strict=True) if not found)
@@ -138,8 +155,9 @@ def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     fitting = [wish for wish in settled if wish is not None]
     if any(lack.stage in needed for lack in nowhere):
         return Placement(Verdict.NOWHERE, nowhere=nowhere)
+    tries = iter(range(MOST_TRIES))
     for choice in _choices(fitting):
-        if (places := _resident(fitting, choice, devices)) is not None:
+        if (places := _resident(fitting, choice, devices, tries)) is not None:
             places += _more(fitting, choice, places, devices)
             verdict = Verdict.QUANTISED if any(choice.values()) else Verdict.RESIDENT
             return Placement(verdict, _ordered(places, fitting), _left(places, devices), nowhere=nowhere)
@@ -193,7 +211,9 @@ def _choices(wishes: Sequence[Wish]) -> list[dict[str, int]]:
     return [dict(zip((wish.stage for wish in wishes), choice, strict=True)) for choice in combinations]
 
 
-def _resident(wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room]) -> list[Place] | None:
+def _resident(
+    wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room], tries: Iterator[int]
+) -> list[Place] | None:
     """Places where all stay; None: there are none. Those that cannot choose come first, then the largest."""
     placed: dict[str, list[Place]] = {name: [] for name in devices}
     for wish in wishes:
@@ -203,11 +223,17 @@ def _resident(wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mappin
         return None
     free = [wish for wish in wishes if not wish.everywhere]
     free.sort(key=lambda wish: -max(_place(wish, choice[wish.stage], devices[name]).nbytes for name in wish.devices))
-    return [place for places in placed.values() for place in places] if _settle(free, choice, devices, placed) else None
+    if not _settle(free, choice, devices, placed, tries):
+        return None
+    return [place for places in placed.values() for place in places]
 
 
 def _settle(
-    wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room], placed: dict[str, list[Place]]
+    wishes: Sequence[Wish],
+    choice: Mapping[str, int],
+    devices: Mapping[str, Room],
+    placed: dict[str, list[Place]],
+    tries: Iterator[int],
 ) -> bool:
     """Find a place for the first wish such that all the others find one too."""
     if not wishes:
@@ -219,9 +245,11 @@ def _settle(
         kind = _room_left(room, placed[name]), room.limits.max_models - len(placed[name]), room.kind
         if kind in tried:
             continue
+        if next(tries, None) is None:
+            return False
         tried.add(kind)
         placed[name].append(_place(wish, choice[wish.stage], room))
-        if _hold(room, placed[name]) and _settle(others, choice, devices, placed):
+        if _hold(room, placed[name]) and _settle(others, choice, devices, placed, tries):
             return True
         placed[name].pop()
     return False
@@ -373,10 +401,11 @@ def lacking(lack: Lack) -> str:
 def lines(placement: Placement) -> list[str]:
     """The plan for a terminal: the verdict, then a line a device, then what is special."""
     found = [f"placement: {headline(placement)}"]
-    for device in dict.fromkeys(place.device for place in placement.places):
+    for device, left in placement.left_bytes.items():
         here = [place for place in placement.places if place.device == device]
+        if not here:
+            continue
         models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
-        left = placement.left_bytes[device]
         found.append(
             f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
         )

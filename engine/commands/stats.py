@@ -92,10 +92,14 @@ def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     health = (stats.get("health") or {}).get("stages") or {}
     fields = ("waiting", "running", "done", "failed", "avg_waiting_ms", "avg_processing_ms")
     rows = [
-        [name, (health.get(name) or {}).get("reason") or "ok", concurrency.get(name), *map(stage.get, fields)]
+        [name, _health(health.get(name) or {}), concurrency.get(name), *map(stage.get, fields)]
         for name, stage in (report.get("stages") or {}).items()
     ]
     return "Stages", head, rows
+
+
+def _health(row: Mapping[str, Any]) -> str:
+    return row.get("reason") or ", ".join(filter(None, ["ok", row.get("note")]))
 
 
 def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

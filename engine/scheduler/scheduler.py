@@ -291,6 +291,7 @@ class Scheduler:
             "stale": totals.stale,
             "deaths": totals.deaths,
             "parked": self.residency.parked_total,
+            "promoted": self.ladder.promoted_total,
             "concurrency": self.concurrency(),
             "jobs": self._jobs(now, 200),
             "slots": book.slots.snapshot(),

@@ -76,7 +76,12 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("failed_in_row", 0) >= FAILED_IN_ROW:
         reason = f"its last {row['failed_in_row']} runs failed, the last one with: {row.get('last_failure')}"
         return {"alive": True, "progressing": False, "reason": reason}
-    return {"alive": True, "progressing": True, "reason": "", "note": _lost(row)}
+    return {
+        "alive": True,
+        "progressing": True,
+        "reason": "",
+        "note": "; ".join(filter(None, [_lost(row), _degraded(row)])),
+    }
 
 
 def _lost(row: dict[str, Any]) -> str:
@@ -84,6 +89,10 @@ def _lost(row: dict[str, Any]) -> str:
     lost, workers = row.get("lost", 0), row.get("workers", 0)
     why = f": {row['why']}" if row.get("why") else ""
     return f"{lost} of {workers} workers will not come back until the node is started again{why}" if lost else ""
+
+
+def _degraded(row: dict[str, Any]) -> str:
+    return f"degraded: {row['degraded']}" if row.get("degraded") else ""
 
 
 def _of_process(life: Lifecycle, role: str, deadlines: DeadlinesSection, now: float) -> str:

@@ -352,8 +352,9 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
-        now, rows = process.now(), self._measuring.rows()
+        name, rings, now = self.folder.node, self.plan.ring_bytes, process.now()
+        placed = placement.document(placement.measured(self.plan.placement, stats.load_times(self._life)))
+        rows = self._measuring.rows()
         return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 
     def health(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def make(
             stages=plans,
             pipelines=config.pipelines,
             mode=config.node.mode,
-            mode_reason=mode_reason(config.node.mode, devices),
+            mode_reason=mode_reason(config.node.mode, devices, placed),
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
@@ -182,9 +182,10 @@ def _that_can_run(config: Config, surveys: Mapping[str, Survey]) -> Config:
     return msgspec.structs.replace(config, pipelines=kept)
 
 
-def mode_reason(mode: str, devices: Sequence[Device]) -> str:
+def mode_reason(mode: str, devices: Sequence[Device], placed: Placement) -> str:
     """Why the node runs as it does, in a few words."""
     where = "" if any(device.kind == "cuda" for device in devices) else ", no GPU: every stage on the CPU"
+    where += f", {placed.verdict.value} on {' and '.join(placed.crowded)}" if placed.crowded else ""
     return f"as configured{where}" if mode == "serial" else f"stages overlap{where}"
 
 
@@ -245,6 +246,7 @@ def _stage(
                 standby=device.name not in own,
                 smaller=_smaller(survey, needs[name, device.name]),
                 variant=placed.variant_of(name),
+                best=min(placed.best[name], placed.variant_of(name)),
             )
             for role, device in roles
         ),

@@ -71,6 +71,17 @@ def compose(
     }
 
 
+def load_times(lifecycle: Lifecycle) -> dict[str, float]:
+    """Stage -> the longest of the last loads of its workers, in seconds."""
+    _, report = lifecycle.reports.get("scheduler", (0.0, {}))
+    found: dict[str, float] = {}
+    for role, row in report.get("workers", {}).items():
+        if row.get("load_ms"):
+            stage = role.partition("@")[0]
+            found[stage] = max(found.get(stage, 0.0), row["load_ms"] / 1000)
+    return found
+
+
 def _device(name: str, scheduler: Mapping[str, Any], gateway: Mapping[str, Any]) -> dict[str, Any]:
     """One device's line. The response queue is the node's: outcomes wait for their session, not for a device."""
     seen = scheduler.get("per_device", {}).get(name, {})

@@ -119,6 +119,20 @@ def test_a_round_loads_what_optimal_replacement_would() -> None:
     assert found.verdict is Verdict.TURNS and found.added_s == pytest.approx(8.0)
 
 
+def test_measured_loads_take_the_place_of_guesses() -> None:
+    found = plan([room(8, safety_margin=0.0)], [wish("a", 4), wish("b", 4), wish("c", 4)])
+    assert placement.measured(found, {"a": 0.5, "b": 0.5, "c": 0.5}).added_s == pytest.approx(1.0)
+    assert placement.measured(found, {}).added_s == found.added_s
+
+
+def test_a_search_without_an_end_in_sight_ends() -> None:
+    """Eight GPUs that all differ, and models of which no two fit together."""
+    rooms = [room(8 + number / 10, number) for number in range(8)]
+    names = tuple(one.name for one in rooms)
+    found = plan(rooms, [wish(f"s{number}", 5 + number / 100, *names) for number in range(9)])
+    assert found.verdict is Verdict.TURNS
+
+
 def test_a_stage_that_fits_nowhere_is_named_with_the_bytes_needed_and_there() -> None:
     found = plan([room(6)], [wish("asr", 8), wish("nmt", 1)])
     assert found.verdict is Verdict.NOWHERE
@@ -181,19 +195,21 @@ def test_models_that_never_leave_may_leave_no_room_for_another() -> None:
 
 
 @given(
-    sizes=st.lists(st.integers(1, 8 * 1024), min_size=1, max_size=6),
+    parts=st.lists(st.integers(1, 100), min_size=1, max_size=6),
+    fill=st.integers(70, 100),
     free=st.integers(1024, 24 * 1024),
     foreign=st.integers(0, 8 * 1024),
-    ceiling=st.one_of(st.just(0), st.integers(1024, 24 * 1024)),
-    reserve=st.integers(0, 2048),
+    ceiling=st.one_of(st.just(0), st.just(0), st.integers(1024, 24 * 1024)),
+    reserve=st.sampled_from([0, 0, 500, 2048]),
     shares=st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6),
     order=st.randoms(),
 )
 def test_where_all_are_resident_the_arbiter_grants_all_in_any_order(
-    sizes: list[int], free: int, foreign: int, ceiling: int, reserve: int, shares: list[float], order
+    parts: list[int], fill: int, free: int, foreign: int, ceiling: int, reserve: int, shares: list[float], order
 ) -> None:
-    """``shares``: how much of its lease each model really takes."""
+    """``parts``, ``fill``: of what is free, how much the models need. ``shares``: of its lease, what each one takes."""
     mib = 2**20
+    sizes = [part * free * fill // 100 // sum(parts) for part in parts]
     limits = Limits("cuda:0", (free + foreign) * mib, ceiling * mib, reserve * mib, max_models=6)
     wishes = [wish(f"s{number}", size / 1024) for number, size in enumerate(sizes)]
     found = plan([Room(limits, "cuda", free * mib)], wishes)
