@@ -156,12 +156,18 @@ class NmtStage(Stage):
             raise stage_error("bad_model", f"the nmt model {self.config.model} does not run", error) from error
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
-        """One call of the library for the whole batch; if that fails, one for each item."""
+        """One call of the library for the whole batch; if that fails, one for each item.
+
+        Raises StageError("oom") where the whole batch was too much: a smaller one may not be.
+        """
         results: list[Request | Output | StageError] = [self._prepare(item) for item in items]
         requests = [entry for entry in results if isinstance(entry, Request)]
         try:
             outputs = iter(self._translate(requests))
-        except Exception:  # which of them it was shows when each runs alone
+        except Exception as error:  # which of them it was shows when each runs alone
+            cause = stage_error("failed", "nmt", error)
+            if cause.code == "oom" and len(requests) > 1:
+                raise cause from error
             outputs = map(self._translate_alone, requests)
         return [next(outputs) if isinstance(entry, Request) else entry for entry in results]
 

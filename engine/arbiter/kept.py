@@ -30,6 +30,7 @@ class Kept(msgspec.Struct, frozen=True, tag="leases 3"):
     gone: dict[str, int]  # role -> newest incarnation known to be dead
     load_times_ms: dict[str, float]
     devices: tuple[KeptDevice, ...]
+    lost: dict[str, str] = {}  # quarantined device -> why
 
 
 _encoder = msgspec.msgpack.Encoder()

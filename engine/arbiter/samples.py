@@ -79,7 +79,7 @@ class Samples:
             present = [lease for lease in leases if lease.state in ON_DEVICE]
             for lease in present:
                 newest = max(newest, lease.number)
-                if lease.state in ALIVE and not lease.external:
+                if lease.state in ALIVE and not (lease.external or lease.grows):
                     alive.add(lease.number)
                     # Whoever was granted in this turn has not heard of it yet, and so has nothing on the device.
                     latest = max(lease.number, self._known)

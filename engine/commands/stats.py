@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
-    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
+    notes = (stats.get("health") or {}).get("notes", [])
+    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats), *notes]
     tables = (
         _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
         _processes(stats),
@@ -109,8 +110,10 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
         m, w = memory.get(name, {}), work.get(name, {})
         sizes = [nbytes(m.get(field)) for field in ("total_bytes", "free_bytes", "grantable_bytes")]
         figures = [w.get(field) for field in ("requests", "avg_time_s", "request_queue", "response_queue")]
-        rows.append([name, *sizes, *figures])
-    return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
+        state = "quarantined" if m.get("quarantined") else m.get("memory_source")
+        rows.append([name, state, *sizes, *figures])
+    head = ["device", "state", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"]
+    return "Devices", head, rows
 
 
 def _placement(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

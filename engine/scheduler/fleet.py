@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
@@ -60,6 +61,8 @@ class Fleet:
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
+            case _ if worker.refused:  # another process after a load that failed; its time to try again is set
+                return
             case _ if worker.parked or self.book.is_unloaded(worker):
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
@@ -107,12 +110,27 @@ class Fleet:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
             return
-        worker.parked, worker.modest = False, modest
+        if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
+            worker.waiting_for = (
+                f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
+            )
+            worker.load_again_at = until
+            self.watch(until)
+            return
+        worker.parked = worker.refused = False
+        worker.modest = modest
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = worker.room_since = None
         # Its own old memory may still be on its way back: so long it waits at any rate.
         wait_s = self.book.deadlines.settle_s if modest else None
-        self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s))
+        self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s, worker.raised))
+
+    def ran_out(self, worker: Worker, phase: str, now: float) -> None:
+        """Memory was short on a worker's device, in this phase of its life."""
+        deadlines, device = self.book.deadlines, worker.plan.device
+        hold_s = deadlines.oom_hold_s
+        if self.book.shortages.happened(device, phase, now, window_s=deadlines.oom_window_s, hold_s=hold_s):
+            self.book.note("warning", f"{device} ran out of memory again: nothing new begins there for {hold_s:g} s")
 
     def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
         worker.waiting_for = message.reason
@@ -132,6 +150,7 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        worker.load_ooms = 0
         if self.book.absent.pop(worker.plan.stage, ""):
             self.book.fleet_changed = True
             self.book.note("info", f"stage {worker.plan.stage} is back")
@@ -151,18 +170,30 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
+        if message.code == "no_vram" and worker.raised > 1:  # there is not so much; what was enough before may do
+            worker.raised = 1.0
+            return self._load(worker, modest=worker.modest)
+        if message.code == "oom":
+            self.ran_out(worker, message.phase, now)
         if worker.step_down():
+            worker.raised = 1.0
             self.book.note("warning", f"{worker.plan.role} degrades: it tries {worker.degraded}")
             if message.code == "no_vram":  # it has touched nothing yet
                 return self._load(worker, modest=worker.modest)
             return self.renew(worker, "its load failed")
-        worker.modest = False
+        worker.modest, worker.refused = False, True
         worker.hopeless = message.code == "bad_model"
+        if message.code == "oom":  # later each time, and with more
+            worker.load_ooms += 1
+            worker.raised = retries.raised(worker.raised)
         optional = worker.stage.optional
         if self._call_standby(worker.plan.stage):
             return None
         if self.ready:
             self._load_later(worker.plan.stage, now)
+            if message.code == "oom":
+                worker.load_again_at = now + retries.load_wait(worker.load_ooms, self.book.deadlines.retry_delay_s)
+                self.watch(worker.load_again_at)
         if optional or not self.ready:
             self._without(worker.plan.stage, message.reason, now)
         return None
@@ -326,7 +357,9 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)
         self._forget_silence(role, incarnation)
         worker.leaving = worker.condemned = False
-        worker.loading_since = worker.load_again_at = None
+        worker.loading_since = None
+        if not worker.refused:
+            worker.load_again_at = None
         self._knows_its_slots(role)
         self.book.free(self.book.slots.gone(worker.peer))
 
@@ -342,7 +375,7 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
         self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
-        worker.condemned = False
+        worker.condemned = worker.refused = False
         worker.waiting_for = reason
         self.book.fleet_changed = True
         if known:

@@ -73,6 +73,8 @@ def plan_device(config: Config, device: Device, shared: Mapping[str, str]) -> De
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        ceiling_is_own=section.share,
+        ecc_errors=device.ecc_errors,
         book=shared.get(device.name, ""),
     )
 

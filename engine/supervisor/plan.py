@@ -138,9 +138,11 @@ def make(
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
     plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed, needs) for name in config.stages)
-    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
-    reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
+    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
+    used = {kinds[worker.device].name: kinds[worker.device].uuid for worker in workers.values()}
+    _check_shares(config, used)
+    reads = readers(config, roles, surveys, rings)
     return Plan(
         config=config,
         scheduler=SchedulerBoot(
@@ -300,6 +302,17 @@ def _worker(
 
 def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
+
+
+def _check_shares(config: Config, used: Mapping[str, str]) -> None:
+    """That a GPU which others may use too has a bound on what this node takes. ``used``: device -> UUID."""
+    section = config.devices
+    for name, uuid in used.items():
+        if section.share and uuid and not {name, uuid} & section.max_bytes.keys():
+            text = (
+                f"devices.share lets other nodes use {name} too, and devices.max_bytes does not say what this one takes"
+            )
+            raise ConfigError(text, f'set devices.max_bytes, for example {{"{name}" = 12_000_000_000}}')
 
 
 # ---------------------------------------------------------------- the gateway's part

@@ -50,6 +50,7 @@ def compose(
         "failed": failed,
         "rejected": gateway.get("rejected", 0),
         "oom_errors": scheduler.get("oom_errors", 0),
+        "oom": scheduler.get("oom", {}),
         "last_oom": scheduler.get("last_oom_s"),
         "queue_usage": _usage(scheduler),
         "jobs": scheduler.get("jobs", []),
