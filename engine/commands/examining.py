@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine import placement
+from engine import placement_words
 from engine.config import Config
 from engine.placement import Placement, Verdict
 from ipc.errors import DragomanError
@@ -87,9 +87,9 @@ def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
 
 def placed(made: Placement) -> Finding:
     """The placement plan; models that have no room together, or wait for other programs, are a note."""
-    head, *rest = placement.lines(made)
+    head, *rest = placement_words.lines(made)
     text = "; ".join([head.removeprefix("placement: "), *map(str.strip, rest)])
-    details = placement.document(made)
+    details = placement_words.document(made)
     if made.waits:
         return Finding("note", "placement", text, "end the programs that hold the memory: nvidia-smi", details)
     if made.verdict is Verdict.TURNS:

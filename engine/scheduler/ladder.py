@@ -101,7 +101,7 @@ class Ladder:
 
     def _target(self, worker: Worker, workers: list[Worker]) -> int | None:
         """The best variant that there is room for, if that is better than what is; None: nothing is."""
-        if worker.leaving or worker.condemned or worker.hopeless or worker.ordered or self.book.is_drained(worker):
+        if worker.leaving or worker.condemned or worker.hopeless or worker.ordered or self._is_closed(worker):
             return None
         room = self._rooms.get(self.book.boot.books.get(worker.plan.device, worker.plan.device), 0)
         if worker.life is Life.LOADED:
@@ -114,6 +114,10 @@ class Ladder:
         else:
             return None
         return next((variant for variant in better if worker.needs(variant) <= room), None)
+
+    def _is_closed(self, worker: Worker) -> bool:
+        """Whether nothing may begin on its device: an operator drains it, or it has run out of memory."""
+        return self.book.is_drained(worker) or self.book.shortages.held_until(worker.plan.device) is not None
 
     def _is_stood_in_for(self, worker: Worker, workers: list[Worker]) -> bool:
         """Whether a worker further down serves in its place, and none before it does."""

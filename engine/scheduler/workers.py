@@ -132,8 +132,9 @@ class Worker:
         return False
 
     def needs(self, variant: int) -> int:
-        """Bytes that a variant of its model takes on its device, as far as is known."""
-        return self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+        """Bytes that it would ask for with a variant of its model."""
+        estimate = self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+        return round(estimate * self.raised)
 
     @property
     def degraded(self) -> str:

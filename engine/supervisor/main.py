@@ -23,7 +23,18 @@ from typing import Any
 
 import msgspec
 
-from engine import corrections_file, devices, exits, failpoints, knobs, logs, placement, process, published
+from engine import (
+    corrections_file,
+    devices,
+    exits,
+    failpoints,
+    knobs,
+    logs,
+    placement,
+    placement_words,
+    process,
+    published,
+)
 from engine.boot import SchedulerBoot
 from engine.config import Config
 from engine.supervisor import claims, environment, health, plan, stats, survey
@@ -200,7 +211,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
-        yield from placement.lines(made.placement)
+        yield from placement_words.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -353,7 +364,7 @@ class Supervisor:
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
         name, rings, now = self.folder.node, self.plan.ring_bytes, process.now()
-        placed = placement.document(placement.measured(self.plan.placement, stats.load_times(self._life)))
+        placed = placement_words.document(placement.measured(self.plan.placement, stats.load_times(self._life)))
         rows = self._measuring.rows()
         return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 

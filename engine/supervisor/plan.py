@@ -27,7 +27,8 @@ from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
 from engine.corrections import History
 from engine.devices import Device, HostMemory
-from engine.placement import Placement, lacking
+from engine.placement import Placement
+from engine.placement_words import lacking
 from engine.supervisor import placing
 from engine.supervisor.needs import Need, Needs, needs_of
 from engine.supervisor.rings import GATEWAY, readers, sizes

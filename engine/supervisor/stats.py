@@ -25,7 +25,7 @@ def compose(
 ) -> dict[str, Any]:
     """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours.
 
-    ``placement``: the plan from the start (``engine.placement.document``). ``estimates``: what each worker's model is
+    ``placement``: the plan from the start (``placement_words.document``). ``estimates``: what each worker's model is
     thought to need, see ``Measuring.rows``.
     """
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.boot import VariantPlan, WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Denied, Failing, Gone, Here, Load, Loaded, Loading, Park, Ready, Room, Serve
+from ipc.messages import Denied, Failing, Gone, Here, Load, Loaded, Loading, Orders, Park, Ready, Room, Serve
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 GPU, OTHER, CPU = "cuda:0", "cuda:1", "cpu"
@@ -244,6 +244,17 @@ def test_a_way_back_that_somebody_else_took_leaves_all_as_it_was() -> None:
     found.admit(0)
     found.run_everything()
     assert found.ended() == {("s", 0): "ok"} and found.core.book.workers["b@cpu/0"].life is Life.LOADED
+
+
+def test_nobody_goes_back_to_a_device_that_an_operator_drains() -> None:
+    found = stood_in()
+    found.core.handle(SUPERVISOR, Orders(drained=(GPU,)), found.now)
+    found.room(GPU, 1000)
+    found.advance(3 * QUIET)
+    assert found.told(GPU) == ["Load 0"] and found.core.ladder.promoted_total == 0
+    found.core.handle(SUPERVISOR, Orders(), found.now)
+    found.turn()
+    assert found.told(GPU)[-1].startswith("Load 0"), "it is used again"
 
 
 def test_what_a_dead_arbiter_said_is_no_room() -> None:
