@@ -67,6 +67,7 @@ class Lease:
     patience_s: float = 0.0  # how much longer it waits for memory
     looked_at: float = 0.0  # when that was last counted down
     preemptible: bool = False  # its holder may be asked to leave
+    free_bytes: int = -1  # what was free when it was granted, for words
     grows: bool = False  # besides its holder's lease, for a model that is loaded already
     asked_at: float | None = None  # when it was
     obstacle: str = ""  # kind of what it waits for

@@ -63,7 +63,8 @@ class Worker:
         self.arbiter: Dealer | None = None
         self.runner: Runner | None = None
         self.state = "empty"
-        self.lease = self.granted_bytes = 0
+        self.lease = 0
+        self.granted = Granted(0, 0, 0)
         self.phase = ""  # of the load
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
@@ -127,11 +128,11 @@ class Worker:
         for _, _, batch in link.drain():
             for message in batch:
                 match message:
-                    case Granted(id=id_, lease=lease, nbytes=nbytes) if self.request and id_ == self.request.id:
+                    case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
                         if self.request.grows:
                             self.request = None
                             continue
-                        self.granted_bytes = nbytes
+                        self.granted = message
                         self.lease, self.request, self.waiting_for, self.last_words = lease, None, "", ()
                         self.load()
                     case LeaseWait() | Denied() if self.request and self.request.grows:
@@ -225,9 +226,8 @@ class Worker:
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
         text = cause.text
         if cause.code == "oom":
-            text += (
-                f" ({self.phase.replace('_', '-')} of {self.boot.role}, which was granted {self.granted_bytes} bytes)"
-            )
+            granted, free = gib(self.granted.nbytes), gib(self.granted.free_bytes)
+            text += f" ({self.phase.replace('_', '-')} of {self.boot.role}: {granted} granted, {free} were free then)"
         self._to_scheduler(Denied(text, cause.code, phase=self.phase))
         self.leaving = self.parked = self.plan.library_device != "cpu"
 
@@ -296,6 +296,11 @@ class Worker:
     def _to_arbiter(self, message: Any) -> None:
         if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
+
+
+def gib(nbytes: int) -> str:
+    """Bytes for people."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def _resident_bytes() -> int:
