@@ -411,16 +411,21 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
-    """``raised``: how many times its estimate is to be leased, since that much was not enough before."""
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``.
+
+    ``raised``: how many times its estimate is to be leased, since that much was not enough before.
+    """
 
     model: str
     variant: int = 0
+    wait_s: float | None = None
     raised: float = 1.0
 
 
@@ -518,7 +523,8 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``. ``grows``: besides the lease it has, for a model that is loaded.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
+    besides the lease it has, for a model that is loaded.
     """
 
     id: int
@@ -528,6 +534,8 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    priority: str = "normal"
+    variant: int = 0  # of the model, for whoever measures it
     grows: bool = False
 
 
@@ -541,16 +549,35 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
+
+    ``pid``: of the holder, to be found in a driver's list of processes.
+    """
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
+    pid: int = 0
 
 
 class Release(_Wire, frozen=True):
     lease: int
+
+
+class Inquire(_Wire, frozen=True):
+    """To a worker that holds this lease: another has loaded beside it, and did it run meanwhile? It says ``Used``."""
+
+    lease: int
+
+
+class Used(_Wire, frozen=True):
+    """What a holder says of itself. ``peak_bytes``: the most it has had (-1: it cannot tell). ``ran_at``: when its last
+    run ended (CLOCK_MONOTONIC, s; 0: it has not run)."""
+
+    lease: int
+    peak_bytes: int = -1
+    ran_at: float = 0.0
 
 
 class Leave(_Wire, frozen=True):
@@ -574,11 +601,34 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
 class Alive(_Wire, frozen=True):
     phase: str = ""
+
+
+class Measured(_Wire, frozen=True):
+    """The arbiter has seen what a worker's model takes. ``phase`` load | run (the most since).
+
+    ``exact``: it was read of its process alone, and not of the whole device. ``note``: what else may be in it ("":
+    nothing that was seen). (``engine.corrections``)
+    """
+
+    worker: str  # its role
+    phase: str
+    nbytes: int
+    granted: int
+    exact: bool = False
+    note: str = ""
+    variant: int = 0  # of its model
 
 
 class Report(_Wire, frozen=True):
@@ -611,6 +661,13 @@ class Excused(_Wire, frozen=True):
     incarnation: int
 
 
+class Quarantine(_Wire, frozen=True):
+    """A device computes no more, or wrongly: nothing may run there until the node is started again."""
+
+    device: str
+    reason: str
+
+
 class Drained(_Wire, frozen=True):
     pass
 
@@ -635,7 +692,8 @@ class Up(_Wire, frozen=True):
 class Gone(_Wire, frozen=True):
     """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow.
 
-    ``parked``: it left because it was told to.
+    ``parked``: it left because it was told to. ``stuck``: it cannot be killed, a driver holds it in the kernel. It runs
+    no more, but its device's memory is not back; when it has really ended that is said by another ``Gone``.
     """
 
     role: str
@@ -643,6 +701,7 @@ class Gone(_Wire, frozen=True):
     reason: str = ""
     final: bool = False
     parked: bool = False
+    stuck: bool = False
 
 
 class Serve(_Wire, frozen=True):
@@ -716,15 +775,15 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Quarantine, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Grow, Park]
-ToArbiter = Union[LeaseRequest, Settled, Release]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
+ToArbiter = Union[LeaseRequest, Settled, Release, Used]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave, Inquire]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from typing import Union
 
 from engine.arbiter.room import Reading
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
+from ipc.messages import (
+    Denied,
+    Gone,
+    Granted,
+    Inquire,
+    LeaseRequest,
+    LeaseWait,
+    Leave,
+    Quarantine,
+    Release,
+    Room,
+    Settled,
+    Vacate,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,14 @@ class FromWorker:
 
 
 @dataclass(frozen=True)
+class DeviceLost:
+    """A device computes no more, or wrongly, and will not before it is reset."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -40,14 +61,14 @@ class Send:
     """Action: send this to that worker."""
 
     peer: str
-    message: Union[Granted, LeaseWait, Denied]
+    message: Union[Granted, LeaseWait, Denied, Inquire]
 
 
 @dataclass(frozen=True)
 class Tell:
     """Action: say this to the scheduler."""
 
-    message: Vacate
+    message: Union[Vacate, Room]
 
 
 @dataclass(frozen=True)
@@ -59,14 +80,21 @@ class AskToLeave:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Action: say this to the supervisor."""
+
+    message: Quarantine
+
+
+@dataclass(frozen=True)
 class Sample:
     """Action: read this device's memory now; somebody waits for the figures."""
 
     device: str
 
 
-Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Tell, AskToLeave, Sample]
+Event = Union[FromWorker, Gone, Reading, DeviceLost, Tick]
+Action = Union[Send, Tell, AskToLeave, Alarm, Sample]
 
 
 @dataclass(frozen=True)

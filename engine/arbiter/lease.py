@@ -5,12 +5,16 @@
     requested -> granted -> held -> draining -> released
         |           |                  |            ^
         v           +----------------->+            |
-      denied                           +-> deficit -+
+    denied, expired                    +-> deficit -+
+
+    granted, held, draining, deficit -> lost -> draining
 
 *granted*: its holder may load now, and is the only one on the device that may. *held*: loaded and warm. *draining*:
 the holder is gone or has let go, but the bytes count as used until the driver shows them back. *deficit*: the driver
 has not shown them back in time; they count as what is really there, and are shown as missing.
-A request whose holder dies while it waits goes straight to released.
+*denied*: it would never fit; *expired*: it has waited as long as it would. *lost*: its holder cannot be killed, or its
+device computes no more; its bytes count as used. It drains when that holder has ended after all; on a lost device it
+stays. A request whose holder dies while it waits goes straight to released.
 """
 
 from __future__ import annotations
@@ -27,22 +31,29 @@ class LeaseState(Enum):
     HELD = "held"
     DRAINING = "draining"
     DEFICIT = "deficit"
+    LOST = "lost"
     RELEASED = "released"
     DENIED = "denied"
+    EXPIRED = "expired"
+
+    __hash__ = object.__hash__  # Enum's own is Python code, and states are looked up in sets all the time
 
 
 MOVES: dict[LeaseState, frozenset[LeaseState]] = {
-    LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.RELEASED}),
-    LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING}),
-    LeaseState.HELD: frozenset({LeaseState.DRAINING}),
-    LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT}),
-    LeaseState.DEFICIT: frozenset({LeaseState.RELEASED}),
+    LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.EXPIRED, LeaseState.RELEASED}),
+    LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING, LeaseState.LOST}),
+    LeaseState.HELD: frozenset({LeaseState.DRAINING, LeaseState.LOST}),
+    LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT, LeaseState.LOST}),
+    LeaseState.DEFICIT: frozenset({LeaseState.RELEASED, LeaseState.LOST}),
+    LeaseState.LOST: frozenset({LeaseState.DRAINING}),
     LeaseState.RELEASED: frozenset(),
     LeaseState.DENIED: frozenset(),
+    LeaseState.EXPIRED: frozenset(),
 }
 
 ALIVE = frozenset({LeaseState.GRANTED, LeaseState.HELD})  # somebody may use its bytes
-ON_DEVICE = ALIVE | {LeaseState.DRAINING, LeaseState.DEFICIT}  # its bytes may lie on the device
+LEAVING = frozenset({LeaseState.DRAINING, LeaseState.DEFICIT})  # nobody uses its bytes any more
+ON_DEVICE = ALIVE | LEAVING | {LeaseState.LOST}  # its bytes may lie on the device
 
 EXTERNAL = "lease@"  # how the names of holders outside the node begin
 SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
@@ -64,14 +75,20 @@ class Lease:
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
     settled_at: float | None = None  # when it said so, until a later reading has taken it in
     leaving_bytes: int = 0  # held_bytes when it began to drain
-    patience_s: float = 0.0  # how much longer it waits for memory
-    looked_at: float = 0.0  # when that was last counted down
+    variant: int = 0  # of the model, for whoever measures it
+    priority: str = "normal"  # high | normal | low
+    rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
+    patient_until: float = 0.0  # the end of its patience, by the clock of that line
     preemptible: bool = False  # its holder may be asked to leave
     free_bytes: int = -1  # what was free when it was granted, for words
     grows: bool = False  # besides its holder's lease, for a model that is loaded already
     asked_at: float | None = None  # when it was
-    obstacle: str = ""  # kind of what it waits for
-    reason: str = ""  # ... and in words
+    home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
+    obstacle: str = ""  # kind of what it was told it waits for
+
+    def is_on(self, device: str) -> bool:
+        """Whether it is of this device, whose ever memory that has."""
+        return (self.home or self.device) == device
 
     @property
     def external(self) -> bool:
@@ -79,16 +96,12 @@ class Lease:
         return self.peer.startswith(EXTERNAL)
 
     @property
-    def impatient(self) -> bool:
-        """Whether its patience runs: it lacks memory, and not merely its turn to load."""
-        return self.obstacle not in ("", "turn")
-
-    @property
     def promised_bytes(self) -> int:
         """Bytes its holder may still take: not in the driver's figures yet, and not to be given to anybody else."""
-        if self.state not in ON_DEVICE or self.state is LeaseState.DEFICIT:
+        short = self.nbytes - self.held_bytes
+        if short <= 0 or self.state is LeaseState.DEFICIT or self.state not in ON_DEVICE:
             return 0
-        return max(0, self.nbytes - self.held_bytes)
+        return short
 
     @property
     def shown_back(self) -> bool:

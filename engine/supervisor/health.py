@@ -3,6 +3,7 @@
 A stage is **alive** when one of its workers has its model, or has parked it to give others room, and **progressing**
 unless it has work of which nothing has begun or ended for longer than a run may take. The node is **ready** when it
 serves, its core processes are up and heard, and every stage that it cannot do without is alive and progressing.
+What else an operator should know, a device that is lost or a worker that cannot be killed, is in ``notes``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FAILED_IN_ROW = 10  # a stage whose last runs all failed, so many, is not well
 
 
 def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str, Any]:
-    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}}."""
+    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}, "notes": [text]}."""
     report: dict[str, Any]
     reported_at, report = life.reports.get("scheduler", (math.inf, {}))
     stages = {name: of_stage(row) for name, row in report.get("stages", {}).items()}
@@ -40,7 +41,27 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
         reasons += [
             f"stage {name}: {row['reason']}" for name, row in stages.items() if row["reason"] and name not in optional
         ]
-    return {"ready": not reasons, "reason": "; ".join(reasons), "phase": life.phase.value, "stages": stages}
+    return {
+        "ready": not reasons,
+        "reason": "; ".join(reasons),
+        "phase": life.phase.value,
+        "stages": stages,
+        "notes": notes(life),
+    }
+
+
+def notes(life: Lifecycle) -> list[str]:
+    """Of devices and workers that are lost, one line each."""
+    lost = [
+        f"device {device} is quarantined: {reason}; reset it (nvidia-smi --gpu-reset) and start the node again"
+        for device, reason in life.quarantined.items()
+    ]
+    stuck = [
+        f"{r.role} (pid {r.pid}) cannot be killed, a driver holds it: its memory counts as lost until it ends"
+        for r in life.roster
+        if r.state is State.STUCK
+    ]
+    return lost + stuck
 
 
 def of_stage(row: dict[str, Any]) -> dict[str, Any]:
