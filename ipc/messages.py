@@ -540,9 +540,12 @@ class LeaseRequest(_Wire, frozen=True):
 
 
 class Granted(_Wire, frozen=True):
+    """``free_bytes``: what was free on the device by its last reading, for words; -1: not said."""
+
     id: int
     lease: int
     nbytes: int
+    free_bytes: int = -1
 
 
 class Settled(_Wire, frozen=True):

@@ -80,6 +80,7 @@ class Lease:
     rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
     patient_until: float = 0.0  # the end of its patience, by the clock of that line
     preemptible: bool = False  # its holder may be asked to leave
+    free_bytes: int = -1  # what was free when it was granted, for words
     grows: bool = False  # besides its holder's lease, for a model that is loaded already
     asked_at: float | None = None  # when it was
     home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases

@@ -121,7 +121,7 @@ class Leases:
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
         if lease.state in ALIVE:
-            return [Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))]
+            return [self._granted(lease)]
         lease.obstacle = ""
         return self._serve(lease.device, now, lease)
 
@@ -154,10 +154,15 @@ class Leases:
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
+        reading = self._devices[lease.device].reading
+        lease.free_bytes = reading.free_bytes if reading else -1
         self._counts["granted"] += 1
         if lease.external or lease.grows:  # it takes its bytes when it pleases: nobody waits for it to have loaded
             move(lease, LeaseState.HELD, now)
-        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
+        return self._granted(lease)
+
+    def _granted(self, lease: Lease) -> Action:
+        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes, lease.free_bytes))
 
     @staticmethod
     def _expired(outlook: Outlook, line: Line, now: float) -> Lease | None:

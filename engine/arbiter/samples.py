@@ -83,7 +83,7 @@ class Samples:
                     alive.add(lease.number)
                     # Whoever was granted in this turn has not heard of it yet, and so has nothing on the device.
                     latest = max(lease.number, self._known)
-                    others = [one for one in present if one is not lease and one.number <= latest]
+                    others = [one for one in present if one is not lease and one.number <= latest and not one.grows]
                     actions += self._follow(self._watch(lease, memory, others), memory, others)
         self._watched = {number: one for number, one in self._watched.items() if number in alive}
         self._known = newest

@@ -271,7 +271,9 @@ class Flow:
         """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""
         if wait is None or now + wait >= job.deadline:
             self._record(job, worker, result, State.FAILED.value, result.error)
-            return self._give_up(job, code, result.error, now)
+            leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
+            why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            return self._give_up(job, code, result.error + why, now)
         job.move(State.RETRYING)
         job.retry_at = now + wait
         self.book.totals.retries += 1

@@ -107,6 +107,7 @@ class Supervisor:
         self._ready = ready or (lambda news: None)
         self._modules = {**MODULES, "worker": WORKER_MODULE, **(modules or {})}
         self._hooks = parse_hooks(os.environ.get(HOOKS, ""))
+        self._tail: deque[str] = deque(maxlen=KEPT_LINES)
         self._poll = Poll()
         self._watched: dict[int, Child] = {}  # pidfd -> child
         self._outputs: dict[int, Child] = {}  # output pipe -> child
@@ -115,7 +116,7 @@ class Supervisor:
         """Start, serve, stop; the exit code. Raises DragomanError when the node cannot start."""
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
-        self._children = Children(logs.LineHandler())
+        self._children = Children(logs.LineHandler(tail=self._tail))
         self._claims = Claims(claims.folder(), self.folder.path, shared=self.config.devices.share)
         try:
             self._claim_gpus()
@@ -176,11 +177,9 @@ class Supervisor:
 
     def _open(self) -> None:
         """Everything a child may need exists before the first one starts."""
-        self._tail: deque[str] = deque(maxlen=KEPT_LINES)
         self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level, self._tail)
         if self._hooks:
             self._logger.warning("test hooks are in force: %s", ", ".join(sorted(self._hooks)))
-        self._children = Children(logs.LineHandler(tail=self._tail))
         self._rings = {name: self._make_ring(name, blocks) for name, blocks in self.plan.rings.items()}
         self._journal_fd = memory.create("journal", JOURNAL_BYTES)
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process

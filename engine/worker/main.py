@@ -67,9 +67,10 @@ class Worker:
         self.arbiter: Dealer | None = None
         self.runner: Runner | None = None
         self.state = "empty"
-        self.lease = self.granted_bytes = 0
-        self.variant = 0  # of its model: 0 the one configured, then the smaller ones
+        self.lease = 0
+        self.granted = Granted(0, 0, 0)
         self.phase = ""  # of the load
+        self.variant = 0  # of its model: 0 the one configured, then the smaller ones
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
         self.waiting_for = ""
@@ -135,11 +136,11 @@ class Worker:
         for _, _, batch in link.drain():
             for message in batch:
                 match message:
-                    case Granted(id=id_, lease=lease, nbytes=nbytes) if self.request and id_ == self.request.id:
+                    case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
                         if self.request.grows:
                             self.request = None
                             continue
-                        self.granted_bytes = nbytes
+                        self.granted = message
                         self.lease, self.request, self.waiting_for, self.last_words = lease, None, "", ()
                         self.load()
                     case LeaseWait() | Denied() if self.request and self.request.grows:
@@ -181,17 +182,16 @@ class Worker:
             return
         self.state, self.variant = "waiting", load.variant
         chosen = self.chosen
-        nbytes = round(chosen.estimate_bytes * load.raised)
         self.request = LeaseRequest(
-            time.monotonic_ns(), self.boot.role, self.plan.device, nbytes, chosen.model, load.wait_s,
-            variant=self.variant,
+            time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
+            chosen.model, load.wait_s, variant=self.variant,
         )  # fmt: skip
         self._to_arbiter(self.request)
 
     def ask_for_more(self, nbytes: int, wait_s: float) -> None:
         """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
         if self.state == "loaded" and self.request is None:
-            device, model, id_ = self.plan.device, self.chosen.model, time.monotonic_ns()
+            id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
             self.request = LeaseRequest(id_, self.boot.role, device, nbytes, model, wait_s, grows=True)
             self._to_arbiter(self.request)
 
@@ -253,9 +253,8 @@ class Worker:
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
         text = cause.text
         if cause.code == "oom":
-            text += (
-                f" ({self.phase.replace('_', '-')} of {self.boot.role}, which was granted {self.granted_bytes} bytes)"
-            )
+            granted, free = gib(self.granted.nbytes), gib(self.granted.free_bytes)
+            text += f" ({self.phase.replace('_', '-')} of {self.boot.role}: {granted} granted, {free} were free then)"
         self._to_scheduler(Denied(text, cause.code, phase=self.phase))
         self.leaving = self.parked = self.plan.library_device != "cpu"
 
@@ -336,6 +335,11 @@ class Worker:
     def _to_arbiter(self, message: Any) -> None:
         if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
+
+
+def gib(nbytes: int) -> str:
+    """Bytes for people."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def _peak_bytes() -> int:

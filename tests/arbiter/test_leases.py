@@ -687,27 +687,6 @@ def test_what_a_worker_is_told_stands_in_the_log_in_words():
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
 
 
-def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_shares():
-    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
-    bench.read(24 * GIB, device="cpu")
-    (first,) = bench.ask("asr@cuda:0/0", 10 * GIB)
-    bench.settle("asr@cuda:0/0", first.lease)
-    bench.read(24 * GIB, device="cpu", taken_at=bench.now + 0.1)
-    assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
-    (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
-    assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason
-
-
-def test_a_part_of_a_shared_device_is_what_this_node_takes_whatever_others_use():
-    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=10 * GIB, safety_margin=0.0, ceiling_is_own=True))
-    bench.read(12 * GIB)  # another node has its 12
-    assert bench.row()["grantable_bytes"] == 10 * GIB
-    bench.load("asr@cuda:0/0", 8 * GIB, 4 * GIB)
-    assert bench.row()["grantable_bytes"] == 2 * GIB
-    bench.read(GIB)  # others have taken more than was agreed: what is there counts
-    assert bench.row()["grantable_bytes"] == GIB
-
-
 def grow(bench: Bench, worker: str, nbytes: int, wait_s: float = 5.0) -> list:
     message = LeaseRequest(next(bench._ids), worker, GPU, nbytes, "", wait_s, grows=True)
     return bench.feed(FromWorker(f"{worker}#1", message))
@@ -741,5 +720,26 @@ def test_more_than_there_is_is_waited_for_as_long_as_was_said_and_then_denied():
     bench.load("asr@cuda:0/0", 10 * GIB, 2 * GIB)
     assert isinstance(grow(bench, "asr@cuda:0/0", 4 * GIB)[0], LeaseWait)
     bench.later(5.1)
-    bench.read(2 * GIB)
+    assert isinstance(bench.read(2 * GIB)[0], Denied)
     assert bench.states() == ["held"], "what it has stays"
+
+
+def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_shares():
+    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
+    bench.read(24 * GIB, device="cpu")
+    (first,) = bench.ask("asr@cuda:0/0", 10 * GIB)
+    bench.settle("asr@cuda:0/0", first.lease)
+    bench.read(24 * GIB, device="cpu", taken_at=bench.now + 0.1)
+    assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
+    (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
+    assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason
+
+
+def test_a_part_of_a_shared_device_is_what_this_node_takes_whatever_others_use():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=10 * GIB, safety_margin=0.0, ceiling_is_own=True))
+    bench.read(12 * GIB)  # another node has its 12
+    assert bench.row()["grantable_bytes"] == 10 * GIB
+    bench.load("asr@cuda:0/0", 8 * GIB, 4 * GIB)
+    assert bench.row()["grantable_bytes"] == 2 * GIB
+    bench.read(GIB)  # others have taken more than was agreed: what is there counts
+    assert bench.row()["grantable_bytes"] == GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,7 @@ def test_and_then_it_is_no_vram_with_the_reason_while_the_worker_lives(gpus: Gpu
         driver.set_foreign(0, GIB)
         (outcome,) = carry(node, 1)
         assert (outcome.outcome, outcome.code) == ("error", "no_vram") and "out of memory" in outcome.error
+        assert "nmt@cuda:0/0 was to have" in outcome.error
         assert len(steps(outcome)) == 4, "once, and three whole tries"
         driver.set_foreign(0, 0)
         assert [o.outcome for o in carry(node, 3)] == ["ok"] * 3
@@ -130,6 +132,10 @@ def test_a_load_that_runs_out_is_another_process_the_next_time_and_leaves_nothin
         driver.set(0, largest_block_bytes=512 * MIB)
         ctl.ask(node.ctl_endpoint, "restart", target="nmt@cuda:0/0")
         stats = wait_until(lambda: (s := node.stats()) and s["oom"].get("load", 0) >= 2 and s)
+        why = stats["scheduler"]["workers"]["nmt@cuda:0/0"]["waiting_for"]
+        assert re.search(r"load of nmt@cuda:0/0: 2\.\d GiB granted, [34]\.\d GiB were free then", why), (
+            "needed and there"
+        )
         assert stats["deaths"] == [] and stats["oom_errors"] == stats["oom"]["load"]
         wait_until(lambda: driver.truth(0) == 0)
         driver.set(0, largest_block_bytes=0)
