@@ -60,6 +60,7 @@ class Device:
     compute_mode: str = "DEFAULT"  # who may compute on it
     mps: bool = False  # its programs share one context server: what breaks one breaks all
     ecc_errors: int = 0  # uncorrectable ones since the driver was loaded
+    free_bytes: int = -1  # when it was found; -1: not known
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _matching(entry: str, there: Mapping[str, Device]) -> list[Device]:
 def _cpu() -> Device:
     cores = len(os.sched_getaffinity(0))
     label = f"CPU, {cores} core{'s' if cores != 1 else ''}"
-    return Device("cpu", "", "cpu", host_memory().total_bytes, "host", label)
+    memory = host_memory()
+    return Device("cpu", "", "cpu", memory.total_bytes, "host", label, memory.available_bytes)
 
 
 def _gpus(environ: Mapping[str, str], nvml: Any, declared: Mapping[str, int]) -> list[Device]:
@@ -180,7 +182,7 @@ def _gpus(environ: Mapping[str, str], nvml: Any, declared: Mapping[str, int]) ->
 def _gpu(library: Any, name: str, one: Instance, served: bool, declared: Mapping[str, int]) -> Device | None:
     """The device, or None, with a line in the log, when its driver does not tell its memory."""
     try:
-        source, total = _memory_of(library, name, one, declared)
+        source, total, free = _memory_of(library, name, one, declared)
         label = _text(library.nvmlDeviceGetName(one.handle))
     except library.NVMLError as error:
         mend = f"to use it all the same, say how much memory it has: devices.declared_bytes.{name!r}"
@@ -188,20 +190,24 @@ def _gpu(library: Any, name: str, one: Instance, served: bool, declared: Mapping
         return None
     mode = COMPUTE_MODES.get(_asked(library, "nvmlDeviceGetComputeMode", one.gpu_handle), "DEFAULT")
     errors = _asked(library, "nvmlDeviceGetTotalEccErrors", one.gpu_handle, *VOLATILE_UNCORRECTED)
-    return Device(name, one.uuid, "cuda", total, source, label, one.index, mode, served, errors)
+    return Device(name, one.uuid, "cuda", total, source, label, one.index, mode, served, errors, free)
 
 
-def _memory_of(library: Any, name: str, one: Instance, declared: Mapping[str, int]) -> tuple[Source, int]:
-    """Where its memory is read, and how much it has in bytes. Raises NVMLError when that cannot be said."""
+def _memory_of(library: Any, name: str, one: Instance, declared: Mapping[str, int]) -> tuple[Source, int, int]:
+    """Where its memory is read, how much it has and how much is free, in bytes.
+
+    Raises NVMLError when that cannot be said.
+    """
     if nbytes := declared.get(name, declared.get(one.uuid, 0)):
-        return "declared", nbytes
+        return "declared", nbytes, nbytes
     try:
-        total = int(library.nvmlDeviceGetMemoryInfo(one.handle).total)
+        memory = library.nvmlDeviceGetMemoryInfo(one.handle)
     except library.NVMLError as error:
         if getattr(error, "value", None) == NOT_SUPPORTED and one.uuid == one.gpu_uuid:
-            return "unified", host_memory().total_bytes
+            host = host_memory()
+            return "unified", host.total_bytes, host.available_bytes
         raise
-    return "nvml" if one.uuid == one.gpu_uuid else "mig", total
+    return "nvml" if one.uuid == one.gpu_uuid else "mig", int(memory.total), int(memory.free)
 
 
 def _asked(library: Any, call: str, *arguments: Any) -> int:

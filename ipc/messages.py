@@ -411,14 +411,18 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+
     model: str
     variant: int = 0
+    wait_s: float | None = None
 
 
 class RunItem(_Part, frozen=True):
@@ -504,7 +508,7 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait.
     """
 
     id: int
@@ -514,6 +518,8 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    priority: str = "normal"
+    variant: int = 0  # of the model, for whoever measures it
 
 
 class Granted(_Wire, frozen=True):
@@ -523,16 +529,35 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
+
+    ``pid``: of the holder, to be found in a driver's list of processes.
+    """
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
+    pid: int = 0
 
 
 class Release(_Wire, frozen=True):
     lease: int
+
+
+class Inquire(_Wire, frozen=True):
+    """To a worker that holds this lease: another has loaded beside it, and did it run meanwhile? It says ``Used``."""
+
+    lease: int
+
+
+class Used(_Wire, frozen=True):
+    """What a holder says of itself. ``peak_bytes``: the most it has had (-1: it cannot tell). ``ran_at``: when its last
+    run ended (CLOCK_MONOTONIC, s; 0: it has not run)."""
+
+    lease: int
+    peak_bytes: int = -1
+    ran_at: float = 0.0
 
 
 class Leave(_Wire, frozen=True):
@@ -556,11 +581,34 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
 class Alive(_Wire, frozen=True):
     phase: str = ""
+
+
+class Measured(_Wire, frozen=True):
+    """The arbiter has seen what a worker's model takes. ``phase`` load | run (the most since).
+
+    ``exact``: it was read of its process alone, and not of the whole device. ``note``: what else may be in it ("":
+    nothing that was seen). (``engine.corrections``)
+    """
+
+    worker: str  # its role
+    phase: str
+    nbytes: int
+    granted: int
+    exact: bool = False
+    note: str = ""
+    variant: int = 0  # of its model
 
 
 class Report(_Wire, frozen=True):
@@ -648,6 +696,34 @@ class Stop(_Wire, frozen=True):
     pass
 
 
+class Errand(_Part, frozen=True):
+    """Lives of a worker up to ``incarnation`` are to leave, each after the batches it has.
+
+    ``back``: the next life loads at once (a restart), else when its stage has work (an unload).
+    """
+
+    role: str
+    incarnation: int
+    back: bool
+
+
+class Orders(_Wire, frozen=True):
+    """What operators have ordered and still holds: all of it, whenever it changes and to each new scheduler.
+
+    ``drained``: devices where nothing new begins. ``knobs``: dotted field of the configuration -> its value now.
+    """
+
+    drained: tuple[str, ...] = ()
+    errands: tuple[Errand, ...] = ()
+    knobs: dict[str, Union[bool, int, float]] = {}
+
+
+class Preload(_Wire, frozen=True):
+    """This stage's models are wanted now, as if there were work for them."""
+
+    stage: str
+
+
 class Silent(_Wire, frozen=True):
     """A worker's heartbeat is missed; ``phase`` is what its last one said."""
 
@@ -660,7 +736,11 @@ class Silent(_Wire, frozen=True):
 
 
 class Ask(_Strict, frozen=True):
-    """An operator's question: ``verb`` stats | health | drain; answered by one ``Answer``."""
+    """An operator's question or order, answered by one ``Answer``.
+
+    ``verb``: stats | health | drain (the node) without ``args``; restart | drain | resume | load | unload | pin | unpin
+    | set with ``{"target": ...}``.
+    """
 
     verb: str
     args: dict[str, str] = {}
@@ -674,16 +754,16 @@ class Answer(_Wire, frozen=True):
 
 # ---------------------------------------------------------------- unions per receiver
 
-SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Quarantine, Drained, Serving, Flushed]
+SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Quarantine, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]
-ToArbiter = Union[LeaseRequest, Settled, Release]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
+ToArbiter = Union[LeaseRequest, Settled, Release, Used]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave, Inquire]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +19,11 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
+from engine.arbiter.samples import Samples
+from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.limits import limits
 from engine.process import Lifeline
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -28,14 +31,17 @@ from ipc.messages import (
     Drain,
     Gone,
     Granted,
+    Inquire,
     LeaseRequest,
     LeaseWait,
+    Measured,
     Release,
     Settled,
     Stop,
     ToArbiter,
     ToWorker,
     Up,
+    Used,
 )
 from ipc.peers import split_peer
 from ipc.sockets import Dealer, Poll, Router
@@ -55,7 +61,9 @@ class Arbiter:
         self._log = logs.get()
         own = [limits(plan) for plan in boot.body.devices if not plan.book]
         self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
+        self._samples = Samples()
         self._plans = boot.body.devices
+        self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
@@ -77,6 +85,8 @@ class Arbiter:
                 self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
+            self._act(self._samples.look(self._leases.books()))
+            self._act([*self._spare.look(self._leases.rooms())])
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -107,6 +117,7 @@ class Arbiter:
             self._log.error("the journal is not of this version; leases granted so far are not known: %s", error)
             return
         self._leases.restore(book)
+        self._samples = Samples(book.next_number - 1)
         for peer in [one.peer for device in book.devices for one in device.leases if one.external]:
             if not self._holders.watch(peer):  # it died while there was no arbiter
                 self._act(self._leases.handle(Gone(*split_peer(peer)), process.now()))
@@ -145,8 +156,8 @@ class Arbiter:
         self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
         self._scheduler.epoch = epoch
         self._poll.add(self._scheduler)
-        for want in self._leases.wants.all():
-            self._scheduler.post(want)
+        for news in (*self._leases.wants.all(), *self._spare.all()):
+            self._scheduler.post(news)
 
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
@@ -162,6 +173,8 @@ class Arbiter:
                 if isinstance(message, (LeaseRequest, Settled, Release)):
                     failpoints.reach("arbiter.asked")
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+                if isinstance(message, (Settled, Used)):
+                    self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL):
                     self._holders.forget(peer)
 
@@ -175,12 +188,13 @@ class Arbiter:
             for one in news:
                 self._act(self._leases.handle(one, process.now()))
 
-    def _act(self, actions: list[Action]) -> None:
+    def _act(self, actions: Sequence[Action | Measured]) -> None:
         for action in actions:
             match action:
                 case Send(peer, message):
                     self._granting = self._granting or isinstance(message, Granted)
-                    level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
+                    quiet = isinstance(message, (LeaseWait, Inquire))  # the scheduler says it; nobody's business
+                    level = logging.DEBUG if quiet else logging.INFO
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
                 case AskToLeave(peer, message):
@@ -197,6 +211,8 @@ class Arbiter:
                     self._lifeline.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
+                case Measured():
+                    self._lifeline.post(action)
 
     def _keep(self) -> None:
         """Write the book down. One too large for the journal is counted and said once; the node goes on."""
@@ -227,20 +243,6 @@ class Arbiter:
             row |= {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
             rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] else {})
         return {**report, "devices": rows}
-
-
-def limits(plan: DevicePlan) -> Limits:
-    """A device as the book sees it."""
-    return Limits(
-        plan.name,
-        plan.total_bytes,
-        plan.ceiling_bytes,
-        plan.reserve_bytes,
-        plan.safety_margin,
-        plan.max_models,
-        ceiling_is_own=plan.ceiling_is_own,
-        returns_at_once=plan.memory_source in ("host", "unified", "declared"),
-    )
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:

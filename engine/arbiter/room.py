@@ -3,8 +3,8 @@
 Pure. The driver only says how much is free in all. The book splits what is used into what our leases *hold* and what
 is *foreign* (other programs, and whatever of ours no lease covers), and keeps the sum equal to the driver's figure:
 
-* growth goes first to leases that were granted more than they hold (the one loading before the others), then to
-  foreign;
+* growth goes first to leases that were granted more than they hold (those that are draining, then the one loading,
+  before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
 * what a worker measured of itself after loading replaces what was put down to it.
@@ -21,48 +21,26 @@ A reading from before a lease settled or let go is not the truth about it, so su
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState
+from engine.limits import Limits
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
 
 
 @dataclass(frozen=True)
-class Limits:
-    """A device and the configured bounds on its use. Sizes in bytes."""
-
-    name: str
-    total_bytes: int
-    ceiling_bytes: int = 0  # nothing is granted above this much used memory; 0: none
-    reserve_bytes: int = 0
-    safety_margin: float = 0.1
-    max_models: int = 5
-    ceiling_is_own: bool = False  # ... by this node alone, whatever others use
-    returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
-
-    @property
-    def usable_bytes(self) -> int:
-        """The device, or its ceiling."""
-        return min(self.total_bytes, self.ceiling_bytes) if self.ceiling_bytes else self.total_bytes
-
-    @property
-    def most_bytes(self) -> int:
-        """The largest lease that would ever fit: on an otherwise empty device."""
-        return self.usable_bytes - self.margin(self.total_bytes)
-
-    def margin(self, driver_free: int) -> int:
-        return max(int(self.safety_margin * driver_free), self.reserve_bytes)
-
-
-@dataclass(frozen=True)
 class Reading:
-    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds)."""
+    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds).
+
+    ``processes``: bytes by process id, of those that the driver tells.
+    """
 
     device: str
     total_bytes: int
     free_bytes: int
     taken_at: float
+    processes: dict[int, int] = field(default_factory=dict)
 
     @property
     def used_bytes(self) -> int:
@@ -119,11 +97,7 @@ class DeviceMemory:
         present = [lease for lease in leases if lease.state in ON_DEVICE]
         promised = sum(lease.promised_bytes for lease in present)
         ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
-        by_driver = self.reading.free_bytes - promised
-        by_book = self.limits.usable_bytes - ours - self.foreign_bytes
-        if self.limits.ceiling_is_own:
-            by_book = min(self.limits.usable_bytes - ours, self.limits.total_bytes - ours - self.foreign_bytes)
-        return min(by_driver, by_book) - self.margin()
+        return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
 
     def age(self, now: float, since: float) -> float:
         """Seconds since the newest reading; while there is none of our own, since ``since``."""
@@ -146,13 +120,16 @@ class DeviceMemory:
         return lease.held_bytes - before
 
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
-        # The loader first, and one that got stuck in its load; then holders outside the node, who take their bytes when
-        # they please and never say so.
-        order = (LeaseState.GRANTED, LeaseState.LOST, LeaseState.HELD)
+        # What somebody took just before its death may show only now; then the loader, and one that got stuck in its
+        # load; then holders outside the node, who take their bytes when they please and never say so.
+        order = [LeaseState.DRAINING, LeaseState.GRANTED, LeaseState.LOST, LeaseState.HELD]
+        if self.limits.returns_at_once:
+            order.remove(LeaseState.DRAINING)
         growing = [one for one in leases if one.state in order]
         for lease in sorted(growing, key=lambda one: (order.index(one.state), not one.external)):
             part = min(nbytes, lease.promised_bytes)
             lease.held_bytes += part
+            lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)
             nbytes -= part
         self.foreign_bytes += nbytes
 

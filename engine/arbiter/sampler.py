@@ -157,7 +157,8 @@ class Watch:
         if gpu.tells_memory:
             taken_at = now()
             memory = self._library.nvmlDeviceGetMemoryInfo(handle)
-            yield Reading(name, int(memory.total), int(memory.free), taken_at)
+            processes = _processes(self._library, handle)
+            yield Reading(name, int(memory.total), int(memory.free), taken_at, processes)
         errors = self._ecc_errors(whole) - gpu.ecc_errors
         if errors > 0:
             yield DeviceLost(name, f"{errors} uncorrectable ECC error{'s' if errors > 1 else ''} in its memory")
@@ -178,3 +179,12 @@ class Watch:
             if getattr(error, "value", None) in DEAD:
                 raise
             return 0
+
+
+def _processes(library: Any, handle: Any) -> dict[int, int]:
+    """Bytes by process, of those the driver tells; in a container it knows them by other numbers, or not at all."""
+    try:
+        rows = library.nvmlDeviceGetComputeRunningProcesses(handle)
+    except library.NVMLError:
+        return {}
+    return {int(row.pid): int(row.usedGpuMemory) for row in rows if row.usedGpuMemory is not None}

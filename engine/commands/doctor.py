@@ -58,6 +58,7 @@ SOURCES = {  # what is to be said of a device's memory, by where it is read
 PYTHONS = ((3, 11), (3, 14))  # from, below
 KERNEL_FLOOR = "5.4"
 COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models already feel tight
+ADVISED_BYTES = 12 * 10**9  # of GPU memory
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPAIR_COMMAND = (
     "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
@@ -219,7 +220,9 @@ def _devices(facts: Facts) -> list[Finding]:
         mend = facts.device_mend or "nvidia-smi (does the driver answer?)"
         return [Finding("note", "devices", facts.device_error, mend)]
     findings = [_device(d) for d in facts.devices]
-    if not any(d["kind"] == "cuda" for d in facts.devices):
+    if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda"]:
+        findings.append(_gpu_memory(max(gpus)))
+    else:
         mend = "none needed; with an NVIDIA GPU: install its driver"
         found = f"{', '.join(facts.other_gpus)}, which the node does not use" if facts.other_gpus else "none"
         findings.append(Finding("note", "GPU", f"{found}: every stage runs on the CPU", mend))
@@ -234,6 +237,14 @@ def _device(row: dict[str, Any]) -> Finding:
     if row.get("trouble"):
         return Finding("note", row["name"], row["trouble"], row["mend"])
     return Finding("ok", row["name"], text)
+
+
+def _gpu_memory(largest: int) -> Finding:
+    """The advice on hardware, for recognition, repair, translation and voices of the usual sizes on one GPU."""
+    text = f"the largest GPU has {nbytes(largest)}; 12 GB or more are advised, 16 GB recommended"
+    if largest < ADVISED_BYTES:
+        return Finding("note", "GPU memory", text, "none needed: models may take turns (see: placement), or be smaller")
+    return Finding("ok", "GPU memory", text)
 
 
 def _memory(facts: Facts) -> Finding:

@@ -78,17 +78,25 @@ class Worker:
     fruitless: int = 0  # lives in a row that ended no utterance well
     leaving: bool = False  # gets no more batches; parked when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
+    dismissed: bool = False  # ... and has been told
     loaded_at: float = 0.0
     idle_since: float | None = None
+    variant: int = 0  # of its model, which it has or is to load
+    modest: bool = False  # it asks for memory only if there is some at once: another worker or variant serves
+    hopeless: bool = False  # no variant of its model can be loaded, whatever room there is
+    room_since: float | None = None  # since when there has been room for it to do better
 
     def __post_init__(self) -> None:
+        self.variant = self.plan.variant
         self.begin(self.incarnation)
 
     def begin(self, incarnation: int) -> None:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
-        self.leaving = False
+        self.leaving = self.dismissed = False
+        self.ordered = ""
         self.idle_since = None
 
     def move(self, life: Life) -> None:
@@ -101,7 +109,31 @@ class Worker:
         """Whether another batch may be sent."""
         if self.batches and self.batches[-1].alone:
             return False
-        return self.life is Life.LOADED and not (self.condemned or self.leaving) and len(self.batches) <= send_ahead
+        return (
+            self.life is Life.LOADED
+            and not (self.condemned or self.leaving or self.ordered)
+            and len(self.batches) <= send_ahead
+        )
+
+    def step_down(self) -> bool:
+        """Choose the next smaller variant; False: there is none, and it is to begin anew with the planned one."""
+        if self.variant < len(self.plan.smaller):
+            self.variant += 1
+            return True
+        self.variant = self.plan.variant
+        return False
+
+    def needs(self, variant: int) -> int:
+        """Bytes that a variant of its model takes on its device, as far as is known."""
+        return self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+
+    @property
+    def degraded(self) -> str:
+        """How its results are worse than asked for, or ""."""
+        said = [f"with {self.plan.smaller[self.variant - 1].name}"] if self.variant else []
+        if self.plan.standby and self.plan.device == "cpu":
+            said.append("on the cpu, its own device has no room")
+        return " ".join(said)
 
     @property
     def may_serve(self) -> bool:

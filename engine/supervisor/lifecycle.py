@@ -23,6 +23,7 @@ import enum
 import signal
 from collections import deque
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from engine.config import DeadlinesSection
@@ -41,8 +42,9 @@ from engine.supervisor.events import (
     Tick,
     Warn,
 )
+from engine.supervisor.orders import Orders
 from engine.supervisor.roster import LIVING, Post, Record, Roster, State, Unkillable
-from ipc.errors import IllegalMove
+from ipc.errors import DragomanError, IllegalMove
 from ipc.messages import (
     Alive,
     Condemn,
@@ -52,6 +54,7 @@ from ipc.messages import (
     Failing,
     Flushed,
     Gone,
+    Preload,
     Quarantine,
     Ready,
     Report,
@@ -62,6 +65,7 @@ from ipc.messages import (
 )  # fmt: skip
 
 KEPT_DEATHS = 100  # for the statistics
+MEND_LOST = "reset it (nvidia-smi --gpu-reset), then start the node again"
 COUNT_S = 0.2  # how long a draining node waits for the scheduler's count of what is in flight
 
 
@@ -84,10 +88,19 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 }
 
 
+@dataclass(frozen=True)
+class Order:
+    """An operator's order that was taken: the workers it is about, and what is to be done."""
+
+    roles: list[str]
+    actions: list[Any]
+
+
 class Lifecycle:
     """The supervisor's core.
 
-    may_fail: workers whose stage the node can do without. shared: devices whose programs share a context server (MPS).
+    may_fail: workers whose stage the node can do without. orders: of operators. shared: devices whose programs share a
+    context server (MPS).
     """
 
     def __init__(
@@ -96,9 +109,11 @@ class Lifecycle:
         endpoints: dict[str, str],
         deadlines: DeadlinesSection,
         may_fail: Collection[str] = (),
+        orders: Orders | None = None,
         shared: Collection[str] = (),
     ) -> None:
         self.roster = roster
+        self.orders = orders or Orders({}, {}, ())
         self.phase = Phase.STARTING
         self.mode = self.mode_reason = ""
         self.endpoints: tuple[str, ...] = ()
@@ -159,6 +174,7 @@ class Lifecycle:
     def check(self) -> None:
         """Raise AssertionError if phase and processes contradict each other."""
         self.roster.check()
+        self.orders.check()
         living = [r.role for r in self.roster.living()]
         assert self.phase is not Phase.ENDED or not living or self._killed_at is not None, f"ended with {living}"
         for r in self.roster:
@@ -182,6 +198,8 @@ class Lifecycle:
             return []
         phase = message.phase if isinstance(message, Alive) else ""
         actions = self._introduce(role, now) if self.roster.heard(role, incarnation, now, phase) else []
+        if self.orders.heard(self.roster[role]):
+            actions += self._post("scheduler", self.orders.standing())
         match message:
             case Report(snapshot):
                 self.reports[role] = (now, snapshot)
@@ -237,6 +255,7 @@ class Lifecycle:
             dead = [r for r in workers if r.incarnation and r.state not in LIVING]
             missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
             missed += [_stuck_news(r) for r in workers if r.state is State.STUCK]
+            missed.append(self.orders.standing())  # it was born with them; some may have come since
             if self.phase in (Phase.SERVING, Phase.DRAINING):
                 missed.append(Serve())
         if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:
@@ -249,6 +268,36 @@ class Lifecycle:
 
     def _post(self, role: str, message: Any) -> list[Any]:
         return [Post(r.role, r.incarnation, message) for r in self.roster.hearing() if r.role == role]
+
+    # ------------------------------------------------------------ operators
+
+    def order(self, verb: str, target: str, now: float, *, value: Any = None, usual: Any = None) -> Order:
+        """What an operator orders. Raises DragomanError when it cannot be done, and then changes nothing.
+
+        ``value``, ``usual``: of ``set``, what the knob ``target`` shall be and what it is without operators.
+        """
+        if self.phase is not Phase.SERVING:
+            raise DragomanError(f"the node is {self.phase.value}", "orders are taken while it serves")
+        roles = self.orders.obey(verb, target, self.roster, value, usual)
+        told = self._post("scheduler", self.orders.standing())
+        if verb == "restart":
+            roles = self._revive(roles, now)
+        if verb == "load":
+            told += self._post("scheduler", Preload(target))
+        return Order(roles, told)
+
+    def _revive(self, roles: list[str], now: float) -> list[str]:
+        """Give those that were given up another life, where their device is there; those that (will) have one."""
+        spent = [role for role in roles if self.roster[role].state is State.SPENT]
+        lost = [role for role in spent if self.roster[role].device in self.quarantined]
+        if lost == roles:
+            raise DragomanError(f"{lost[0]} cannot start: {self._why_lost(self.roster[lost[0]])}", MEND_LOST)
+        for role in set(spent) - set(lost):
+            self.roster.revive(role, now)
+        return [role for role in roles if role not in lost]
+
+    def _why_lost(self, record: Record) -> str:
+        return f"{record.device} is quarantined: {self.quarantined[record.device]}"
 
     # ------------------------------------------------------------ deaths
 
@@ -268,6 +317,7 @@ class Lifecycle:
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
         lost = record.device in self.quarantined
+        reason = self._why_lost(record) if lost else reason
         if code == PARKED and record.is_worker and not lost:
             self.roster.renew(role, now)
             news = Gone(role, record.incarnation, "parked", parked=True)
@@ -316,17 +366,16 @@ class Lifecycle:
         if device in self.quarantined:
             return []
         self.quarantined[device] = reason
-        why = f"{device} is quarantined: {reason}"
-        actions: list[Any] = [Warn(f"{why}; nothing runs there until the node is started again")]
+        actions: list[Any] = [
+            Warn(f"{device} is quarantined: {reason}; nothing runs there until the node is started again")
+        ]
         for record in [r for r in self.roster if r.device == device]:
             if record.state in (State.STARTING, State.UP):
-                actions.append(self.roster.condemn(record.role, why, now))
+                actions.append(self.roster.condemn(record.role, self._why_lost(record), now))
             elif record.state is State.WAITING and record.incarnation:
                 self.roster.give_up(record.role)
-                record.reason = why
-                actions += self._post("scheduler", Gone(record.role, record.incarnation, why, final=True))
-            elif record.state is State.CONDEMNED:
-                record.reason = why
+                record.reason = self._why_lost(record)
+                actions += self._post("scheduler", Gone(record.role, record.incarnation, record.reason, final=True))
         return actions
 
     def _stuck(self, record: Record) -> list[Any]:
@@ -349,6 +398,7 @@ class Lifecycle:
         """Plan the next life, or none; returns the line for the log."""
         text = f"{record.role} (life {record.incarnation}) died: {reason}; "
         if final:
+            self.orders.forget(record.role)
             self.roster.give_up(record.role)
             return text + "it stays away until the node is started again"
         wait = self.roster.restart(record.role, now)

@@ -15,12 +15,15 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from engine import devices, exits, failpoints, logs, process, published
+from engine import corrections_file, devices, exits, failpoints, knobs, logs, placement, process, published
+from engine.boot import SchedulerBoot
 from engine.config import Config
 from engine.supervisor import claims, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -40,12 +43,14 @@ from engine.supervisor.events import (
 )
 from engine.supervisor.folder import RunFolder, base_folder
 from engine.supervisor.lifecycle import Lifecycle, Phase
+from engine.supervisor.measuring import Measuring
 from engine.supervisor.notify import Watchdog, notify
 from engine.supervisor.operators import Operators
+from engine.supervisor.orders import VERBS, Orders
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
 from ipc.errors import ConfigError, DragomanError
-from ipc.messages import ToSupervisor
+from ipc.messages import Measured, ToSupervisor
 from ipc.peers import peer_name, split_peer
 from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
@@ -112,6 +117,7 @@ class Supervisor:
             try:
                 return self._loop()
             finally:
+                self._measuring.keep()
                 self._children.kill_all(self.config.deadlines.stop_s)
                 self._router.close()
                 self._operators.close()
@@ -140,6 +146,8 @@ class Supervisor:
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
         found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
+        file = corrections_file.place(self.config.devices.estimates_file, os.environ)
+        history = corrections_file.read(file)
         made = plan.make(
             self.config,
             found,
@@ -147,8 +155,10 @@ class Supervisor:
             len(os.sched_getaffinity(0)),
             survey.survey(self.config),
             self.folder.endpoint("client"),
+            history,
         )
         self._shared = [device.name for device in found if device.mps]
+        self._measuring = Measuring(made.needs, file)
         return made, {device.name: device.kind for device in found}
 
     def _open(self) -> None:
@@ -161,11 +171,13 @@ class Supervisor:
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
         self._endpoints = {role: self.folder.endpoint(role) for role in ROUTERS}
         self._router = Router(self._endpoints["supervisor"], INCARNATION, ToSupervisor)
-        verbs = {"stats": self.stats, "health": self.health, "drain": self.drain}
-        self._operators = Operators(self.folder.endpoint("ctl"), verbs)
+        self._operators = Operators(self.folder.endpoint("ctl"), self._verbs())
         deadlines = self.config.deadlines
         roster = Roster(self.plan.roles, deadlines, self.config.node.restart_budget)
-        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, self._shared)
+        pinned = {name: section.pinned for name, section in self.config.stages.items()}
+        homes = {role: (body.stage, body.device) for role, body in self.plan.workers.items()}
+        orders = Orders(homes, pinned, self._devices)
+        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders, self._shared)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)
@@ -184,6 +196,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        yield from placement.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -246,6 +259,9 @@ class Supervisor:
             journal_fd=self._journal_fd if wanted.role == "arbiter" else -1,
             hooks=self._hooks,
         )
+        if isinstance(boot.body, SchedulerBoot):
+            born_with = msgspec.structs.replace(boot.body, orders=self._life.orders.standing())
+            boot = msgspec.structs.replace(boot, body=born_with)
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
@@ -277,6 +293,9 @@ class Supervisor:
             role, incarnation = split_peer(peer)
             for message in batch:
                 self._handle(Heard(role, incarnation, message))
+                if isinstance(message, Measured):
+                    self._measuring.take(message, time.time())
+        self._measuring.keep_when_due(process.now())
 
     def _read_outputs(self, readable: set[Any]) -> None:
         for fd in readable & self._outputs.keys():
@@ -304,10 +323,33 @@ class Supervisor:
 
     # ------------------------------------------------------------ what operators may ask
 
+    def _verbs(self) -> dict[str, Callable[[dict[str, str]], dict[str, Any]]]:
+        """Name -> what answers it."""
+        orders = {verb: partial(self.order, verb) for verb in VERBS}
+        return {
+            "stats": lambda args: self.stats(),
+            "health": lambda args: self.health(),
+            **orders,
+            "drain": lambda args: self.order("drain", args) if args else self.drain(),
+        }
+
+    def order(self, verb: str, args: Mapping[str, str]) -> dict[str, Any]:
+        """An operator's order about ``args["target"]``: what is changed by it, and the workers it is about."""
+        target, value, usual = args.get("target", ""), None, None
+        if verb == "set":
+            target, value = knobs.read(self.config, target)
+            usual = knobs.configured(self.config, target)
+        order = self._life.order(verb, target, process.now(), value=value, usual=usual)
+        self._logger.info("an operator orders: %s %s", verb, args["target"])
+        for action in order.actions:
+            self._act(action)
+        return {"verb": verb, "target": target, "workers": order.roles, **({"value": value} if verb == "set" else {})}
+
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now(), os.getpid())
+        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
+        now, rows = process.now(), self._measuring.rows()
+        return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""

@@ -9,7 +9,7 @@
        │                 killed ◄──abort_s── condemned                       │
        │                    │ exit                │ exit                     │ exit, or stop_s ──► killed
        └──restart── gone ◄──┴─────────────────────┴──────────────────────────┘           killed ──stuck_s──► stuck
-                     └──give up──► spent                                                 stuck ──exit──► gone
+                     └──give up──► spent ──an operator's restart──► waiting              stuck ──exit──► gone
 
 A **condemned** process gets SIGABRT (it writes its stacks to the log) and, ``abort_s`` later, SIGKILL. Only the pidfd
 says that a process is dead; then the restart budget decides between ``waiting`` and ``spent``. A process that had made
@@ -50,7 +50,7 @@ class State(enum.Enum):
     KILLED = "killed"  # SIGKILL sent
     STUCK = "stuck"  # ... long ago
     GONE = "gone"  # confirmed dead
-    SPENT = "spent"  # dead, and none will follow
+    SPENT = "spent"  # dead, and none will follow unless an operator says so
 
 
 MOVES: dict[State, frozenset[State]] = {
@@ -62,7 +62,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.KILLED: frozenset({State.GONE, State.STUCK}),
     State.STUCK: frozenset({State.GONE}),
     State.GONE: frozenset({State.WAITING, State.SPENT}),
-    State.SPENT: frozenset(),
+    State.SPENT: frozenset({State.WAITING}),
 }
 LIVING = frozenset({State.STARTING, State.UP, State.CONDEMNED, State.STOPPING, State.KILLED, State.STUCK})
 HEARING = frozenset({State.UP, State.CONDEMNED, State.STOPPING})  # has spoken and may be written to
@@ -268,6 +268,13 @@ class Roster:
         """The next life follows at once and is not charged: the last one left because it was told to."""
         record = self._records[role]
         record.move(State.WAITING)
+        record.fruitless, record.due = 0, now
+
+    def revive(self, role: str, now: float) -> None:
+        """A role that was given up gets another life at once, and its whole budget."""
+        record = self._records[role]
+        record.move(State.WAITING)
+        record.restarts.clear()
         record.fruitless, record.due = 0, now
 
     def give_up(self, role: str) -> None:

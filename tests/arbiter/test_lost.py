@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.arbiter.events import Alarm, DeviceLost, Tick
-from engine.arbiter.room import Limits
 from engine.arbiter.words import GIB
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseWait, Quarantine
 from tests.arbiter.test_leases import GPU, Bench
 

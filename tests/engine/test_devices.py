@@ -9,8 +9,9 @@ import pytest
 from engine import devices
 from engine.arbiter.events import Waits
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
 from engine.devices import Device, HostMemory, discover, host_memory
+from engine.limits import Limits
 from ipc.errors import ConfigError, DragomanError
 
 GIB = 2**30
@@ -88,7 +89,10 @@ def test_auto_is_every_gpu_and_then_the_cpu():
     nvml = FakeNvml(TWO)
     found = discover(environ={}, nvml=nvml)
     assert names(found) == [("cuda:0", "GPU-aaaa"), ("cuda:1", "GPU-bbbb"), ("cpu", "")]
-    assert found[0] == Device("cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU", index=0)
+    assert found[0] == Device(
+        "cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU", index=0, free_bytes=found[0].free_bytes
+    )
+    assert 0 <= found[0].free_bytes <= 24 * GIB
     assert (found[2].kind, found[2].memory_source) == ("cpu", "host")
     assert nvml.open == 0  # the driver is let go of
 

@@ -44,7 +44,7 @@ class World:
     def __init__(self, may_fail: tuple[str, ...] = (), restart_budget: int = 5, shared: tuple[str, ...] = ()) -> None:
         self.now = 0.0
         roster = Roster(ROLES, LIMITS, restart_budget)
-        self.life = Lifecycle(roster, {"scheduler": "ipc://s"}, LIMITS, may_fail, shared)
+        self.life = Lifecycle(roster, {"scheduler": "ipc://s"}, LIMITS, may_fail, shared=shared)
         self.actions = self.do(Tick())
 
     def do(self, event: Any, after: float = 0.0) -> list[Any]:
