@@ -46,6 +46,7 @@ def test_a_lost_device_keeps_its_bytes_gives_none_and_leaves_the_others_alone() 
     assert isinstance(denied, Denied) and denied.reason == "cuda:0 is quarantined: GPU is lost"
     assert states(bench) == {ASR: "lost", NMT: "lost"}
     assert bench.row()["lost_bytes"] == 12 * GIB
+    assert bench.book.rooms() == {GPU: 0, OTHER: 24 * GIB}  # nobody is called back to it
     (refused,) = bench.ask("tts@cuda:0/0", GIB)
     assert isinstance(refused, Denied) and "quarantined" in refused.reason
     (granted,) = bench.ask("asr@cuda:1/0", 20 * GIB, device=OTHER)
