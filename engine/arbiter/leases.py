@@ -334,7 +334,8 @@ class Leases:
         """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
         known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
         return {
-            name: 0 if self._lines[name] else max(0, memory.room(self._present[name])) for name, memory in known.items()
+            name: 0 if self._lines[name] or name in self._lost else max(0, memory.room(self._present[name]))
+            for name, memory in known.items()
         }
 
     def _all_present(self) -> Iterator[Lease]:

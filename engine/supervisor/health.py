@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from engine.config import DeadlinesSection
-from engine.supervisor.lifecycle import Lifecycle, Phase
+from engine.supervisor.lifecycle import MEND_LOST, Lifecycle, Phase
 from engine.supervisor.roster import State
 
 STALE_S = 5.0  # a scheduler's report older than this is no news of any stage
@@ -52,10 +52,7 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
 
 def notes(life: Lifecycle) -> list[str]:
     """Of devices and workers that are lost, one line each."""
-    lost = [
-        f"device {device} is quarantined: {reason}; reset it (nvidia-smi --gpu-reset) and start the node again"
-        for device, reason in life.quarantined.items()
-    ]
+    lost = [f"device {device} is quarantined: {reason}; {MEND_LOST}" for device, reason in life.quarantined.items()]
     stuck = [
         f"{r.role} (pid {r.pid}) cannot be killed, a driver holds it: its memory counts as lost until it ends"
         for r in life.roster

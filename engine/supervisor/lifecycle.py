@@ -65,6 +65,7 @@ from ipc.messages import (
 )  # fmt: skip
 
 KEPT_DEATHS = 100  # for the statistics
+MEND_LOST = "reset it (nvidia-smi --gpu-reset), then start the node again"
 COUNT_S = 0.2  # how long a draining node waits for the scheduler's count of what is in flight
 
 
@@ -280,12 +281,23 @@ class Lifecycle:
         roles = self.orders.obey(verb, target, self.roster, value, usual)
         told = self._post("scheduler", self.orders.standing())
         if verb == "restart":
-            for role in roles:
-                if self.roster[role].state is State.SPENT:
-                    self.roster.revive(role, now)
+            roles = self._revive(roles, now)
         if verb == "load":
             told += self._post("scheduler", Preload(target))
         return Order(roles, told)
+
+    def _revive(self, roles: list[str], now: float) -> list[str]:
+        """Give those that were given up another life, where their device is there; those that (will) have one."""
+        spent = [role for role in roles if self.roster[role].state is State.SPENT]
+        lost = [role for role in spent if self.roster[role].device in self.quarantined]
+        if lost == roles:
+            raise DragomanError(f"{lost[0]} cannot start: {self._why_lost(self.roster[lost[0]])}", MEND_LOST)
+        for role in set(spent) - set(lost):
+            self.roster.revive(role, now)
+        return [role for role in roles if role not in lost]
+
+    def _why_lost(self, record: Record) -> str:
+        return f"{record.device} is quarantined: {self.quarantined[record.device]}"
 
     # ------------------------------------------------------------ deaths
 
@@ -305,6 +317,7 @@ class Lifecycle:
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
         lost = record.device in self.quarantined
+        reason = self._why_lost(record) if lost else reason
         if code == PARKED and record.is_worker and not lost:
             self.roster.renew(role, now)
             news = Gone(role, record.incarnation, "parked", parked=True)
@@ -353,17 +366,16 @@ class Lifecycle:
         if device in self.quarantined:
             return []
         self.quarantined[device] = reason
-        why = f"{device} is quarantined: {reason}"
-        actions: list[Any] = [Warn(f"{why}; nothing runs there until the node is started again")]
+        actions: list[Any] = [
+            Warn(f"{device} is quarantined: {reason}; nothing runs there until the node is started again")
+        ]
         for record in [r for r in self.roster if r.device == device]:
             if record.state in (State.STARTING, State.UP):
-                actions.append(self.roster.condemn(record.role, why, now))
+                actions.append(self.roster.condemn(record.role, self._why_lost(record), now))
             elif record.state is State.WAITING and record.incarnation:
                 self.roster.give_up(record.role)
-                record.reason = why
-                actions += self._post("scheduler", Gone(record.role, record.incarnation, why, final=True))
-            elif record.state is State.CONDEMNED:
-                record.reason = why
+                record.reason = self._why_lost(record)
+                actions += self._post("scheduler", Gone(record.role, record.incarnation, record.reason, final=True))
         return actions
 
     def _stuck(self, record: Record) -> list[Any]:

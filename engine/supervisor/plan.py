@@ -310,7 +310,7 @@ def _check_shares(config: Config, used: Mapping[str, str]) -> None:
     for name, uuid in used.items():
         if section.share and uuid and not {name, uuid} & section.max_bytes.keys():
             text = (
-                f"devices.share lets other nodes use {name} too, and devices.max_bytes does not say what this one takes"
+                f"devices.share lets other nodes use {name} too, and devices.max_bytes does not bound this one's part"
             )
             raise ConfigError(text, f'set devices.max_bytes, for example {{"{name}" = 12_000_000_000}}')
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.arbiter.events import Alarm, DeviceLost, Tick
-from engine.arbiter.room import Limits
 from engine.arbiter.words import GIB
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseWait, Quarantine
 from tests.arbiter.test_leases import GPU, Bench
 
@@ -46,6 +46,7 @@ def test_a_lost_device_keeps_its_bytes_gives_none_and_leaves_the_others_alone() 
     assert isinstance(denied, Denied) and denied.reason == "cuda:0 is quarantined: GPU is lost"
     assert states(bench) == {ASR: "lost", NMT: "lost"}
     assert bench.row()["lost_bytes"] == 12 * GIB
+    assert bench.book.rooms() == {GPU: 0, OTHER: 24 * GIB}  # nobody is called back to it
     (refused,) = bench.ask("tts@cuda:0/0", GIB)
     assert isinstance(refused, Denied) and "quarantined" in refused.reason
     (granted,) = bench.ask("asr@cuda:1/0", 20 * GIB, device=OTHER)

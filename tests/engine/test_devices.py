@@ -9,8 +9,9 @@ import pytest
 from engine import devices
 from engine.arbiter.events import Waits
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
 from engine.devices import Device, HostMemory, discover, host_memory
+from engine.limits import Limits
 from ipc.errors import ConfigError, DragomanError
 
 GIB = 2**30

@@ -10,7 +10,9 @@ import pytest
 from engine.exits import PARKED
 from engine.supervisor.events import Exited, StopAsked, Tick
 from engine.supervisor.lifecycle import Lifecycle, Phase
+from engine.supervisor.orders import Orders
 from engine.supervisor.roster import Post, Roster, Signal, Spawn, State
+from ipc.errors import DragomanError
 from ipc.messages import Alive, Condemn, Gone, Quarantine, Ready, Report, Serving
 from tests.supervisor.test_lifecycle import LIMITS, World, health, stage_row
 
@@ -149,3 +151,15 @@ def test_without_a_shared_server_a_fault_is_one_worker_s() -> None:
     world = Gpus()
     world.do(Exited(ON_0, -11))
     assert world.signalled() == []
+
+
+def test_no_operator_restarts_what_a_lost_device_has_ended() -> None:
+    world = Gpus()
+    homes = {role: (role.partition("@")[0], role.partition("@")[2].partition("/")[0]) for role in (ON_0, ALSO_0, ON_1)}
+    world.life.orders = Orders(homes, {}, ("cuda:0", "cuda:1"))
+    world.say("arbiter", LOST)
+    world.do(Exited(ON_0, -6))
+    with pytest.raises(DragomanError, match="cannot start: cuda:0 is quarantined"):
+        world.life.order("restart", ON_0, world.now)
+    assert world.life.order("restart", "asr", world.now).roles == [ON_1]  # of the stage what can be
+    assert world.state(ON_0) is State.SPENT
