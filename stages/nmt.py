@@ -124,7 +124,8 @@ class NmtStage(Stage):
         decoding = chunks * chunk * kept + 2 * texts * kept
         decoding += 3 * chunks * beams * sizes.vocabulary * number
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 0
-        return Memory(sizes.resident_bytes(config.device, config.compute_type), max(encoding, decoding) + host)
+        weights = sizes.resident_bytes(config.device, config.compute_type)
+        return Memory(weights, max(encoding, decoding) + host, at_load_bytes=host)
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""

@@ -72,12 +72,13 @@ def _stages(config: Config) -> Iterator[Finding]:
 
 def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
     """Whether devices, memory and languages allow all stages together, and where their models would go."""
-    from engine import devices
+    from engine import corrections_file, devices
     from engine.supervisor import plan
 
     try:
         found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
-        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor")
+        history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
+        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor", history)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return
