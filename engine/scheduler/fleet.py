@@ -195,7 +195,7 @@ class Fleet:
         """Nobody serves this stage: whoever of its workers has been refused tries again after a while."""
         for worker in self.book.workers_of(stage):
             if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
-                if not worker.load_ooms:  # else it has a time of its own
+                if worker.load_again_at is None:  # after running out of memory it has a time of its own
                     worker.load_again_at = now + self.book.deadlines.retry_delay_s
                     self.watch(worker.load_again_at)
 
