@@ -24,6 +24,7 @@ from engine.outcome import Outcome, Rejected, SessionClosed, from_wire
 from ipc.errors import DragomanError, IllegalMove
 
 ASK_AGAIN_S = 1.0  # a question still unanswered while the node answers later ones was lost with a connection
+ECHO_S = 5.0  # ... or is late: for so long after another's answer it may still take the session from us
 WISHED = frozenset({"drained", "aborted"})  # ends of a session its client asked for
 
 
@@ -62,6 +63,8 @@ class SessionCore:
         self.hold_until = 0.0
         self.hold_reason = ""
         self.asked_at = 0.0  # when the last Open or Resume went out
+        self._opened_at = 0.0
+        self._unanswered = 0  # Resumes
         self.closing = ""
         self._above: set[int] = set()  # ended, above ``through``
         self._beyond = -1  # the highest index this session of the node is known to have: what it lacks below is a gap
@@ -138,6 +141,7 @@ class SessionCore:
         if self.state is State.OPEN:
             self._move(State.RESUMING)
         self.asked_at, self.acked = now, self.through
+        self._unanswered += 1
         return [{"type": "Resume", "token": self.token, "last_received": self.through}]
 
     def ask_again(self, now: float) -> list[Message]:
@@ -234,18 +238,20 @@ class SessionCore:
             case "Rejected":
                 self._rejected(message)
             case "Opened":
-                return self._opened(message)
+                return self._opened(message, now)
             case "UnknownSession":
                 return self._unknown(message["session"], now)
             case "Closed":
-                self._closed(message["reason"])
+                return self._closed(message["reason"], now)
         return []
 
-    def _opened(self, message: Mapping[str, Any]) -> list[Message]:
+    def _opened(self, message: Mapping[str, Any], now: float) -> list[Message]:
+        self._unanswered = max(0, self._unanswered - 1)
         if self.state is State.OPEN:
             return []  # the answer to a question asked twice
         resumed = self.state is State.RESUMING
         self._move(State.OPEN)
+        self._opened_at = now
         self.id, self.token = message["session"], message["token"]
         self.share, self.window = max(1, message["share"]), message["window"]
         self.hold_until, self.hold_reason, self._probe, self._close_sent = 0.0, "", None, False
@@ -268,7 +274,7 @@ class SessionCore:
         if self.state is State.RESUMING and name == self.token:
             self._move(State.OPENING)
             self.opening = {**self.opening, "first_index": self.through + 1}
-            self._beyond = -1
+            self._beyond, self._unanswered = -1, 0
             return self.open(now)
         return self.resume(now) if self.state is State.OPEN and name == self.id else []
 
@@ -316,7 +322,10 @@ class SessionCore:
         if not self.has_ended(message["index"]):  # else: sent again after a resume, and in our hands already
             self._end(from_wire(message, payload, self.tag))
 
-    def _closed(self, reason: str) -> None:
+    def _closed(self, reason: str, now: float) -> list[Message]:
+        if reason == "taken_over" and self._unanswered and now - self._opened_at <= ECHO_S:
+            self._unanswered = 0  # by a Resume of our own, from a connection that broke behind it
+            return self.resume(now)
         self._move(State.CLOSED)
         if reason == "aborted" and self.closing == "abort":
             for index in sorted(self.unended):
@@ -324,6 +333,7 @@ class SessionCore:
         elif reason not in WISHED or self.unended:
             text, mend = CLOSED_TEXTS.get(reason, ("the node ended it", ""))
             self.failure = SessionClosed(reason, text, mend)
+        return []
 
     # ------------------------------------------------------------ the table
 

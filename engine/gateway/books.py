@@ -222,9 +222,12 @@ class Books:
 
     @property
     def answers_bytes(self) -> int:
-        """Most bytes of answers that a connection may leave unread: all of them together, as much as the outbox."""
+        """Most bytes of answers that a connection may leave unread: all of them together, as much as the outbox.
+
+        Outcomes that a ``Resume`` on the same connection brings again count among them; so one may, with all of them.
+        """
         boot = self.boot
-        return min(boot.outbox_session_bytes, boot.outbox_node_bytes // max(1, len(self.sessions.clients)))
+        return min(2 * boot.outbox_session_bytes, boot.outbox_node_bytes // max(1, len(self.sessions.clients)))
 
     @property
     def notice_s(self) -> float:

@@ -31,14 +31,19 @@ class Dispatch:
 
     def turn(self, now: float) -> float | None:
         """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
-        wake: float | None = None
-        if self.book.stirred:
-            stirred, self.book.stirred = self.book.stirred, {}
-            for name in stirred:
-                queue = self.book.queues[name]
-                if queue.waiting and (due := self._serve(self.book.stages[name], queue, now)) is not None:
-                    wake = due if wake is None else min(wake, due)
-        return wake
+        wakes = self._serve_stirred(now)
+        if self.book.over and self.book.slots.wanted:  # somebody was turned away: see ``_gives_room``
+            wakes += self._serve_stirred(now)
+        return min(wakes, default=None)
+
+    def _serve_stirred(self, now: float) -> list[float]:
+        wakes: list[float] = []
+        stirred, self.book.stirred = self.book.stirred, {}
+        for name in stirred:
+            queue = self.book.queues[name]
+            if queue.waiting and (due := self._serve(self.book.stages[name], queue, now)) is not None:
+                wakes.append(due)
+        return wakes
 
     def _serve(self, plan: StagePlan, queue: StageQueue, now: float) -> float | None:
         """Fill the stage's workers; returns when a batch that still fills closes."""
@@ -100,7 +105,9 @@ class Dispatch:
         job = self._job(key)
         if not job.at_last:
             return True
-        return bool(self.book.gateway) and (key[0] not in self.book.over or self._unblocks(key))
+        if key[0] not in self.book.over:
+            return bool(self.book.gateway)
+        return bool(self.book.gateway) and (self._unblocks(key) or self._gives_room(job))
 
     def _eligible(self, key: Key, plan: StagePlan, worker: Worker, now: float, *, alone: bool) -> bool:
         job = self._job(key)
@@ -116,6 +123,10 @@ class Dispatch:
         """A session over its byte budget gets its lowest unended index done while a higher one has ended."""
         line = self.book.lines[key[0]]
         return key[1] == min(line.unended) and line.highest_ended > key[1]
+
+    def _gives_room(self, job: Job) -> bool:
+        """It keeps a slot that somebody waits for, perhaps the very index that its session must end first."""
+        return job.ref is not None and self.book.slots.is_wanted(job.ref.ring)
 
     def _grant(self, job: Job, plan: StagePlan, worker: Worker, now: float) -> bool:
         """Take a slot in the worker's ring for the job's output, if it emits an array."""

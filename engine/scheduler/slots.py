@@ -87,6 +87,15 @@ class Slots:
             del self._wanting[ring]
             self._blocks[ring].unreserve()
 
+    def is_wanted(self, ring: str) -> bool:
+        """Whether somebody was turned away who needs a slot in this ring."""
+        return ring in self._wanting
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any ring is."""
+        return bool(self._wanting)
+
     def forget_claims(self, claimant: object) -> None:
         """The claimant is over: it waits for no ring."""
         if self._wanting:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.client_core import SessionCore
+from engine.client_core import ECHO_S, SessionCore, State
 from engine.client_utterance import Utterance
 
 OPENING = {"tag": "t", "window": 8, "first_index": 0}
@@ -131,3 +131,25 @@ def test_a_skip_whose_end_has_not_come_is_said_again_after_a_resume(core: Sessio
     assert said(core) == [0]
     answer(core, "Outcome", session="s", index=0, outcome="skipped", code="gap")
     assert not core.unended
+
+
+def test_who_was_taken_over_by_an_earlier_resume_of_its_own_takes_the_session_back(core: SessionCore) -> None:
+    """Its connection broke behind that Resume, which came when the next one had been answered."""
+    core.resume(1.0)
+    resumed(core, next_index=0)
+    (again,) = answer(core, "Closed", session="s", reason="taken_over")
+    assert (again["type"], core.state) == ("Resume", State.RESUMING)
+    answer(core, "Opened", session="s", token="x", next_index=0, share=1, window=8)
+    assert answer(core, "Closed", session="s", reason="taken_over") == [] and core.state is State.CLOSED
+
+
+def test_who_was_taken_over_by_another_client_leaves_it_the_session(core: SessionCore) -> None:
+    resumed(core, next_index=0)
+    assert answer(core, "Closed", session="s", reason="taken_over") == [] and core.state is State.CLOSED
+
+
+def test_a_resume_that_was_lost_long_ago_is_nobodys_takeover(core: SessionCore) -> None:
+    core.resume(1.0)
+    resumed(core, next_index=0)
+    assert core.handle({"type": "Closed", "session": "s", "reason": "taken_over"}, None, ECHO_S + 1) == []
+    assert core.state is State.CLOSED

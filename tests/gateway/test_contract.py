@@ -767,12 +767,23 @@ def test_no_more_than_the_budget_is_handed_to_a_connection_that_does_not_acknowl
 def test_a_flood_that_never_reads_its_answers_is_cut_off_and_can_resume() -> None:
     stand = Stand(outbox_session_bytes=50_000)
     opened = stand.open()
-    for _ in range(400):
+    for _ in range(800):
         stand.say(Submit(opened.session, 99, "s16le", 0))
     assert stand.heard(Closed) == [Closed(opened.session, "slow_consumer")]
-    assert len(stand.heard(Rejected)) < 300 and stand.core.snapshot()["clients"] == 0
+    assert len(stand.heard(Rejected)) < 600 and stand.core.snapshot()["clients"] == 0
     stand.say(Resume(opened.token, -1), client=b"b")
     assert stand.submit(opened.session, 0, client=b"b") == []
+
+
+def test_a_resume_that_comes_late_on_the_same_connection_brings_everything_again_and_does_no_harm() -> None:
+    stand = Stand(outbox_session_bytes=50_000)
+    opened = stand.open(pipeline="text")
+    for index in range(5):
+        stand.say(Submit(opened.session, index, text="x"))
+        stand.finish(opened.session, index, bytes(9000))
+    stand.say(Resume(opened.token, -1))
+    assert [outcome.index for outcome in stand.heard(Outcome)] == [0, 1, 2, 3, 4] * 2
+    assert stand.say(Ping()) == [Pong(7)] and not stand.heard(Closed)
 
 
 def test_asking_for_an_outcome_again_and_again_is_bounded() -> None:

@@ -511,6 +511,19 @@ def test_a_session_over_its_budget_gets_no_last_stage_except_what_unblocks_it():
     assert [item.index for item in world.board[world.peer("b@cpu/0")]] == [0]
 
 
+def test_a_session_over_its_budget_keeps_no_slot_that_somebody_waits_for():
+    """Else it may wait for itself: for an index that can only run where its later ones have left their results."""
+    world = started(text_stage("a"), audio_stage("b", ring_blocks=1), text_stage("c", accepts="audio"))
+    world.admit(0)
+    world.done(world.peer("a@cpu/0"))
+    world.tell(Over(("s",)))
+    world.done(world.peer("b@cpu/0"))
+    assert not world.board[world.peer("c@cpu/0")], "nobody waits for its slot"
+    world.admit(1)
+    world.done(world.peer("a@cpu/0"))
+    assert [item.index for item in world.board[world.peer("c@cpu/0")]] == [0]
+
+
 def test_capacity_is_ten_times_the_concurrency_of_the_bottleneck_and_falls_with_a_worker():
     world = World(text_stage("a", workers=2), text_stage("b", workers=3, max_batch=4))
     world.start_all()
