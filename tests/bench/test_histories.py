@@ -30,7 +30,7 @@ FOUND = {
     713: "a scheduler with nothing left to do shortened the time that the next one had to end what came after that",
     3904: "a stopping node did not wait for a client whose connection had just been lost, and which had more to fetch",
     34557: "suspects that waited for their turn were known to the gateway alone, and lost with it",
-    1018004: "a Resume that came behind the next one, of a connection since broken, took the session from its own client",
+    1018004: "a Resume from a connection since broken came behind the next one and took the session from its client",
     1031128: "a Resume that came late brought all outcomes again, which passed for answers that nobody reads",
     1022049: "a session over its budget waited for an index that had no slot: its later ones kept them all",
     10109: "a worker that had loaded did not say so first: a new epoch took its run for the load and freed its input",
