@@ -49,6 +49,10 @@ class TrueDevice:
             self.lagging_bytes += nbytes
             self._clock.after(self._lag_s(), self._shown_back, nbytes)
 
+    def shrink(self, process: str, nbytes: int) -> None:
+        """Give back a part, which is shown at once."""
+        self._change(process, -nbytes)
+
     def others(self, nbytes: int) -> None:
         """Let other programs hold so much, or what there is."""
         self.foreign_bytes = max(0, min(nbytes, self.foreign_bytes + self.free_bytes))
