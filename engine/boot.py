@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.config import DeadlinesSection
+from ipc.messages import Orders
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,7 @@ class SchedulerBoot(_Body, frozen=True):
     max_retries: int
     capacity_factor: int
     ring_users: dict[str, tuple[str, ...]] = {}  # ring -> the roles that map it, its producer too
+    orders: Orders = Orders()  # what operators have ordered so far
 
 
 class GatewayBoot(_Body, frozen=True):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 import stages
-from engine import config
+from engine import config, knobs
 from engine.config import Config, StageSection
 from engine.config_env import variable
 from engine.config_rules import MANY_BYTES, Between, Endpoint, Like, OneOf, rule_for, words
@@ -80,7 +80,8 @@ slash, or when it or the folder it would lie in exists. Anything else (`small`, 
 stage's library resolves; only asr has one that does.
 
 A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
-valid value. The configuration is read once: a change needs a new start.
+valid value. The configuration is read once, and a change needs a new start, but for the few fields marked `ctl set`:
+those an operator may change while the node runs (`run_node.py ctl set stages.asr.max_batch=1`), until it stops.
 
 `node.endpoints`: the socket in the node's folder is for its user alone. A loopback `tcp://` address is open to **every
 user of the machine**; addresses that other machines reach are refused.
@@ -244,7 +245,7 @@ def _stage_options(kind: str) -> list[str]:
 def _reference_line(section: str, row: Row) -> str:
     field = f"{section}.{row.name}".lstrip(".").replace("NAME", "name")
     values = _values(field).replace("|", "\\|")
-    meaning = row.meaning.replace("|", "\\|")
+    meaning = row.meaning.replace("|", "\\|") + ("; `ctl set`" if knobs.is_one(field) else "")
     return f"| `{row.name}` | {words(row.type_)} | `{_toml(row.default)}` | {values} | {meaning} |"
 
 

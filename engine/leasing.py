@@ -33,8 +33,8 @@ class Lease:
     """One lease. ``ctl_endpoint``: the node's operators' socket ("": the running node's). Not for several threads.
 
     nbytes: what the program will need on the device. device: its name ("": the one with most room, a GPU if there is
-    any). wait_s: how long to wait for room. preemptible: the node may ask for it back. on_wait: called with the reason,
-    in words, whenever it changes.
+    any). wait_s: how long to wait for room. preemptible: the node may ask for it back. priority: "high", "normal" or
+    "low", among those that wait. on_wait: called with the reason, in words, whenever it changes.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Lease:
         *,
         wait_s: float = WAIT_S,
         preemptible: bool = False,
+        priority: str = "normal",
         name: str = "",
         ctl_endpoint: str = "",
         on_wait: Callable[[str], None] | None = None,
@@ -56,6 +57,7 @@ class Lease:
         self.number = 0  # the arbiter's number of it, from the grant on
         self._wait_s = wait_s
         self._preemptible = preemptible
+        self._priority = priority
         self._name = name or f"process {os.getpid()}"
         self._ctl = ctl_endpoint
         self._on_wait = on_wait or (lambda reason: None)
@@ -69,8 +71,9 @@ class Lease:
             self._ctl = default_endpoint().removesuffix("client") + "ctl"
         self._choose_device()
         request = LeaseRequest(
-            time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible
-        )
+            time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible,
+            self._priority,
+        )  # fmt: skip
         until = time.monotonic() + self._wait_s + ctl.TIMEOUT_S
         while not self.number:
             if time.monotonic() > until:

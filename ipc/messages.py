@@ -504,7 +504,7 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait.
     """
 
     id: int
@@ -514,6 +514,7 @@ class LeaseRequest(_Wire, frozen=True):
     model: str = ""
     wait_s: float | None = None
     preemptible: bool = False
+    priority: str = "normal"
 
 
 class Granted(_Wire, frozen=True):
@@ -639,6 +640,34 @@ class Stop(_Wire, frozen=True):
     pass
 
 
+class Errand(_Part, frozen=True):
+    """Lives of a worker up to ``incarnation`` are to leave, each after the batches it has.
+
+    ``back``: the next life loads at once (a restart), else when its stage has work (an unload).
+    """
+
+    role: str
+    incarnation: int
+    back: bool
+
+
+class Orders(_Wire, frozen=True):
+    """What operators have ordered and still holds: all of it, whenever it changes and to each new scheduler.
+
+    ``drained``: devices where nothing new begins. ``knobs``: dotted field of the configuration -> its value now.
+    """
+
+    drained: tuple[str, ...] = ()
+    errands: tuple[Errand, ...] = ()
+    knobs: dict[str, Union[bool, int, float]] = {}
+
+
+class Preload(_Wire, frozen=True):
+    """This stage's models are wanted now, as if there were work for them."""
+
+    stage: str
+
+
 class Silent(_Wire, frozen=True):
     """A worker's heartbeat is missed; ``phase`` is what its last one said."""
 
@@ -651,7 +680,11 @@ class Silent(_Wire, frozen=True):
 
 
 class Ask(_Strict, frozen=True):
-    """An operator's question: ``verb`` stats | health | drain; answered by one ``Answer``."""
+    """An operator's question or order, answered by one ``Answer``.
+
+    ``verb``: stats | health | drain (the node) without ``args``; restart | drain | resume | load | unload | pin | unpin
+    | set with ``{"target": ...}``.
+    """
 
     verb: str
     args: dict[str, str] = {}
@@ -665,7 +698,7 @@ class Answer(_Wire, frozen=True):
 
 # ---------------------------------------------------------------- unions per receiver
 
-SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent]
+SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
 ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,

@@ -5,12 +5,13 @@
     requested -> granted -> held -> draining -> released
         |           |                  |            ^
         v           +----------------->+            |
-      denied                           +-> deficit -+
+    denied, expired                    +-> deficit -+
 
 *granted*: its holder may load now, and is the only one on the device that may. *held*: loaded and warm. *draining*:
 the holder is gone or has let go, but the bytes count as used until the driver shows them back. *deficit*: the driver
 has not shown them back in time; they count as what is really there, and are shown as missing.
-A request whose holder dies while it waits goes straight to released.
+*denied*: it would never fit; *expired*: it has waited as long as it would. A request whose holder dies while it waits
+goes straight to released.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ class LeaseState(Enum):
     DEFICIT = "deficit"
     RELEASED = "released"
     DENIED = "denied"
+    EXPIRED = "expired"
+
+    __hash__ = object.__hash__  # Enum's own is Python code, and states are looked up in sets all the time
 
 
 MOVES: dict[LeaseState, frozenset[LeaseState]] = {
-    LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.RELEASED}),
+    LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.EXPIRED, LeaseState.RELEASED}),
     LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING}),
     LeaseState.HELD: frozenset({LeaseState.DRAINING}),
     LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT}),
     LeaseState.DEFICIT: frozenset({LeaseState.RELEASED}),
     LeaseState.RELEASED: frozenset(),
     LeaseState.DENIED: frozenset(),
+    LeaseState.EXPIRED: frozenset(),
 }
 
 ALIVE = frozenset({LeaseState.GRANTED, LeaseState.HELD})  # somebody may use its bytes
@@ -64,12 +69,12 @@ class Lease:
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
     settled_at: float | None = None  # when it said so, until a later reading has taken it in
     leaving_bytes: int = 0  # held_bytes when it began to drain
-    patience_s: float = 0.0  # how much longer it waits for memory
-    looked_at: float = 0.0  # when that was last counted down
+    priority: str = "normal"  # high | normal | low
+    rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
+    patient_until: float = 0.0  # the end of its patience, by the clock of that line
     preemptible: bool = False  # its holder may be asked to leave
     asked_at: float | None = None  # when it was
-    obstacle: str = ""  # kind of what it waits for
-    reason: str = ""  # ... and in words
+    obstacle: str = ""  # kind of what it was told it waits for
 
     @property
     def external(self) -> bool:
@@ -77,16 +82,12 @@ class Lease:
         return self.peer.startswith(EXTERNAL)
 
     @property
-    def impatient(self) -> bool:
-        """Whether its patience runs: it lacks memory, and not merely its turn to load."""
-        return self.obstacle not in ("", "turn")
-
-    @property
     def promised_bytes(self) -> int:
         """Bytes its holder may still take: not in the driver's figures yet, and not to be given to anybody else."""
-        if self.state not in ON_DEVICE or self.state is LeaseState.DEFICIT:
+        short = self.nbytes - self.held_bytes
+        if short <= 0 or self.state is LeaseState.DEFICIT or self.state not in ON_DEVICE:
             return 0
-        return max(0, self.nbytes - self.held_bytes)
+        return short
 
     @property
     def shown_back(self) -> bool:

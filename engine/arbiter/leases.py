@@ -4,10 +4,10 @@ A worker asks before it makes its first call into a driver. A request is granted
 covers it, nobody else is loading there (one load at a time, so that what appears in memory is known to be the
 loader's), and the device does not yet hold ``max_models`` models. Otherwise it waits:
 
-* it is told why, in words, and again when the reason changes;
+* in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
 * smaller requests behind it may pass it, until half of its patience is gone: then it holds back those behind it;
 * its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
-* when that is spent it is denied, with the bytes it needs and the bytes there are. What would not fit on the empty
+* when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
 A lease ends with its holder's death, a failed load, or ``Release``. Nothing is granted upon a reading older than
@@ -23,17 +23,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from engine.arbiter import words
-from engine.arbiter.events import Action, Event, FromWorker, Obstacle, Sample, Send, Tick, Waits
+from engine.arbiter.events import Action, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
+from engine.arbiter.line import PRIORITIES, Line
+from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DeviceMemory, Limits, Reading
-from engine.arbiter.wants import Wants
+from engine.arbiter.wants import Wants, Wish
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
-PASSING_SHARE = 0.5  # of its patience, after which a waiting request lets nobody pass
+TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
+SHOWN = 100  # of those who wait in a report
 
 
 class Leases:
@@ -42,7 +46,9 @@ class Leases:
     def __init__(self, limits: Iterable[Limits], waits: Waits) -> None:
         self._waits = waits
         self._devices = {one.name: DeviceMemory(one) for one in limits}
-        self._leases: dict[str, list[Lease]] = {name: [] for name in self._devices}  # per device, oldest first
+        self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
+        self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
+        self._by_role: dict[str, list[Lease]] = {}  # all of both
         self._next_number = 1
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
         self._load_times_ms: dict[str, float] = {}
@@ -68,14 +74,11 @@ class Leases:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until time alone changes something here; None: never."""
-        dues = []
-        for lease in self._all():
-            if lease.state is LeaseState.REQUESTED and lease.impatient:
-                left = lease.patience_s - (now - lease.looked_at)
-                passing = left - (1 - PASSING_SHARE) * self._waits.lease_wait_s
-                dues.append(passing if passing > 0 else left)
-            elif lease.state is LeaseState.DRAINING:
-                dues.append(lease.since + self._waits.settle_s - now)
+        dues = [due for line in self._lines.values() if (due := line.due_in(now)) is not None]
+        for lease in self._all_present():
+            if lease.state is LeaseState.DRAINING:
+                if (due := lease.since + self._waits.settle_s - now) > 0:  # from then on it is a matter of readings
+                    dues.append(due)
             elif (due := self.wants.due_in(lease, now)) is not None:
                 dues.append(due)
         return max(0.0, min(dues)) if dues else None
@@ -86,69 +89,58 @@ class Leases:
         if self._is_gone(peer):
             self._counts["late"] += 1
             return []
-        known = [lease for lease in self._all() if lease.peer == peer and lease.id == message.id]
+        known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
         memory = self._devices.get(message.device)
         lease = Lease(
             peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            patience_s=self._waits.lease_wait_s if message.wait_s is None else message.wait_s, looked_at=now,
-            preemptible=message.preemptible,
+            priority=message.priority, preemptible=message.preemptible,
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
+        if message.priority not in PRIORITIES:
+            return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
-        self._leases[message.device].append(lease)
-        return self._serve(message.device, now)
+        self._by_role.setdefault(_role(peer), []).append(lease)
+        self._lines[message.device].add(lease, now, message.wait_s)
+        return self._serve(message.device, now, lease)
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
         if lease.state in ALIVE:
             return [Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))]
         lease.obstacle = ""
-        return self._serve(lease.device, now)
+        return self._serve(lease.device, now, lease)
 
-    def _serve(self, device: str, now: float) -> list[Action]:
-        """Grant what fits, first come first, and tell the others what they wait for."""
+    def _serve(self, device: str, now: float, asking: Lease | None = None) -> list[Action]:
+        """Grant what may be granted, end what has waited too long, and tell the others, ``asking`` at once, why."""
         self._age(device, now)
-        actions: list[Action] = []
-        elder: Obstacle | None = None
-        for lease in [one for one in self._leases[device] if one.state is LeaseState.REQUESTED]:
-            obstacle = elder or self.obstacle(lease, now)
-            if obstacle is None:
+        line, actions = self._lines[device], []
+        while True:
+            outlook = self._outlook(device, now)
+            if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
-                continue
-            actions += self._wait(lease, obstacle, now)
-            if lease.state is LeaseState.REQUESTED and self._holds_back(lease):
-                elder = elder or Obstacle("elder", f"waiting behind {words.name(lease)}, which has waited longer")
-        return actions + self._wish(device, now)
+            elif expired := self._expired(outlook, line, now):
+                actions.append(self._expire(expired, outlook, now))
+            else:
+                break
+        actions += self._tell(line, outlook, asking)
+        return actions + self._wish(device, outlook, now)
 
-    def _wish(self, device: str, now: float) -> list[Action]:
-        """Tell the scheduler what is lacking, on figures that are true."""
-        memory, leases = self._devices[device], self._leases[device]
-        if not memory.current(leases):
-            return []
-        return [*self.wants.look(device, leases, memory.room(leases), now)]
-
-    def obstacle(self, lease: Lease, now: float) -> Obstacle | None:
-        """What keeps this request from being granted now; None: nothing."""
-        memory, leases = self._devices[lease.device], self._leases[lease.device]
-        loading = [one for one in leases if one.state is LeaseState.GRANTED]
-        if loading:
-            return Obstacle("turn", f"waiting for {words.name(loading[0])} to load on {lease.device}")
-        models = {one.kind_of_model for one in leases if one.state in ON_DEVICE and not one.external}
-        if not lease.external and lease.kind_of_model not in models and len(models) >= memory.limits.max_models:
-            return Obstacle("models", f"{len(models)} models are on {lease.device} (devices.max_models)")
-        if memory.age(now, lease.since) > self._waits.unreadable_s:
-            return Obstacle("unreadable", f"the memory of {lease.device} cannot be read")
-        if not memory.current(leases):
-            return Obstacle("reading", f"reading the memory of {lease.device}")
-        if lease.nbytes > memory.room(leases):
-            return Obstacle("room", words.too_little(lease, memory, leases))
-        return None
+    def _outlook(self, device: str, now: float) -> Outlook:
+        line = self._lines[device]
+        outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
+        if outlook.closed and outlook.closed.kind == "turn":  # nobody's patience runs out over somebody else's load
+            line.stop(now)
+        else:
+            line.run(now)
+        return outlook
 
     def _grant(self, lease: Lease, now: float) -> Action:
+        self._lines[lease.device].remove(lease)
+        self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
         self._counts["granted"] += 1
@@ -156,29 +148,48 @@ class Leases:
             move(lease, LeaseState.HELD, now)
         return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
 
-    def _wait(self, lease: Lease, obstacle: Obstacle, now: float) -> list[Action]:
-        if lease.impatient:
-            lease.patience_s -= now - lease.looked_at
-        lease.looked_at = now
-        if lease.patience_s <= 0 and obstacle.kind not in ("turn", "reading"):
-            self._leases[lease.device].remove(lease)
-            return [self._deny(lease, lease.reason, now)]
-        if obstacle.kind == "reading":  # milliseconds: not worth telling
-            return []
-        told, lease.obstacle, lease.reason = lease.obstacle, obstacle.kind, obstacle.text
-        return [] if told == obstacle.kind else [Send(lease.peer, LeaseWait(obstacle.text, lease.id))]
+    @staticmethod
+    def _expired(outlook: Outlook, line: Line, now: float) -> Lease | None:
+        known = outlook.closed is None or outlook.closed.kind == "unreadable"  # why it cannot be served
+        return next(iter(line.spent(now)), None) if known else None
 
-    def _holds_back(self, lease: Lease) -> bool:
-        return (
-            not lease.external
-            and lease.obstacle == "room"
-            and lease.patience_s <= (1 - PASSING_SHARE) * self._waits.lease_wait_s
-        )
+    def _expire(self, lease: Lease, outlook: Outlook, now: float) -> Action:
+        reason = outlook.reason(lease)
+        assert reason, "what can be served has been"
+        self._forget(lease)
+        move(lease, LeaseState.EXPIRED, now)
+        self._counts["expired"] += 1
+        return Send(lease.peer, Denied(reason, "no_vram", lease.id))
 
     def _deny(self, lease: Lease, reason: str, now: float) -> Action:
         move(lease, LeaseState.DENIED, now)
         self._counts["denied"] += 1
         return Send(lease.peer, Denied(reason, "no_vram", lease.id))
+
+    # ------------------------------------------------------------ telling
+
+    @staticmethod
+    def _tell(line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
+        """What the first in the line wait for, where that is another kind of thing than they were told."""
+        if outlook.closed and outlook.closed.kind == "reading":  # that takes milliseconds
+            return []
+        told: list[Action] = []
+        for lease in islice(line, TOLD):
+            if lease.obstacle != (kind := outlook.kind(lease)):
+                lease.obstacle = kind
+                told.append(Send(lease.peer, LeaseWait(outlook.reason(lease), lease.id)))
+        if asking is not None and asking.state is LeaseState.REQUESTED and not asking.obstacle:
+            asking.obstacle = "line"
+            told.append(Send(asking.peer, LeaseWait(f"more than {TOLD} requests wait before it", asking.id)))
+        return told
+
+    def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
+        """Tell the scheduler what is lacking, on figures that are true."""
+        if not self._devices[device].current(self._present[device]):
+            return []
+        first = None if outlook.closed else self._lines[device].head
+        wish = Wish(first.peer, first.nbytes, outlook.lacks_place(first)) if first else None
+        return [*self.wants.look(device, wish, self._present[device], outlook.room, now)]
 
     # ------------------------------------------------------------ holding and letting go
 
@@ -201,8 +212,8 @@ class Leases:
         touched: dict[str, None] = {}
         for lease in leases:
             if lease.state is LeaseState.REQUESTED:
+                self._forget(lease)
                 move(lease, LeaseState.RELEASED, now)
-                self._leases[lease.device].remove(lease)
             elif lease.state in ALIVE:
                 move(lease, LeaseState.DRAINING, now)
             else:
@@ -212,28 +223,39 @@ class Leases:
 
     def _bury(self, role: str, incarnation: int, now: float) -> list[Action]:
         self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
-        return self._let_go([lease for lease in self._all() if self._is_gone(lease.peer)], now)
+        return self._let_go([lease for lease in self._by_role.get(role, ()) if self._is_gone(lease.peer)], now)
 
     def _read(self, reading: Reading, now: float) -> list[Action]:
         memory = self._devices.get(reading.device)
         if memory is None:
             return []
-        memory.take(reading, self._leases[reading.device])
+        memory.take(reading, self._present[reading.device])
         return self._serve(reading.device, now)
 
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
         memory = self._devices[device]
-        for lease in [one for one in self._leases[device] if one.state in ON_DEVICE - ALIVE]:
+        for lease in [one for one in self._present[device] if one.state not in ALIVE]:
             read_since = memory.reading is not None and memory.reading.taken_at > lease.since
             if read_since and (lease.shown_back or memory.limits.returns_at_once):
+                self._forget(lease)
                 move(lease, LeaseState.RELEASED, now)
-                self._leases[device].remove(lease)
-                memory.forget(lease, self._leases[device])
+                memory.forget(lease, self._present[device])
                 self.wants.again(device)
-            elif lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
+            elif read_since and lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self._counts["deficits"] += 1
+
+    def _forget(self, lease: Lease) -> None:
+        """It is over, or never began."""
+        if lease.state is LeaseState.REQUESTED:
+            self._lines[lease.device].remove(lease)
+        else:
+            self._present[lease.device].remove(lease)
+        namesakes = self._by_role[_role(lease.peer)]
+        namesakes.remove(lease)
+        if not namesakes:
+            del self._by_role[_role(lease.peer)]
 
     # ------------------------------------------------------------ beyond this life
 
@@ -241,7 +263,7 @@ class Leases:
         """What the next arbiter must know, and no more: the book as it is now."""
         devices = []
         for name, memory in self._devices.items():
-            leases = tuple(replace(lease) for lease in self._leases[name] if lease.state in ON_DEVICE)
+            leases = tuple(replace(lease) for lease in self._present[name])
             devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, memory.missing_bytes, leases))
         return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices))
 
@@ -254,17 +276,20 @@ class Leases:
         for device in kept.devices:
             if device.name in self._devices:
                 self._devices[device.name].remember(device.reading, device.foreign_bytes, device.missing_bytes)
-                self._leases[device.name] += device.leases
+                self._present[device.name] += device.leases
+                for lease in device.leases:
+                    self._by_role.setdefault(_role(lease.peer), []).append(lease)
 
     # ------------------------------------------------------------ looking
 
-    def _all(self) -> Iterator[Lease]:
-        for leases in self._leases.values():
+    def _all_present(self) -> Iterator[Lease]:
+        for leases in self._present.values():
             yield from leases
 
     def _of(self, peer: str, number: int) -> list[Lease]:
         """The lease of that number, if it is this peer's."""
-        found = [lease for lease in self._all() if lease.number == number and lease.peer == peer and number]
+        leases = self._by_role.get(_role(peer), ())
+        found = [lease for lease in leases if lease.number == number and lease.peer == peer and number]
         if not found:
             self._counts["late"] += 1
         return found
@@ -275,27 +300,40 @@ class Leases:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """The arbiter's report: devices, leases, who waits for what. Sizes in bytes, times in ms."""
-        held = [lease for lease in self._all() if lease.state in ON_DEVICE]
-        waiting = [lease for lease in self._all() if lease.state is LeaseState.REQUESTED]
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
-            "leases": [words.lease_row(lease, overdue=self.wants.is_overdue(lease, now)) for lease in held],
-            "waiting": [
-                {"id": one.id, "worker": one.peer, "device": one.device, "nbytes": one.nbytes, "reason": one.reason}
-                for one in waiting
-            ],
+            "leases": [words.lease_row(one, overdue=self.wants.is_overdue(one, now)) for one in self._all_present()],
+            "waiting": [self.explain(lease, now) for line in self._lines.values() for lease in islice(line, SHOWN)],
+            "waiting_total": sum(map(len, self._lines.values())),
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
         }
 
+    def explain(self, lease: Lease, now: float) -> dict[str, Any]:
+        """Why this request waits, in words and numbers; bytes and seconds."""
+        line = self._lines[lease.device]
+        outlook = look(self._devices[lease.device], self._present[lease.device], line, self._waits.unreadable_s, now)
+        return {
+            "id": lease.id,
+            "worker": lease.peer,
+            "device": lease.device,
+            "nbytes": lease.nbytes,
+            "model": lease.model,
+            "priority": lease.priority,
+            "ahead": line.position(lease),
+            "waited_s": round(now - lease.since, 3),
+            "patience_s": round(line.patience(lease, now), 3),
+            "leaving": self.wants.leaving(self._present[lease.device]),
+            **outlook.explain(lease),
+        }
+
     def _device_row(self, name: str, now: float) -> dict[str, Any]:
-        memory, leases = self._devices[name], self._leases[name]
+        memory, present = self._devices[name], self._present[name]
         reading = memory.reading
-        present = [lease for lease in leases if lease.state in ON_DEVICE]
         return {
             "total_bytes": memory.limits.total_bytes,
             "free_bytes": reading.free_bytes if reading else 0,
-            "grantable_bytes": max(0, memory.room(leases)),
+            "grantable_bytes": max(0, memory.room(present)),
             "held_bytes": sum(lease.held_bytes for lease in present),
             "promised_bytes": sum(lease.promised_bytes for lease in present),
             "foreign_bytes": memory.foreign_bytes,
@@ -305,12 +343,19 @@ class Leases:
 
     def check(self) -> None:
         """Invariants: the book adds up, one load at a time per device, nothing finished is kept, nobody dead holds."""
-        for name, leases in self._leases.items():
+        for name, leases in self._present.items():
             self._devices[name].check(leases)
+            self._lines[name].check()
             assert sum(lease.state is LeaseState.GRANTED for lease in leases) <= 1, f"two loads at once on {name}"
             for lease in leases:
-                assert lease.device == name
-                assert lease.state not in (LeaseState.RELEASED, LeaseState.DENIED), "a finished lease is kept"
+                assert lease.device == name and lease.state in ON_DEVICE, "a lease that is over, or not begun, is kept"
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
-        numbers = [lease.number for lease in self._all() if lease.state in ON_DEVICE]
+            assert all(one.state is LeaseState.REQUESTED for one in self._lines[name])
+        numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
+        known = [lease for leases in self._by_role.values() for lease in leases]
+        assert len(known) == len(numbers) + sum(map(len, self._lines.values())), "a lease nobody finds, or a ghost"
+
+
+def _role(peer: str) -> str:
+    return peer.rpartition("#")[0]

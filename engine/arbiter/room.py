@@ -3,8 +3,8 @@
 Pure. The driver only says how much is free in all. The book splits what is used into what our leases *hold* and what
 is *foreign* (other programs, and whatever of ours no lease covers), and keeps the sum equal to the driver's figure:
 
-* growth goes first to leases that were granted more than they hold (the one loading before the others), then to
-  foreign;
+* growth goes first to leases that were granted more than they hold (those that are draining, then the one loading,
+  before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
 * what a worker measured of itself after loading replaces what was put down to it.
@@ -143,12 +143,16 @@ class DeviceMemory:
         return lease.held_bytes - before
 
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
-        # The loader first; then holders outside the node, who take their bytes when they please and never say so.
-        order = (LeaseState.GRANTED, LeaseState.HELD)
+        # What somebody took just before its death may show only now; then the loader; then holders outside the node,
+        # who take their bytes when they please and never say so.
+        order = [LeaseState.DRAINING, LeaseState.GRANTED, LeaseState.HELD]
+        if self.limits.returns_at_once:
+            order.remove(LeaseState.DRAINING)
         growing = [one for one in leases if one.state in order]
         for lease in sorted(growing, key=lambda one: (order.index(one.state), not one.external)):
             part = min(nbytes, lease.promised_bytes)
             lease.held_bytes += part
+            lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)
             nbytes -= part
         self.foreign_bytes += nbytes
 

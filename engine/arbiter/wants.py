@@ -9,12 +9,24 @@ other programs hold the rest, and nobody leaves in vain.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from engine.arbiter.events import AskToLeave, Tell
 from engine.arbiter.lease import Lease, LeaseState
 from ipc.messages import Leave, Vacate
 
-WISHES = ("room", "models")  # obstacles that somebody's leaving would remove
+
+@dataclass(frozen=True)
+class Wish:
+    """The request that somebody's leaving would help. ``place``: it lacks a place among the models, whatever room."""
+
+    peer: str
+    nbytes: int
+    place: bool = False
+
+    def lacking(self, room: int) -> int:
+        """Bytes that it needs more than there are; 0: it lacks nothing."""
+        return max(self.nbytes - room, 1 if self.place else 0)
 
 
 class Wants:
@@ -24,10 +36,12 @@ class Wants:
         self._grace_s = grace_s
         self._told: dict[str, Vacate] = {}
 
-    def look(self, device: str, leases: Sequence[Lease], room: int, now: float) -> list[AskToLeave | Tell]:
-        """Who is to be asked now. ``room``: bytes that may be granted."""
-        asked = list(self._ask(leases, room, now))
-        news = self._news(device, leases, room + self._promised_back(leases, now))
+    def look(
+        self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int, now: float
+    ) -> list[AskToLeave | Tell]:
+        """Who is to be asked now. ``leases``: those on the device; ``room``: bytes that may be granted."""
+        asked = list(self._ask(wish, leases, room, now)) if wish else []
+        news = self._news(device, wish, leases, room + self._promised_back(leases, now))
         if news == self._told.get(device, Vacate(device, 0)):
             return [*asked]
         self._told[device] = news
@@ -41,6 +55,10 @@ class Wants:
         """Everything that is wanted now, for a scheduler that has heard nothing yet."""
         return [told for told in self._told.values() if told.nbytes]
 
+    def leaving(self, leases: Sequence[Lease]) -> list[str]:
+        """Programs outside the node that were asked to leave and are still there."""
+        return [one.peer for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
+
     def is_overdue(self, lease: Lease, now: float) -> bool:
         """Whether its holder was asked to leave, and has not in time."""
         return lease.asked_at is not None and now >= lease.asked_at + self._grace_s
@@ -49,8 +67,8 @@ class Wants:
         """Seconds until it is overdue; None when it is, or never will be."""
         return None if lease.asked_at is None or self.is_overdue(lease, now) else lease.asked_at + self._grace_s - now
 
-    def _ask(self, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
-        lacking = _lacking(leases, room + self._promised_back(leases, now))
+    def _ask(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
+        lacking = wish.lacking(room + self._promised_back(leases, now))
         for lease in reversed([one for one in leases if one.preemptible and one.state is LeaseState.HELD]):
             if lacking > 0 and lease.asked_at is None:
                 lease.asked_at = now
@@ -63,25 +81,12 @@ class Wants:
         asked = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
         return sum(map(_taken, left)) + sum(_taken(one) for one in asked if not self.is_overdue(one, now))
 
-    def _news(self, device: str, leases: Sequence[Lease], room: int) -> Vacate:
-        lacking = _lacking(leases, room)
+    def _news(self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int) -> Vacate:
+        lacking = wish.lacking(room) if wish else 0
         ours = sum(_taken(one) for one in leases if one.state is LeaseState.HELD and not one.external)
-        wish = _wish(leases)
         if wish is None or not 0 < lacking <= ours:
             return Vacate(device, 0)
         return Vacate(device, lacking, wish.peer.partition("#")[0])
-
-
-def _lacking(leases: Sequence[Lease], room: int) -> int:
-    """Bytes that the oldest request that lacks room, or a place, needs more than there are; 0: nobody lacks any."""
-    wish = _wish(leases)
-    if wish is None or (wish.obstacle == "room" and wish.nbytes <= room):
-        return 0
-    return max(1, wish.nbytes - room)
-
-
-def _wish(leases: Sequence[Lease]) -> Lease | None:
-    return next((one for one in leases if one.state is LeaseState.REQUESTED and one.obstacle in WISHES), None)
 
 
 def _taken(lease: Lease) -> int:

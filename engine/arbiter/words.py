@@ -32,11 +32,10 @@ def told(peer: str, message: Any) -> str:
     return f"{who}: {type(message).__name__}"
 
 
-def too_little(lease: Lease, memory: DeviceMemory, leases: list[Lease]) -> str:
+def too_little(lease: Lease, memory: DeviceMemory, promised: int, room: int) -> str:
     assert memory.reading is not None
-    promised = sum(one.promised_bytes for one in leases)
     return (
-        f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, {gib(max(0, memory.room(leases)))} can be "
+        f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, {gib(max(0, room))} can be "
         f"granted ({gib(memory.reading.free_bytes)} free, {gib(promised)} promised, {gib(memory.margin())} margin)"
     )
 

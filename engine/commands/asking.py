@@ -17,10 +17,10 @@ class NoNode(DragomanError):
     """There is no node to ask, or what answers is none."""
 
 
-def ask(endpoint: str, verb: str, timeout_s: float = ctl.TIMEOUT_S) -> dict[str, Any]:
+def ask(endpoint: str, verb: str, timeout_s: float = ctl.TIMEOUT_S, **args: str) -> dict[str, Any]:
     """The data of the node's answer. Raises DragomanError."""
     try:
-        return ctl.ask(endpoint, verb, timeout_s=timeout_s)
+        return ctl.ask(endpoint, verb, timeout_s=timeout_s, **args)
     except zmq.ZMQError as error:
         raise NoNode(
             f"{endpoint!r} is not an address: {error}", "give the operators' address that serve prints"

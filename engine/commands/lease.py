@@ -38,6 +38,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--wait", type=float, default=WAIT_S, metavar="S", help=f"seconds to wait for room (default {WAIT_S:g})"
     )
     parser.add_argument("--preemptible", action="store_true", help="the node may ask for the memory back (SIGTERM)")
+    parser.add_argument(
+        "--priority", choices=("high", "normal", "low"), default="normal", help="among those that wait (default normal)"
+    )
     parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the program and its arguments")
 
@@ -53,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if shutil.which(command[0]) is None:
         raise DragomanError(f"there is no program {command[0]!r}", "nothing was leased")
     lease = Lease(
-        int(args.gib * GIB), args.device, wait_s=args.wait, preemptible=args.preemptible, name=command[0],
-        ctl_endpoint=finding.ctl_endpoint(args.connect), on_wait=_say,
+        int(args.gib * GIB), args.device, wait_s=args.wait, preemptible=args.preemptible,
+        priority=args.priority, name=command[0], ctl_endpoint=finding.ctl_endpoint(args.connect), on_wait=_say,
     ).acquire()  # fmt: skip
     environ = {**os.environ, "DRAGOMAN_LEASE_BYTES": str(lease.nbytes)}
     if lease.uuid:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
-    parts = [_head(stats, endpoint), _totals(stats)]
+    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
     for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _processes(stats)):
         if rows:
             parts.append(f"{title}\n{table(head, rows)}")
@@ -65,6 +65,17 @@ def _totals(stats: Mapping[str, Any]) -> str:
     rate = stats.get("success_rate")
     second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
     return first + "\n" + second + (f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else "")
+
+
+def _orders(stats: Mapping[str, Any]) -> str:
+    """What operators have ordered and still holds, one line each."""
+    orders = stats.get("operators") or {}
+    lines = [f"drained: {', '.join(orders['drained'])}"] if orders.get("drained") else []
+    if knobs := orders.get("knobs"):
+        lines += ["set by operators: " + ", ".join(f"{name}={json.dumps(value)}" for name, value in knobs.items())]
+    if pending := orders.get("pending"):
+        lines += [f"on their way by an operator's order: {', '.join(pending)}"]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

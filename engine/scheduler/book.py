@@ -20,7 +20,7 @@ from engine.scheduler.pace import StagePace
 from engine.scheduler.queues import StageQueue
 from engine.scheduler.slots import SlotKey, Slots
 from engine.scheduler.workers import Worker
-from ipc.messages import Ended, Free, Held, JobAccepted, Session
+from ipc.messages import Ended, Free, Held, JobAccepted, Orders, Session
 from ipc.ring import generation
 
 GATEWAY, SUPERVISOR = "gateway", "supervisor"
@@ -90,6 +90,7 @@ class Book:
         self.over: frozenset[str] = frozenset()
         self.stirred: dict[str, None] = {}  # stages where a dispatch may be possible that was not before
         self.called: dict[str, None] = {}  # stages that have work and whose models are parked
+        self.orders = Orders()  # of operators, as far as they have been carried out
         self.trace = False  # log every transition
         self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()
@@ -112,6 +113,17 @@ class Book:
 
     def workers_of(self, stage: str) -> list[Worker]:
         return self._by_stage[stage]
+
+    def is_drained(self, worker: Worker) -> bool:
+        """Whether an operator keeps this worker's device empty."""
+        return worker.plan.device in self.orders.drained
+
+    def is_unloaded(self, worker: Worker) -> bool:
+        """Whether an operator has had a life of this worker, before the present one, give its model back."""
+        return any(
+            not errand.back and errand.role == worker.plan.role and errand.incarnation < worker.incarnation
+            for errand in self.orders.errands
+        )
 
     def stir(self, stage: str) -> None:
         """Look at this stage's queue in the next dispatch."""

@@ -58,7 +58,8 @@ class Fleet:
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
-            case _ if worker.parked:
+            case _ if worker.parked or self.book.is_unloaded(worker):
+                worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
                     self.call(worker.plan.stage)
             case _ if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
@@ -72,13 +73,28 @@ class Fleet:
     def call(self, stage: str) -> None:
         """There is work for a stage whose models are parked: one comes back, unless one is there or on its way."""
         workers = self.book.workers_of(stage)
-        if any(w.life in (Life.LOADING, Life.LOADED) and not w.leaving for w in workers):
+        staying = [w for w in workers if not (w.leaving or w.ordered or self.book.is_drained(w))]
+        if any(w.life in (Life.LOADING, Life.LOADED) for w in staying):
             return
-        parked = [worker for worker in workers if worker.parked and worker.life is Life.EMPTY]
+        parked = [w for w in workers if w.parked and w.life is Life.EMPTY and not self.book.is_drained(w)]
         if parked:
             self._load(min(parked, key=lambda worker: worker.load_ms))
 
+    def begin(self, worker: Worker) -> None:
+        """Let a worker without a model load it, unless it stands by for others that can."""
+        if worker.life is Life.EMPTY and (not worker.plan.standby or self._standby_wanted(worker.plan.stage)):
+            self._load(worker)
+
+    def look_after(self, stage: str) -> None:
+        """Who may serve this stage has changed by an order: somebody else may have to."""
+        if self.book.queues[stage].waiting:
+            self.call(stage)
+        self._call_standby(stage)
+
     def _load(self, worker: Worker) -> None:
+        if self.book.is_drained(worker):
+            worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
+            return
         worker.parked = False
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = None
@@ -136,7 +152,8 @@ class Fleet:
         return any(worker.may_serve for worker in workers)
 
     def _standby_wanted(self, stage: str) -> bool:
-        return not any(worker.may_serve for worker in self.book.workers_of(stage) if not worker.plan.standby)
+        others = [worker for worker in self.book.workers_of(stage) if not worker.plan.standby]
+        return not any(worker.may_serve and not self.book.is_drained(worker) for worker in others)
 
     def _without(self, stage: str, reason: str, now: float) -> None:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""

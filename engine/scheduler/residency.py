@@ -47,7 +47,6 @@ class Residency:
         self.parked_total = 0
         self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
-        self._mortal = [worker for worker in book.workers.values() if worker.stage.keep_alive_s >= 0]
 
     def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
         """The newest word of this life of the arbiter on a device."""
@@ -84,10 +83,11 @@ class Residency:
             called, self.book.called = self.book.called, {}
             for stage in called:
                 self.fleet.call(stage)
-        if not self._wants and not self._mortal:
+        mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
+        if not self._wants and not mortal:
             return None
         dues = [self._make_room(device, want, now) for device, want in self._wants.items()]
-        dues += [self._let_die(worker, now) for worker in self._mortal]
+        dues += [self._let_die(worker, now) for worker in mortal]
         return min((due for due in dues if due is not None), default=None)
 
     # ---------------------------------------------------------------- for somebody else
@@ -97,10 +97,11 @@ class Residency:
         leaving = [worker for worker in here if worker.leaving and not worker.parked]
         for worker in leaving:
             if not worker.batches:
-                self._park(worker, f"{want.by} needs its memory", now)
+                self.park(worker, f"{want.by} needs its memory")
         if want.answered or leaving:
             return None
-        guests = [w for w in here if w.life is Life.LOADED and not w.stage.pinned and w.plan.role != want.by]
+        guests = [w for w in here if w.life is Life.LOADED and not (w.stage.pinned or w.ordered)]
+        guests = [w for w in guests if w.plan.role != want.by]
         if not guests:
             return None
         distances = self._distances()
@@ -112,7 +113,7 @@ class Residency:
             return patient_until if now < patient_until else self._next_to_have_stayed(guests, now)
         want.answered = chosen.leaving = True
         if not chosen.batches:
-            self._park(chosen, f"{want.by} needs its memory", now)
+            self.park(chosen, f"{want.by} needs its memory")
         return None
 
     def _choose(
@@ -149,7 +150,7 @@ class Residency:
 
     def _let_die(self, worker: Worker, now: float) -> float | None:
         """Park a worker that has been idle for its ``keep_alive_s``; returns when it will have been."""
-        if worker.life is not Life.LOADED or worker.stage.pinned or worker.leaving:
+        if worker.life is not Life.LOADED or worker.stage.pinned or worker.leaving or worker.ordered:
             return None
         if worker.batches or self.book.queues[worker.plan.stage].waiting:
             worker.idle_since = None
@@ -159,10 +160,13 @@ class Residency:
         over = worker.idle_since + worker.stage.keep_alive_s
         if now < over:
             return over
-        self._park(worker, f"idle for {worker.stage.keep_alive_s:g} s", now)
+        self.park(worker, f"idle for {worker.stage.keep_alive_s:g} s")
         return None
 
-    def _park(self, worker: Worker, reason: str, now: float) -> None:
+    # ---------------------------------------------------------------- and how
+
+    def park(self, worker: Worker, reason: str) -> None:
+        """Have an idle worker leave, and its next life wait for work."""
         worker.leaving = worker.parked = True
         worker.waiting_for = f"parked: {reason}"
         self.parked_total += 1

@@ -17,6 +17,7 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
+from engine.scheduler.orders import Orders
 from engine.scheduler.pace import capacity
 from engine.scheduler.past import Past
 from engine.scheduler.residency import Residency
@@ -39,6 +40,7 @@ from ipc.messages import (
     Loaded,
     Loading,
     Over,
+    Preload,
     Remade,
     Restored,
     Serve,
@@ -48,6 +50,7 @@ from ipc.messages import (
     Spare,
     Vacate,
 )
+from ipc.messages import Orders as Standing
 from ipc.peers import peer_name, split_peer
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
@@ -66,6 +69,7 @@ class Scheduler:
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
         self.residency = Residency(self.book, self.fleet)
+        self.orders = Orders(self.book, self.fleet, self.residency)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -181,6 +185,10 @@ class Scheduler:
                 self.fleet.ready = True
             case Silent(worker=role, incarnation=incarnation, phase=phase):
                 self.fleet.silent(role, incarnation, phase, now)
+            case Standing():
+                self.orders.told(message)
+            case Preload(stage=stage):
+                self.orders.preload(stage)
             case Drain(budget_ms=budget_ms):
                 if self._drain_by is None:
                     self._drain_by = now + budget_ms / 1000
@@ -198,6 +206,7 @@ class Scheduler:
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
             self._drain_wake = self._drain_by if now < self._drain_by else None
+        self.orders.turn()
         self._look = self.residency.turn(now)
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
@@ -239,8 +248,9 @@ class Scheduler:
         for worker in self.book.workers.values():
             spare = worker.plan.standby and worker.life is not Life.LOADED
             if worker.life is not Life.LOST and not spare and worker.plan.stage not in self.book.absent:
-                out[worker.plan.stage] = out.get(worker.plan.stage, 0) + worker.stage.max_batch
-        return out
+                size = 0 if self.book.is_drained(worker) else worker.stage.max_batch
+                out[worker.plan.stage] = out.get(worker.plan.stage, 0) + size
+        return {name: most or self.book.stages[name].max_batch for name, most in out.items()}
 
     # ---------------------------------------------------------------- seen
 
@@ -279,6 +289,7 @@ class Scheduler:
             "per_device": self._per_device(),
             "stages": {name: self._stage(name, now) for name in book.stages},
             "workers": {role: self._worker(role) for role in book.workers},
+            "orders": {"drained": list(book.orders.drained), "knobs": book.orders.knobs},
         }
 
     def _jobs(self, now: float, most: int) -> list[dict[str, Any]]:

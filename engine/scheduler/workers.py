@@ -78,6 +78,8 @@ class Worker:
     fruitless: int = 0  # lives in a row that ended no utterance well
     leaving: bool = False  # gets no more batches; parked when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
+    dismissed: bool = False  # ... and has been told
     loaded_at: float = 0.0
     idle_since: float | None = None
 
@@ -88,7 +90,8 @@ class Worker:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
-        self.leaving = False
+        self.leaving = self.dismissed = False
+        self.ordered = ""
         self.idle_since = None
 
     def move(self, life: Life) -> None:
@@ -101,7 +104,11 @@ class Worker:
         """Whether another batch may be sent."""
         if self.batches and self.batches[-1].alone:
             return False
-        return self.life is Life.LOADED and not (self.condemned or self.leaving) and len(self.batches) <= send_ahead
+        return (
+            self.life is Life.LOADED
+            and not (self.condemned or self.leaving or self.ordered)
+            and len(self.batches) <= send_ahead
+        )
 
     @property
     def may_serve(self) -> bool:

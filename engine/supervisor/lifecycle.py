@@ -22,6 +22,7 @@ import enum
 import signal
 from collections import deque
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from engine.config import DeadlinesSection
@@ -40,8 +41,9 @@ from engine.supervisor.events import (
     Tick,
     Warn,
 )
+from engine.supervisor.orders import Orders
 from engine.supervisor.roster import LIVING, Post, Record, Roster, State
-from ipc.errors import IllegalMove
+from ipc.errors import DragomanError, IllegalMove
 from ipc.messages import (
     Alive,
     Condemn,
@@ -51,6 +53,7 @@ from ipc.messages import (
     Failing,
     Flushed,
     Gone,
+    Preload,
     Ready,
     Report,
     Serve,
@@ -82,8 +85,16 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 }
 
 
+@dataclass(frozen=True)
+class Order:
+    """An operator's order that was taken: the workers it is about, and what is to be done."""
+
+    roles: list[str]
+    actions: list[Any]
+
+
 class Lifecycle:
-    """The supervisor's core. ``may_fail``: workers whose stage the node can do without."""
+    """The supervisor's core. ``may_fail``: workers whose stage the node can do without. ``orders``: of operators."""
 
     def __init__(
         self,
@@ -91,8 +102,10 @@ class Lifecycle:
         endpoints: dict[str, str],
         deadlines: DeadlinesSection,
         may_fail: Collection[str] = (),
+        orders: Orders | None = None,
     ) -> None:
         self.roster = roster
+        self.orders = orders or Orders({}, {}, ())
         self.phase = Phase.STARTING
         self.mode = self.mode_reason = ""
         self.endpoints: tuple[str, ...] = ()
@@ -151,6 +164,7 @@ class Lifecycle:
     def check(self) -> None:
         """Raise AssertionError if phase and processes contradict each other."""
         self.roster.check()
+        self.orders.check()
         living = [r.role for r in self.roster.living()]
         assert self.phase is not Phase.ENDED or not living or self._killed_at is not None, f"ended with {living}"
 
@@ -167,6 +181,8 @@ class Lifecycle:
             return []
         phase = message.phase if isinstance(message, Alive) else ""
         actions = self._introduce(role, now) if self.roster.heard(role, incarnation, now, phase) else []
+        if self.orders.heard(self.roster[role]):
+            actions += self._post("scheduler", self.orders.standing())
         match message:
             case Report(snapshot):
                 self.reports[role] = (now, snapshot)
@@ -218,6 +234,7 @@ class Lifecycle:
         if role == "scheduler":
             dead = [r for r in workers if r.incarnation and r.state not in LIVING]
             missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
+            missed.append(self.orders.standing())  # it was born with them; some may have come since
             if self.phase in (Phase.SERVING, Phase.DRAINING):
                 missed.append(Serve())
         if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:
@@ -230,6 +247,25 @@ class Lifecycle:
 
     def _post(self, role: str, message: Any) -> list[Any]:
         return [Post(r.role, r.incarnation, message) for r in self.roster.hearing() if r.role == role]
+
+    # ------------------------------------------------------------ operators
+
+    def order(self, verb: str, target: str, now: float, *, value: Any = None, usual: Any = None) -> Order:
+        """What an operator orders. Raises DragomanError when it cannot be done, and then changes nothing.
+
+        ``value``, ``usual``: of ``set``, what the knob ``target`` shall be and what it is without operators.
+        """
+        if self.phase is not Phase.SERVING:
+            raise DragomanError(f"the node is {self.phase.value}", "orders are taken while it serves")
+        roles = self.orders.obey(verb, target, self.roster, value, usual)
+        told = self._post("scheduler", self.orders.standing())
+        if verb == "restart":
+            for role in roles:
+                if self.roster[role].state is State.SPENT:
+                    self.roster.revive(role, now)
+        if verb == "load":
+            told += self._post("scheduler", Preload(target))
+        return Order(roles, told)
 
     # ------------------------------------------------------------ deaths
 
@@ -272,6 +308,7 @@ class Lifecycle:
         """Plan the next life, or none; returns the line for the log."""
         text = f"{record.role} (life {record.incarnation}) died: {reason}; "
         if final:
+            self.orders.forget(record.role)
             self.roster.give_up(record.role)
             return text + "it stays away until the node is started again"
         wait = self.roster.restart(record.role, now)

@@ -15,11 +15,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from engine import devices, exits, failpoints, logs, process, published
+from engine import devices, exits, failpoints, knobs, logs, process, published
+from engine.boot import SchedulerBoot
 from engine.config import Config
 from engine.supervisor import environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -40,6 +42,7 @@ from engine.supervisor.folder import RunFolder, base_folder
 from engine.supervisor.lifecycle import Lifecycle, Phase
 from engine.supervisor.notify import Watchdog, notify
 from engine.supervisor.operators import Operators
+from engine.supervisor.orders import VERBS, Orders
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
 from ipc.errors import ConfigError, DragomanError
@@ -131,11 +134,13 @@ class Supervisor:
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
         self._endpoints = {role: self.folder.endpoint(role) for role in ROUTERS}
         self._router = Router(self._endpoints["supervisor"], INCARNATION, ToSupervisor)
-        verbs = {"stats": self.stats, "health": self.health, "drain": self.drain}
-        self._operators = Operators(self.folder.endpoint("ctl"), verbs)
+        self._operators = Operators(self.folder.endpoint("ctl"), self._verbs())
         deadlines = self.config.deadlines
         roster = Roster(self.plan.roles, deadlines, self.config.node.restart_budget)
-        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail)
+        pinned = {name: section.pinned for name, section in self.config.stages.items()}
+        homes = {role: (body.stage, body.device) for role, body in self.plan.workers.items()}
+        orders = Orders(homes, pinned, self._devices)
+        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)
@@ -216,6 +221,9 @@ class Supervisor:
             journal_fd=self._journal_fd if wanted.role == "arbiter" else -1,
             hooks=self._hooks,
         )
+        if isinstance(boot.body, SchedulerBoot):
+            born_with = msgspec.structs.replace(boot.body, orders=self._life.orders.standing())
+            boot = msgspec.structs.replace(boot, body=born_with)
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
@@ -271,6 +279,28 @@ class Supervisor:
             self._handle(HostGone())
 
     # ------------------------------------------------------------ what operators may ask
+
+    def _verbs(self) -> dict[str, Callable[[dict[str, str]], dict[str, Any]]]:
+        """Name -> what answers it."""
+        orders = {verb: partial(self.order, verb) for verb in VERBS}
+        return {
+            "stats": lambda args: self.stats(),
+            "health": lambda args: self.health(),
+            **orders,
+            "drain": lambda args: self.order("drain", args) if args else self.drain(),
+        }
+
+    def order(self, verb: str, args: Mapping[str, str]) -> dict[str, Any]:
+        """An operator's order about ``args["target"]``: what is changed by it, and the workers it is about."""
+        target, value, usual = args.get("target", ""), None, None
+        if verb == "set":
+            target, value = knobs.read(self.config, target)
+            usual = knobs.configured(self.config, target)
+        order = self._life.order(verb, target, process.now(), value=value, usual=usual)
+        self._logger.info("an operator orders: %s %s", verb, args["target"])
+        for action in order.actions:
+            self._act(action)
+        return {"verb": verb, "target": target, "workers": order.roles, **({"value": value} if verb == "set" else {})}
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""

@@ -15,9 +15,9 @@ MAX_ASK_BYTES = 65_536
 
 
 class Operators:
-    """Answers operators by ``verbs``: name -> function that gives the answer's data."""
+    """Answers operators by ``verbs``: name -> function from the question's arguments to the answer's data."""
 
-    def __init__(self, endpoint: str, verbs: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+    def __init__(self, endpoint: str, verbs: Mapping[str, Callable[[dict[str, str]], dict[str, Any]]]) -> None:
         self._verbs = verbs
         self.door = Door([endpoint], MAX_ASK_BYTES)  # to poll
 
@@ -39,7 +39,7 @@ class Operators:
         if ask.verb not in self._verbs:
             return Answer(False, error=f"no verb {ask.verb!r}; there are {', '.join(self._verbs)}")
         try:
-            return Answer(True, self._verbs[ask.verb]())
+            return Answer(True, self._verbs[ask.verb](ask.args))
         except DragomanError as error:
             return Answer(False, error=str(error))
 

@@ -9,7 +9,7 @@
        │                 killed ◄──abort_s── condemned                       │
        │                    │ exit                │ exit                     │ exit, or stop_s ──► killed
        └──restart── gone ◄──┴─────────────────────┴──────────────────────────┘
-                     └──give up──► spent
+                     └──give up──► spent ──an operator's restart──► waiting
 
 A **condemned** process gets SIGABRT (it writes its stacks to the log) and, ``abort_s`` later, SIGKILL. Only the pidfd
 says that a process is dead; then the restart budget decides between ``waiting`` and ``spent``. A process that had made
@@ -47,7 +47,7 @@ class State(enum.Enum):
     STOPPING = "stopping"  # asked to leave
     KILLED = "killed"  # SIGKILL sent
     GONE = "gone"  # confirmed dead
-    SPENT = "spent"  # dead, and none will follow
+    SPENT = "spent"  # dead, and none will follow unless an operator says so
 
 
 MOVES: dict[State, frozenset[State]] = {
@@ -58,7 +58,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.STOPPING: frozenset({State.KILLED, State.GONE}),
     State.KILLED: frozenset({State.GONE}),
     State.GONE: frozenset({State.WAITING, State.SPENT}),
-    State.SPENT: frozenset(),
+    State.SPENT: frozenset({State.WAITING}),
 }
 LIVING = frozenset({State.STARTING, State.UP, State.CONDEMNED, State.STOPPING, State.KILLED})
 HEARING = frozenset({State.UP, State.CONDEMNED, State.STOPPING})  # has spoken and may be written to
@@ -250,6 +250,13 @@ class Roster:
         """The next life follows at once and is not charged: the last one left because it was told to."""
         record = self._records[role]
         record.move(State.WAITING)
+        record.fruitless, record.due = 0, now
+
+    def revive(self, role: str, now: float) -> None:
+        """A role that was given up gets another life at once, and its whole budget."""
+        record = self._records[role]
+        record.move(State.WAITING)
+        record.restarts.clear()
         record.fruitless, record.due = 0, now
 
     def give_up(self, role: str) -> None:

@@ -54,6 +54,7 @@ def compose(
         "processes": lifecycle.roster.snapshot(now),
         "deaths": list(lifecycle.deaths),
         "health": health,
+        "operators": lifecycle.orders.snapshot(lifecycle.roster),
         "gateway": gateway,
         "scheduler": scheduler,
         "arbiter": arbiter,

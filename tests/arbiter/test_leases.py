@@ -36,8 +36,10 @@ class Bench:
     def read(self, free: int, total: int = 24 * GIB, device: str = GPU, taken_at: float | None = None) -> list:
         return self.feed(Reading(device, total, free, self.now if taken_at is None else taken_at))
 
-    def ask(self, worker: str, nbytes: int, device: str = GPU, model: str = "", incarnation: int = 1) -> list:
-        message = LeaseRequest(next(self._ids), worker, device, nbytes, model)
+    def ask(
+        self, worker: str, nbytes: int, device: str = GPU, model: str = "", incarnation: int = 1, **more: str
+    ) -> list:
+        message = LeaseRequest(next(self._ids), worker, device, nbytes, model, **more)
         return self.feed(FromWorker(f"{worker}#{incarnation}", message))
 
     def settle(self, worker: str, lease: int, measured: int = -1, ok: bool = True, incarnation: int = 1) -> list:
@@ -62,7 +64,7 @@ class Bench:
 
     def load(self, worker: str, nbytes: int, free_after: int, **kw) -> int:
         """A whole load: asked, granted, settled and read; returns the lease."""
-        (granted,) = self.ask(worker, nbytes, **kw)
+        granted = self.ask(worker, nbytes, **kw)[0]  # others may hear that they wait for it now
         assert isinstance(granted, Granted), granted
         self.settle(worker, granted.lease, nbytes)
         self.later(0.1)
@@ -267,6 +269,68 @@ def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waite
     assert (answer.id, type(answer)) == (1, Granted)
 
 
+def test_a_high_priority_goes_before_those_that_wait_and_a_low_one_behind_them():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(GIB)
+    for worker, priority in (("tts@cuda:0/0", "low"), ("nmt@cuda:0/0", "normal"), ("asr@cuda:0/0", "high")):
+        bench.ask(worker, 2 * GIB, priority=priority)
+    order = []
+    for _ in range(3):
+        granted = next(one for one in bench.read(20 * GIB) if isinstance(one, Granted))
+        order.append(granted.id)
+        worker = {1: "tts", 2: "nmt", 3: "asr"}[granted.id] + "@cuda:0/0"
+        bench.settle(worker, granted.lease, 0)
+        bench.later(0.1)
+    assert order == [3, 2, 1]
+
+
+def test_age_is_worth_as_much_as_a_priority():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(GIB)
+    bench.ask("tts@cuda:0/0", 2 * GIB, priority="low")
+    bench.later(31.0)
+    bench.read(GIB)
+    bench.ask("nmt@cuda:0/0", 2 * GIB)
+    assert next(one for one in bench.read(2 * GIB) if isinstance(one, Granted)).id == 1, "none is passed for ever"
+
+
+def test_a_priority_nobody_knows_is_denied_with_those_there_are():
+    (denied,) = Bench().ask("asr@cuda:0/0", GIB, priority="urgent")
+    assert "urgent" in denied.reason and "high, normal, low" in denied.reason
+
+
+def test_a_request_that_waits_is_explained_in_words_and_in_numbers_that_add_up():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=20 * GIB))
+    bench.read(20 * GIB)  # 4 GiB are other programs'
+    bench.load("asr@cuda:0/0", 6 * GIB, 14 * GIB)
+    bench.ask("nmt@cuda:0/0", 15 * GIB)
+    bench.ask("repair@cuda:0/0", 16 * GIB)
+    bench.later(10.0)
+    bench.read(14 * GIB)
+    first, second = bench.book.snapshot(bench.now)["waiting"]
+    assert (first["ahead"], second["ahead"], second["waited_s"], second["patience_s"]) == (0, 1, 10.0, 50.0)
+    assert first["kind"] == "room" and "needs 15.0 GiB" in first["reason"]
+    by_driver = first["free_bytes"] - first["promised_bytes"]
+    by_book = first["usable_bytes"] - first["held_bytes"] - first["promised_bytes"] - first["foreign_bytes"]
+    assert first["room_bytes"] == min(by_driver, by_book) - first["margin_bytes"] < first["needs_bytes"]
+    bench.later(21.0)  # half of its patience is gone: nobody passes it now
+    bench.read(14 * GIB)
+    _, second = bench.book.snapshot(bench.now)["waiting"]
+    assert second["kind"] == "elder" and "nmt@cuda:0/0" in second["reason"]
+
+
+def test_who_stands_far_back_in_a_long_line_is_told_that_and_more_when_it_comes_to_the_front():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(GIB)
+    first = [bench.ask(f"lease@{pid}/1", 8 * GIB) for pid in range(1, 17)]
+    assert all("needs 8.0 GiB" in one.reason for (one,) in first)
+    (behind,) = bench.ask("asr@cuda:0/0", 2 * GIB)
+    assert behind.reason == "more than 16 requests wait before it"
+    assert bench.feed(Tick()) == []
+    (told,) = bench.feed(Gone("lease@1/1", 1, "ended"))
+    assert told.id == behind.id and "needs 2.0 GiB" in told.reason
+
+
 def test_at_most_max_models_models_on_a_device_where_instances_of_one_are_one():
     bench = Bench(Limits(GPU, 24 * GIB, max_models=2))
     bench.read(24 * GIB)
@@ -306,6 +370,32 @@ def test_a_dead_holders_bytes_count_until_the_driver_shows_them_back():
     bench.later(1.0)
     (granted,) = bench.read(24 * GIB)
     assert (type(granted), bench.states()) == (Granted, ["granted"])
+
+
+def test_what_somebody_took_just_before_its_death_is_its_own_until_it_is_shown_back():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (outside,) = bench.ask("lease@7/1", 8 * GIB)  # takes nothing yet
+    (granted,) = bench.ask("asr@cuda:0/0", 10 * GIB)
+    assert isinstance(outside, Granted) and isinstance(granted, Granted)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))  # it had taken all of it, and nobody had looked
+    bench.later(0.1)
+    bench.read(14 * GIB)
+    assert bench.row()["grantable_bytes"] == 6 * GIB, "8 promised, 10 on their way back"
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert bench.row()["grantable_bytes"] == 16 * GIB
+
+
+def test_nothing_is_a_deficit_before_anybody_has_looked():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(settle_s=0.5))
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))
+    bench.later(1.0)
+    assert bench.feed(Tick()) == [] and bench.states() == ["draining"]
+    (wait,) = bench.ask("nmt@cuda:0/0", 15 * GIB)
+    assert isinstance(wait, LeaseWait) and bench.book.due_in(bench.now) != 0.0
 
 
 def test_what_is_not_shown_back_in_time_is_a_deficit_and_ends_when_it_is():
@@ -540,7 +630,7 @@ def test_what_is_kept_does_not_change_with_the_book():
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 2", b"leases 1")]
+    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 3", b"leases 2")]
 )
 def test_what_another_version_kept_is_refused(damage):
     data = kept.encode(Bench().book.keep())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -128,6 +129,31 @@ def test_a_preemptible_one_is_asked_to_leave_when_another_needs_its_memory() -> 
         with Lease(most, ctl_endpoint=node.ctl_endpoint, wait_s=10.0):
             assert begging.wait(10.0) == -signal.SIGTERM
         assert "waiting: " in begging.stderr.read()
+
+
+def test_who_waits_is_explained_with_the_numbers_and_who_is_before_it() -> None:
+    with Node(config()) as node:
+        free = wait_until(lambda: node.stats()["arbiter"].get("devices", {}).get("cpu", {}).get("grantable_bytes"))
+        gib = str(0.6 * free / 2**30)
+        ask = [sys.executable, str(ROOT / "run_node.py"), "explain", "--connect", node.ctl_endpoint]
+        assert subprocess.run(ask, capture_output=True, text=True).stdout == "nothing waits for memory\n"
+        with Lease(int(0.6 * free), ctl_endpoint=node.ctl_endpoint):
+            waiting = [
+                subprocess.Popen(
+                    command(node, "--priority", priority, "--", "true", gib=gib), stderr=subprocess.DEVNULL
+                )
+                for priority in ("low", "high")
+            ]
+            wait_until(lambda: node.stats()["arbiter"]["waiting_total"] == 2)
+            rows = json.loads(subprocess.run([*ask, "--json"], capture_output=True, text=True).stdout)
+            assert [(row["priority"], row["ahead"], row["kind"]) for row in rows] == [
+                ("high", 0, "room"),
+                ("low", 1, "room"),
+            ]
+            assert all(row["room_bytes"] < row["needs_bytes"] for row in rows)
+            text = subprocess.run([*ask, f"lease@{waiting[0].pid}"], capture_output=True, text=True).stdout
+            assert "(true) has waited" in text and "low priority, 1 before it" in text and "can be granted" in text
+        assert [child.wait(20.0) for child in waiting] == [0, 0], "both run when it is given back"
 
 
 def test_a_name_that_is_not_its_own_holds_nothing() -> None:

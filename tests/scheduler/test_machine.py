@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ipc.messages import Acked, CancelJob, Copied, SessionEnded
+from engine.scheduler.book import SUPERVISOR
+from ipc.messages import Acked, CancelJob, Copied, Errand, Orders, SessionEnded
 from tests.scheduler.world import World, audio_stage, text_stage
 
 ROLES = ("a@cpu/0", "a@cpu/1", "b@cpu/0", "c@cpu/0")
@@ -62,6 +63,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.board[self.world.peer(role)] = []
         self.world.start(role)
 
+    @rule(
+        drained=st.booleans(),
+        errands=st.dictionaries(st.sampled_from(ROLES), st.booleans(), max_size=2),
+        knobs=st.sampled_from([{}, {"stages.a.max_batch": 1}, {"node.max_retries": 1}]),
+    )
+    def operators_order(self, drained: bool, errands: dict[str, bool], knobs: dict[str, int]) -> None:
+        """Anything, any time; whoever was told to leave has left at once, and the next one is there."""
+        made = tuple(Errand(role, self.world.lives[role], back) for role, back in errands.items())
+        self._order(Orders(("cpu",) if drained else (), made, dict(knobs)))
+
+    def _order(self, orders: Orders) -> None:
+        self.world.core.handle(SUPERVISOR, orders, self.world.now)
+        self.world.turn()
+        self._leave()
+
+    def _leave(self) -> None:
+        for role, worker in self.world.core.book.workers.items():
+            if worker.dismissed or worker.parked:
+                self.world.leave(role)
+
     @rule(seconds=st.sampled_from([0.01, 0.6, 5.0]))
     def wait(self, seconds: float) -> None:
         self.world.advance(seconds)
@@ -95,6 +116,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.world.copy_at_once = True
         self.copy_results()
+        self._order(Orders())
+        self.world.load_all()
         self.world.run_everything()
         ended = self.world.ended()
         admitted = {(s, i) for s in SESSIONS for i in range(self.next_index[s])}

@@ -8,6 +8,7 @@ from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
 from engine.config import DeadlinesSection
 from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.workers import Life
 from ipc.messages import (
     Admit,
     Copied,
@@ -118,14 +119,21 @@ class World:
     # ---------------------------------------------------------------- the workers
 
     def start(self, role: str) -> str:
-        """A new life of a worker, loaded; returns its peer name."""
+        """A new life of a worker, loaded if it is told to; returns its peer name."""
         self.lives[role] = self.lives.get(role, 0) + 1
         peer = f"{role}#{self.lives[role]}"
         self.board[peer] = []
-        for message in (Here(), Loading(), Loaded("")):
+        self.core.handle(peer, Here(), self.now)
+        self.turn()
+        if self.core.book.workers[role].life is Life.LOADING:
+            self.loaded(peer)
+        return peer
+
+    def loaded(self, peer: str) -> None:
+        """A worker that was told to load has loaded."""
+        for message in (Loading(), Loaded("")):
             self.core.handle(peer, message, self.now)
             self.turn()
-        return peer
 
     def start_all(self) -> None:
         for role in self.core.book.workers:
@@ -156,6 +164,21 @@ class World:
         self.board[peer] = []
         self.core.handle(SUPERVISOR, Gone(role, self.lives[role], "killed", final), self.now)
         self.turn()
+
+    def leave(self, role: str) -> None:
+        """A worker that was told to end has done so; its next life says that it is here."""
+        assert not self.board[self.peer(role)], "told to leave with work on board"
+        self.core.handle(SUPERVISOR, Gone(role, self.lives[role], "parked", parked=True), self.now)
+        self.lives[role] += 1
+        self.board[self.peer(role)] = []
+        self.core.handle(self.peer(role), Here(), self.now)
+        self.turn()
+
+    def load_all(self) -> None:
+        """Whoever has been told to load has loaded."""
+        for role, worker in self.core.book.workers.items():
+            if worker.life is Life.LOADING:
+                self.loaded(self.peer(role))
 
     # ---------------------------------------------------------------- time
 

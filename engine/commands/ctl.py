@@ -1,0 +1,101 @@
+"""``ctl``: change a running node, one thing at a time, without starting it anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine.commands import FAILED, OK, asking, finding
+from engine.commands.inputs import UsageError
+
+LOOK_S = 0.1
+WHAT = {  # verb -> what its target is, what it does
+    "restart": ("WORKER|STAGE", "end a worker's process after the batch it runs, and start another"),
+    "drain": ("DEVICE", "begin nothing new on a device and take its models off it, when their batches are done"),
+    "resume": ("DEVICE", "use a drained device again"),
+    "load": ("STAGE", "load a stage's models now, in use or not"),
+    "unload": ("STAGE", "give a stage's memory back now, pinned or not; it loads again when it has work"),
+    "pin": ("STAGE", "its models never leave for others"),
+    "unpin": ("STAGE", "they may, whatever the configuration says"),
+    "set": ("KNOB=VALUE", "change a knob within its bounds; a wrong name lists them"),
+}
+EPILOG = """examples:
+  run_node.py ctl restart asr@cuda:1/0
+  run_node.py ctl drain cuda:1 --wait 60 && nvidia-smi -i 1 ...; run_node.py ctl resume cuda:1
+  run_node.py ctl set stages.asr.max_batch=1
+
+No utterance fails by an order: batches that run are finished, what waits goes to other workers or waits. Orders hold
+until they are undone or the node stops, whichever of its processes dies meanwhile; `stats` shows them.
+
+exit codes: 0 taken (with --wait: done), 1 refused, not done in time, or no node; 2 wrong arguments"""
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "ctl",
+        help="restart a worker, drain a device, load, pin, change a knob",
+        description="Give a running node an order:\n"
+        + "\n".join(f"  {verb + ' ' + target:24}{text}" for verb, (target, text) in WHAT.items()),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("order", choices=WHAT, metavar="ORDER", help=", ".join(WHAT))
+    parser.add_argument("target", metavar="TARGET", help="what it is about")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so long at most until it is done")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.wait < float("inf"):
+        raise UsageError(f"--wait is {args.wait:g}", "give seconds from 0")
+    endpoint = finding.ctl_endpoint(args.connect)
+    answer = asking.ask(endpoint, args.order, target=args.target)
+    pending = wait(endpoint, answer, args.wait) if args.wait else []
+    if args.json:
+        print(json.dumps({**answer, "pending": pending}))
+    else:
+        print(words(answer))
+    if not pending:
+        return OK
+    print(f"error: not done after {args.wait:g} s: {', '.join(pending)}; it goes on", file=sys.stderr)
+    return FAILED
+
+
+def words(answer: Mapping[str, Any]) -> str:
+    """A taken order as one line."""
+    target, workers = answer["target"], ", ".join(answer["workers"]) or "no worker"
+    match answer["verb"]:
+        case "restart":
+            return f"restarting after the batches they run: {workers}"
+        case "drain":
+            return f"draining {target}: {workers}"
+        case "resume":
+            return f"{target} is used again: {workers}"
+        case "load":
+            return f"loading: {workers}"
+        case "unload":
+            return f"unloading: {workers}"
+        case "pin" | "unpin":
+            return f"{answer['verb']}ned: {workers}"
+    return f"{target} is {answer['value']}"
+
+
+def wait(endpoint: str, answer: Mapping[str, Any], limit_s: float) -> list[str]:
+    """Workers that have not done what they were ordered to after so long."""
+    until = time.monotonic() + limit_s
+    while (pending := undone(asking.ask(endpoint, "stats"), answer)) and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    return pending
+
+
+def undone(stats: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    """Workers that, by the node's statistics, have not done yet what this order wants of them."""
+    if answer["verb"] == "load":
+        loaded = {row["role"] for row in stats["processes"] if row["phase"].startswith("loaded")}
+        return [role for role in answer["workers"] if role not in loaded]
+    return [role for role in answer["workers"] if role in stats["operators"]["pending"]]

@@ -1,0 +1,69 @@
+"""``explain``: why does this wait? Each request for memory that waits, with the numbers that decide over it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from engine.commands import OK, asking, finding
+from engine.commands.tables import nbytes
+
+EPILOG = """examples:
+  run_node.py explain
+  run_node.py explain repair --json
+
+exit codes: 0 shown (also that nothing waits), 1 no node answered"""
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "explain",
+        help="why does a model or a program wait for memory?",
+        description="Every request for memory that waits, who is before it, and the figures that it waits for.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("who", nargs="?", default="", help="only workers and programs whose name begins so")
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
+    parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    stats = asking.ask(finding.ctl_endpoint(args.connect), "stats")
+    arbiter: Mapping[str, Any] = stats.get("arbiter") or {}
+    rows = [row for row in arbiter.get("waiting", []) if row["worker"].startswith(args.who)]
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return OK
+    print("\n\n".join(map(sentence, rows)) or f"nothing{' of that name' if args.who else ''} waits for memory")
+    if (more := arbiter.get("waiting_total", 0) - len(arbiter.get("waiting", []))) > 0:
+        print(f"\n{more} more wait behind these")
+    for role, worker in sorted((stats.get("scheduler") or {}).get("workers", {}).items()):
+        if worker.get("waiting_for", "").startswith("parked") and role.startswith(args.who):
+            print(f"\n{role} does not wait: {worker['waiting_for']}")
+    return OK
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """One request: who, for how long, for what, and the formula with its numbers."""
+    who = row["worker"].rpartition("#")[0] + (f" ({row['model']})" if row.get("model") else "")
+    patience = f"gives up in {row['patience_s']:.0f} s" if row["patience_s"] > 0 else "gives up now"
+    if row["kind"] == "turn":
+        patience = "its patience does not run meanwhile"
+    lines = [
+        f"{who} has waited {row['waited_s']:.1f} s on {row['device']} "
+        f"({row['priority']} priority, {row['ahead']} before it; {patience})",
+        f"  because: {row['reason'] or 'the figures are being read'}",
+        f"  needs {nbytes(row['needs_bytes'])}, {nbytes(row['room_bytes'])} can be granted = the smaller of",
+        f"    free {nbytes(row['free_bytes'])} - promised {nbytes(row['promised_bytes'])}",
+        f"    usable {nbytes(row['usable_bytes'])} - held {nbytes(row['held_bytes'])} - promised "
+        f"{nbytes(row['promised_bytes'])} - other programs {nbytes(row['foreign_bytes'])}",
+        f"    less a margin of {nbytes(row['margin_bytes'])}",
+    ]
+    if row["coming_back_bytes"]:
+        lines.append(f"  {nbytes(row['coming_back_bytes'])} of the dead are not shown back yet")
+    if row["leaving"]:
+        lines.append(f"  asked to leave: {', '.join(peer.rpartition('#')[0] for peer in row['leaving'])}")
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""The line in front of a device, against one that walks along it each time."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.arbiter.lease import Lease, LeaseState
+from engine.arbiter.line import AGEING, PASSING, PRIORITIES, Line
+
+WAIT_S = 60.0
+MODELS = [("asr", "a"), ("nmt", "b"), ("tts", "c")]
+
+
+class LineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = Line(WAIT_S)
+        self.now = self.clock = 0.0
+        self.running = False
+        self.came: list[tuple[float, float, Lease]] = []  # (rank, end of patience, lease), in the order they came
+
+    @rule(
+        nbytes=st.integers(1, 9),
+        model=st.sampled_from([*MODELS, None]),
+        priority=st.sampled_from(sorted(PRIORITIES)),
+        wait_s=st.sampled_from([None, 0.0, 5.0, 600.0]),
+    )
+    def comes(self, nbytes: int, model: tuple[str, str] | None, priority: str, wait_s: float | None) -> None:
+        peer, name = (f"{model[0]}@gpu/0#1", model[1]) if model else ("lease@1/1#1", "x")
+        lease = Lease(peer, 1, "gpu", nbytes, name, LeaseState.REQUESTED, self.now, priority=priority)
+        wait_s = wait_s if lease.external else None  # only programs outside the node say how long
+        self.line.add(lease, self.now, wait_s)
+        ages = {"high": -AGEING, "normal": 0.0, "low": AGEING}
+        patience = WAIT_S if wait_s is None else wait_s
+        self.came.append((self.clock + ages[priority] * WAIT_S, self.clock + patience, lease))
+
+    @precondition(lambda self: self.came)
+    @rule(data=st.data())
+    def goes(self, data: st.DataObject) -> None:
+        found = self.came.pop(data.draw(st.integers(0, len(self.came) - 1)))
+        self.line.remove(found[2])
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 29.0, 31.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.clock += seconds if self.running else 0.0
+
+    @rule(running=st.booleans())
+    def load_ends_or_begins(self, running: bool) -> None:
+        self.running = running
+        (self.line.run if running else self.line.stop)(self.now)
+
+    @rule(room=st.integers(0, 10), models=st.none() | st.frozensets(st.sampled_from(MODELS)))
+    def whose_turn(self, room: int, models: frozenset[tuple[str, str]] | None) -> None:
+        def may_come(lease: Lease) -> bool:
+            return models is None or lease.external or lease.kind_of_model in models
+
+        in_order = [lease for _, _, lease in sorted(self.came, key=lambda one: one[0])]
+        assert list(self.line) == in_order
+        old = [
+            (end, lease)
+            for _, end, lease in self.came
+            if not lease.external
+            and self.clock >= end - (1 - PASSING) * WAIT_S
+            and lease.nbytes > room
+            and may_come(lease)
+        ]
+        elder = min(old, default=(0.0, None), key=lambda one: one[0])[1]
+        assert self.line.elder(room, models, self.now) is elder
+        allowed = in_order[: in_order.index(elder)] if elder else in_order
+        fitting = [lease for lease in allowed if lease.nbytes <= room and may_come(lease)]
+        assert self.line.first(room, models, elder) is (fitting[0] if fitting else None)
+
+    @invariant()
+    def patience(self) -> None:
+        self.line.check()
+        assert {id(one) for one in self.line.spent(self.now)} == {
+            id(one) for _, end, one in self.came if end <= self.clock
+        }
+        for place, lease in enumerate(self.line):
+            assert self.line.position(lease) == place
+        due = self.line.due_in(self.now)
+        ends = [end - self.clock for _, end, _ in self.came]
+        passing = [
+            left
+            for _, end, lease in self.came
+            if not lease.external and (left := end - (1 - PASSING) * WAIT_S - self.clock) > 0
+        ]
+        assert due == (max(0.0, min(ends + passing)) if self.came and self.running else None)
+
+
+TestLine = LineMachine.TestCase
+TestLine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
