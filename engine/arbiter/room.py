@@ -7,6 +7,8 @@ is *foreign* (other programs, and whatever of ours no lease covers), and keeps t
   before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
+* what a lease still has ``DOUBT_S`` after it has become a deficit goes to those who were granted more than they hold:
+  growth and a fall between two readings look like a smaller fall, and no driver keeps memory for so long;
 * what a worker measured of itself after loading replaces what was put down to it.
 
 Room for a grant, all figures signed::
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
+DOUBT_S = 5.0  # after which a deficit that others' growth can explain is theirs
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,9 @@ class DeviceMemory:
         elif reading.taken_at - self._missing_since >= PATIENT_S:
             missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
         self.missing_bytes = missing
+        for lease in leases:
+            if lease.state is LeaseState.DEFICIT and reading.taken_at - lease.since >= DOUBT_S:
+                self._explain(lease, leases)
 
     def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
         """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
@@ -155,6 +161,15 @@ class DeviceMemory:
             lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)
             nbytes -= part
         self.foreign_bytes += nbytes
+
+    @staticmethod
+    def _explain(deficit: Lease, leases: list[Lease]) -> None:
+        """Let the living have taken what is said to be missing, as far as they may have."""
+        for lease in leases:
+            if lease.state in ALIVE:
+                part = min(deficit.held_bytes, lease.promised_bytes)
+                lease.held_bytes += part
+                deficit.held_bytes -= part
 
     def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
         """Put a fall down to whom it may be put down at once; returns what is left of it."""

@@ -684,3 +684,20 @@ def test_time_alone_is_asked_for_when_it_matters():
 def test_what_a_worker_is_told_stands_in_the_log_in_words():
     assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
+
+
+def test_a_load_while_a_neighbours_memory_comes_back_leaves_no_deficit_for_ever():
+    """Between two readings 8 GiB come back and 3 are taken: a sum cannot tell that from 5 coming back."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.feed(Gone("nmt@cuda:0/0", 1))
+    bench.later(0.1)
+    (granted,) = bench.ask("tts@cuda:0/0", 3 * GIB)
+    bench.later(0.1)
+    bench.read(13 * GIB)  # 8 free before, 8 back, 3 taken
+    bench.settle("tts@cuda:0/0", granted.lease)
+    for _ in range(24):
+        bench.later(0.5)
+        bench.read(13 * GIB)
+    assert bench.states() == ["held", "held"], "nmt has long given all back"
+    assert bench.row()["grantable_bytes"] == 13 * GIB
