@@ -90,7 +90,7 @@ class Trace:
         )  # fmt: skip
 
     def _model(self, number: int, smallest: int) -> Model:
-        share = self._chance.choice((0.03, 0.05, 0.08, 0.12, 0.2, 0.3))
+        share = self._chance.choice((0.03, 0.05, 0.08, 0.12, 0.2))
         late = 0.0 if self.quiet else self._chance.choice((0.0, 0.0, WORKSPACE))
         return Model(STAGES[number % 4], f"m{number}", int(share * smallest * self._chance.uniform(0.8, 1.2)), late)
 
