@@ -9,7 +9,7 @@
   grant than they have now given back. What outsiders have snatched is ``snatched``: no book can know of it before.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
-* ``deadlocks``: five seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
+* ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
   that others may not pass. ``stalled`` are those where the book has a reason, be it a wrong one: it waits for memory or
   a place of the dead that the driver has long shown back, or counts twice what it cannot tell apart.
 * ``two_loads``: two at once on one device.
@@ -30,7 +30,7 @@ from engine.arbiter.room import Limits
 from ipc.messages import LeaseRequest
 
 SLACK_S = 3.0
-STUCK_S = 5.0
+STUCK_S = 6.0  # more than ``settle_s``
 LOOK_S = 1.0
 PASSING_SHARE = 0.5  # of its patience, for which a request that lacks room lets others pass (DESIGN, "Lease policy")
 PROMISES = ("oom", "overcommitted", "above_ceiling", "starved", "deadlocks", "two_loads", "kept_for_nobody")
@@ -155,7 +155,7 @@ class Judge:
             if self._stuck_s[name] >= STUCK_S:
                 self._stuck_s[name] = 0.0
                 dead = self._thought_dead(name, arbiter)
-                doubt = self._doubt(name) + sum(row["held_bytes"] for row in dead)
+                doubt = self._doubt(name) + sum(max(row["nbytes"], row["held_bytes"]) for row in dead)
                 if self._could_be_served(name, waiting, doubt, len(dead)):
                     self.broken("deadlocks", f"{[one.peer for one in waiting]} on {name}")
                 self.counts["stalled"] += 1
