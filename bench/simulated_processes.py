@@ -14,7 +14,7 @@ from engine.arbiter.events import Send as Answer
 from engine.arbiter.events import Tell as Wish
 from engine.arbiter.events import Tick as LookAgain
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
 from engine.boot import GatewayBoot, SchedulerBoot
 from engine.gateway.books import Books
 from engine.gateway.events import (
@@ -31,6 +31,7 @@ from engine.gateway.events import (
     Write,
 )
 from engine.gateway.gateway import Gateway
+from engine.limits import Limits
 from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
 from ipc.messages import Alive, Closed, Drain, Flushed, Gone, Here, JobOutcome, Over, Serve, Serving, Stop, Up

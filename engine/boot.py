@@ -31,6 +31,16 @@ class RingGrant(_Plan, frozen=True):
     writable: bool
 
 
+class VariantPlan(_Plan, frozen=True):
+    """One way to load a stage's model, and what it takes on a worker's device, as far as is known."""
+
+    name: str
+    model: str
+    compute_type: str
+    estimate_bytes: int
+    options: dict[str, Any] = {}
+
+
 class WorkerPlan(_Plan, frozen=True):
     """One worker to be: ``role`` is ``stage@device/n``."""
 
@@ -39,7 +49,9 @@ class WorkerPlan(_Plan, frozen=True):
     device: str  # "cpu", "cuda:0", ... as the node names it
     ring_blocks: int = 0  # 0: emits no arrays
     estimate_bytes: int = 0  # what its model takes on its device, as far as is known
-    standby: bool = False  # loads only while none of the stage's other workers can; its results are degraded
+    standby: bool = False  # loads only while none of the stage's workers before it can
+    smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
+    variant: int = 0  # the one to begin with
 
 
 class StagePlan(_Plan, frozen=True):
@@ -70,12 +82,13 @@ class DevicePlan(_Plan, frozen=True):
 
     name: str  # "cpu", "cuda:0"
     uuid: str = ""  # GPU or MIG UUID
-    memory_source: str = "host"  # nvml | host (declared, mig, unified: not yet)
+    memory_source: str = "host"  # nvml | mig | unified | declared | host: see ``engine.devices``
     total_bytes: int = 0
     ceiling_bytes: int = 0  # 0: none
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5
+    book: str = ""  # the device whose memory it shares, in whose book its leases stand; "": its own
 
 
 class SchedulerBoot(_Body, frozen=True):
@@ -88,6 +101,7 @@ class SchedulerBoot(_Body, frozen=True):
     capacity_factor: int
     ring_users: dict[str, tuple[str, ...]] = {}  # ring -> the roles that map it, its producer too
     orders: Orders = Orders()  # what operators have ordered so far
+    books: dict[str, str] = {}  # device -> the one whose memory it shares
 
 
 class GatewayBoot(_Body, frozen=True):
@@ -119,6 +133,7 @@ class WorkerBoot(_Body, frozen=True):
     max_batch: int
     estimate_bytes: int
     options: dict[str, Any] = {}
+    smaller: tuple[VariantPlan, ...] = ()  # variants 1, 2, ...: the scheduler says which to load
 
 
 class Boot(_Plan, frozen=True):

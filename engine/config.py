@@ -62,6 +62,7 @@ class DeadlinesSection(_Section, frozen=True):
     retry_after_s: float = 0.25  # first retry_after told with Busy while the rate is unknown
     unreadable_s: float = 2.0  # nothing is granted upon a reading of a device's memory older than this
     turn_s: float = 10.0  # how long models at work may keep out another that has no room on their device
+    promote_s: float = 30.0  # how long there must be room for a better variant or device before it is taken
     grace_s: float = 10.0  # a program that was asked to give up its lease is overdue after so long
     settle_s: float = 5.0  # memory of a gone holder that the driver has not shown back is a deficit after so long
     restart_window_s: float = 60.0  # restarts are counted over this time
@@ -77,6 +78,19 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
+    declared_bytes: dict[
+        str, int
+    ] = {}  # GPU -> its memory, where its driver does not tell it; what is free is not read
+    estimates_file: str = ""  # keeps measured memory; "": dragoman/estimates.json in the user's cache; "off": nowhere
+
+
+class VariantSection(_Section, frozen=True):
+    """An entry of ``stages.NAME.variants``. What it leaves out is as the stage says."""
+
+    model: str = ""
+    compute_type: str = ""
+    estimate_bytes: int = 0  # 0: from its files
+    options: dict[str, Any] = {}  # over the stage's own
 
 
 class StageSection(_Section, frozen=True):
@@ -85,7 +99,9 @@ class StageSection(_Section, frozen=True):
     kind: str = ""  # asr | repair | nmt | tts | simulated
     model: str = ""  # its model: a path (from this file's folder), or a name its library fetches ("small")
     compute_type: str = "default"  # number format, in the library's own words
-    devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": every GPU, else the CPU
+    variants: tuple[VariantSection, ...] = ()  # loaded where there is no room, best first: [{compute_type = "int8"}]
+    devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": the GPUs that have room, else the CPU
+    cpu_fallback: bool = False  # works on the CPU while its own devices have no room; repair on "auto" always may
     instances: int = 1  # workers on each of these devices
     max_batch: int = 1  # utterances in one run
     max_delay_ms: float = 0.0  # how long a batch may wait to fill

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from engine import logs
-from engine.config import Config, StageSection
+from engine.config import Config, StageSection, VariantSection
 from engine.config_rules import Problem, nearest, words
 from ipc.errors import ConfigError
 
@@ -142,6 +142,8 @@ def parse(text: str, type_: Any) -> Any:
             return [part.strip() for part in text.split(",") if part.strip()]
         if type_ == dict[str, int]:
             return {name: int(value) for name, value in _pairs(text)}
+        if type_ == tuple[VariantSection, ...]:
+            return _guess(text) if text.strip() else []
         if type_ is str:
             return text
     except ValueError:

@@ -22,6 +22,7 @@ from engine import config_env
 from engine.config import Config
 from engine.config_docs import render_env_sample, render_reference, render_sample
 from engine.config_rules import Problem, check, check_complete
+from engine.corrections_file import OFF
 from ipc.errors import ConfigError
 from stages.places import is_path
 
@@ -96,10 +97,21 @@ def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *,
 
 
 def _from_its_folder(config: Config, folder: Path) -> Config:
-    """Models that are paths get whole ones, there or not; hub names stay as they are."""
-    moved = {
-        name: msgspec.structs.replace(section, model=str((folder / Path(section.model).expanduser()).resolve()))
+    """What is a path gets a whole one, there or not; hub names of models stay as they are."""
+
+    def moved(model: str) -> str:
+        return str((folder / Path(model).expanduser()).resolve()) if is_path(model, folder) else model
+
+    stages = {
+        name: msgspec.structs.replace(
+            section,
+            model=moved(section.model),
+            variants=tuple(msgspec.structs.replace(one, model=moved(one.model)) for one in section.variants),
+        )
         for name, section in config.stages.items()
-        if is_path(section.model, folder)
     }
-    return msgspec.structs.replace(config, stages={**config.stages, **moved})
+    kept = config.devices.estimates_file
+    if kept not in ("", OFF):
+        kept = str((folder / Path(kept).expanduser()).resolve())
+    devices = msgspec.structs.replace(config.devices, estimates_file=kept)
+    return msgspec.structs.replace(config, devices=devices, stages=stages)

@@ -17,7 +17,7 @@ from typing import Any, Union
 import msgspec
 
 import stages
-from engine.config import Config, StageSection
+from engine.config import Config, StageSection, VariantSection
 from ipc.ring import BLOCK
 
 MIB = 2**20
@@ -137,6 +137,7 @@ RULES: dict[str, Rule] = {
     "devices.max_bytes": Between(MIB, MANY_BYTES, " bytes"),
     "devices.reserve_bytes": BYTES,
     "devices.safety_margin": Between(0, 0.9),
+    "devices.declared_bytes": Between(MIB, MANY_BYTES, " bytes"),
     "devices.max_models": Between(1, 1000),
     "stages.*.devices": DEVICE,
     "stages.*.instances": Between(1, 64),
@@ -194,9 +195,10 @@ def check_together(config: Config) -> None:
     for name in config.rings:
         if name != "gateway" and name not in config.stages:
             raise Problem(f"rings.{name}", f"is no producer; {_among(name, ('gateway', *config.stages))}")
-    for name in config.devices.max_bytes:
-        if complaint := DEVICE.complaint(name):
-            raise Problem("devices.max_bytes", complaint)
+    for field in ("max_bytes", "declared_bytes"):
+        for name in getattr(config.devices, field):
+            if complaint := DEVICE.complaint(name):
+                raise Problem(f"devices.{field}", complaint)
 
 
 def check_complete(config: Config) -> None:
@@ -229,12 +231,22 @@ def _check_value(field: str, value: Any, type_: Any) -> None:
                 raise Problem(f"stages.{name}", complaint)
             _check_table(StageSection, table, f"{field}.{name}.")
         return None
+    if type_ == tuple[VariantSection, ...] and isinstance(value, list | tuple):
+        for number, table in enumerate(value):
+            _check_variant(f"{field}[{number}]", table)
+        return None
     try:
         typed = msgspec.convert(value, type_)
     except msgspec.ValidationError:
         raise Problem(field, f"is {value!r}; it must be {words(type_)}") from None
     _check_rule(field, typed)
     return None
+
+
+def _check_variant(field: str, table: Any) -> None:
+    _check_table(VariantSection, table, f"{field}.")
+    if not any(table.get(name) for name in ("model", "compute_type", "options")):
+        raise Problem(field, "is the stage as it is; give it a model, a compute_type or options")
 
 
 def _check_rule(field: str, value: Any) -> None:
@@ -259,10 +271,13 @@ def _check_stage(name: str, section: StageSection) -> None:
         field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
         what = f"is {kind!r}, which is" if section.kind else "is"
         raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.KINDS)}")
-    try:
-        stages.find(kind).check_options(section.options)
-    except ValueError as error:
-        raise Problem(f"stages.{name}.options", f"cannot be used: {error}") from error
+    every = {"options": section.options}
+    every |= {f"variants[{n}].options": {**section.options, **one.options} for n, one in enumerate(section.variants)}
+    for field, options in every.items():
+        try:
+            stages.find(kind).check_options(options)
+        except ValueError as error:
+            raise Problem(f"stages.{name}.{field}", f"cannot be used: {error}") from error
 
 
 def _check_pipeline(name: str, members: tuple[str, ...], sections: Mapping[str, StageSection]) -> None:
@@ -297,6 +312,8 @@ def words(type_: Any) -> str:
         return plain[type_]
     if type_ == tuple[str, ...]:
         return "a list of texts"
+    if type_ == tuple[VariantSection, ...]:
+        return "a list of tables"
     if type_ == dict[str, int]:
         return "a table of whole numbers"
     if type_ == dict[str, tuple[str, ...]]:

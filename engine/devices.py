@@ -3,9 +3,18 @@
 A device is a GPU (or a MIG instance of one) that NVML knows, or the CPU with the machine's memory. Everything here is
 asked once at the start, before any process exists; the arbiter watches the memory afterwards.
 
-Names follow CUDA's habit: ``cuda:0`` is the first GPU *this user sees*, in PCI order. ``CUDA_VISIBLE_DEVICES`` hides
-GPUs here as it does for any CUDA program. Nothing outside this machine's drivers is told these numbers: a worker sees
-exactly one GPU, by its UUID.
+Names follow CUDA's habit: ``cuda:0`` is the first GPU *this user sees*: of those that ``CUDA_VISIBLE_DEVICES`` leaves
+(``engine.visible``), or of all in PCI order. Nothing outside this machine's drivers is told these numbers: a worker
+sees exactly one GPU, by its UUID.
+
+Where a device's memory is read (``memory_source``):
+
+* ``nvml``: the driver says how much is free;
+* ``mig``: the same, of an instance of a divided GPU;
+* ``unified``: the GPU has no memory of its own, and its driver says so: it is the machine's;
+* ``declared``: the configuration says how much there is (``devices.declared_bytes``), and nobody how much is free: for
+  drivers that do not tell;
+* ``host``: the machine's memory.
 
 Host memory is what a process here may really use: under a cgroup (v1 or v2, its own or any above it) the room is
 limit - (current - inactive file cache), and never more than the kernel's MemAvailable.
@@ -23,12 +32,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine import logs
+from engine import logs, mps
+from engine.visible import VARIABLE, Instance, visible
 from ipc.errors import ConfigError, DragomanError
 
 DRIVER_S = 20.0  # for the driver to say which GPUs there are; a sleeping one takes some seconds
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
+COMPUTE_MODES = {1: "EXCLUSIVE_THREAD", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}  # by NVML's numbers; the rest: DEFAULT
+NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
+VOLATILE_UNCORRECTED = (1, 0)  # NVML's numbers of the error type and of the counter since the driver was loaded
+
+Source = Literal["nvml", "mig", "unified", "declared", "host"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,13 @@ class Device:
     uuid: str
     kind: Literal["cpu", "cuda"]
     total_bytes: int
-    memory_source: Literal["nvml", "host"]  # where the arbiter reads its memory
+    memory_source: Source  # where the arbiter reads its memory: see this module
     label: str  # for people: "NVIDIA L4", "CPU, 8 cores"
+    index: int = -1  # nvidia-smi's number of the GPU
+    compute_mode: str = "DEFAULT"  # who may compute on it
+    mps: bool = False  # its programs share one context server: what breaks one breaks all
+    ecc_errors: int = 0  # uncorrectable ones since the driver was loaded
+    free_bytes: int = -1  # when it was found; -1: not known
 
 
 @dataclass(frozen=True)
@@ -55,18 +75,38 @@ class HostMemory:
 
 
 def discover(
-    use: Iterable[str] = ("auto",), *, environ: Mapping[str, str] | None = None, nvml: Any = None
+    use: Iterable[str] = ("auto",),
+    *,
+    declared: Mapping[str, int] | None = None,
+    environ: Mapping[str, str] | None = None,
+    nvml: Any = None,
 ) -> list[Device]:
-    """The devices that ``use`` names, in its order, each once.
+    """The devices that ``use`` names, in its order, each once, fit to be used.
 
     Entries: "auto" (every visible GPU, then the CPU), "cpu", "cuda:N", or a GPU or MIG UUID. Without an NVIDIA driver
-    there is only the CPU. ``nvml`` stands in for the NVML module in tests.
-    Raises ConfigError naming the entry and what there is, DragomanError when the driver does not answer; who names only
-    the CPU does not ask it.
+    there is only the CPU. ``declared``: device -> bytes, instead of what its driver says. ``nvml`` stands in for the
+    NVML module in tests.
+    Raises ConfigError naming the entry and what there is, DragomanError when the driver does not answer or a device
+    cannot be used; who names only the CPU does not ask the driver.
     """
+    found = look(use, declared=declared, environ=environ, nvml=nvml)
+    for device in found:
+        if (error := complaint(device)) is not None:
+            raise error
+    return found
+
+
+def look(
+    use: Iterable[str] = ("auto",),
+    *,
+    declared: Mapping[str, int] | None = None,
+    environ: Mapping[str, str] | None = None,
+    nvml: Any = None,
+) -> list[Device]:
+    """As ``discover``, with those that cannot be used."""
     environ = os.environ if environ is None else environ
     use = tuple(use)
-    gpus = _answered(lambda: _gpus(environ, nvml)) if set(use) != {"cpu"} else []
+    gpus = _answered(lambda: _gpus(environ, nvml, declared or {})) if set(use) != {"cpu"} else []
     there = {device.name: device for device in [*gpus, _cpu()]}
     chosen: dict[str, Device] = {}
     for entry in use:
@@ -75,6 +115,18 @@ def discover(
     if not chosen:
         raise ConfigError("devices.use is empty", 'set it to ["auto"]')
     return list(chosen.values())
+
+
+def complaint(device: Device) -> DragomanError | None:
+    """Why a device cannot be used, and what mends it; None: it can.
+
+    Several processes compute on a GPU here, one for each stage. MPS computes for all of its clients in one.
+    """
+    if device.compute_mode == "DEFAULT" or (device.compute_mode == "EXCLUSIVE_PROCESS" and device.mps):
+        return None
+    allowed = "no process" if device.compute_mode == "PROHIBITED" else "only one process"
+    text = f"{device.name} ({device.label}) is in compute mode {device.compute_mode}: {allowed} may use it"
+    return DragomanError(text, f"run: nvidia-smi -i {device.index} -c DEFAULT (or leave it out of devices.use)")
 
 
 def _answered(ask: Callable[[], list[Device]]) -> list[Device]:
@@ -112,40 +164,71 @@ def _matching(entry: str, there: Mapping[str, Device]) -> list[Device]:
 def _cpu() -> Device:
     cores = len(os.sched_getaffinity(0))
     label = f"CPU, {cores} core{'s' if cores != 1 else ''}"
-    return Device("cpu", "", "cpu", host_memory().total_bytes, "host", label)
+    memory = host_memory()
+    return Device("cpu", "", "cpu", memory.total_bytes, "host", label, memory.available_bytes)
 
 
-def _gpus(environ: Mapping[str, str], nvml: Any) -> list[Device]:
+def _gpus(environ: Mapping[str, str], nvml: Any, declared: Mapping[str, int]) -> list[Device]:
     with opened_nvml(nvml) as library:
         if library is None:
             return []
-        seen = _visible(list(_instances(library)), environ.get("CUDA_VISIBLE_DEVICES"))
-        return [
-            device
-            for number, (uuid, handle, _) in enumerate(seen)
-            if (device := _gpu(library, number, handle, uuid)) is not None
-        ]
+        lost: set[int] = set()
+        seen = visible(list(_instances(library, lost)), environ.get(VARIABLE), lost)
+        served = bool(seen) and mps.is_served(environ)
+        found = [_gpu(library, f"cuda:{number}", one, served, declared) for number, one in enumerate(seen)]
+        return [device for device in found if device is not None]
 
 
-def _gpu(library: Any, number: int, handle: Any, uuid: str) -> Device | None:
+def _gpu(library: Any, name: str, one: Instance, served: bool, declared: Mapping[str, int]) -> Device | None:
     """The device, or None, with a line in the log, when its driver does not tell its memory."""
     try:
-        total = int(library.nvmlDeviceGetMemoryInfo(handle).total)
-        label = _text(library.nvmlDeviceGetName(handle))
+        source, total, free = _memory_of(library, name, one, declared)
+        label = _text(library.nvmlDeviceGetName(one.handle))
     except library.NVMLError as error:
-        logs.get().warning("cuda:%d (%s) is left out: %s", number, uuid, error)
+        mend = f"to use it all the same, say how much memory it has: devices.declared_bytes.{name!r}"
+        logs.get().warning("%s (%s) is left out: %s; %s", name, one.uuid, error, mend)
         return None
-    return Device(f"cuda:{number}", uuid, "cuda", total, "nvml", label)
+    mode = COMPUTE_MODES.get(_asked(library, "nvmlDeviceGetComputeMode", one.gpu_handle), "DEFAULT")
+    errors = _asked(library, "nvmlDeviceGetTotalEccErrors", one.gpu_handle, *VOLATILE_UNCORRECTED)
+    return Device(name, one.uuid, "cuda", total, source, label, one.index, mode, served, errors, free)
 
 
-def _instances(library: Any) -> Iterator[tuple[str, Any, int]]:
-    """(UUID, handle, GPU index) of everything CUDA could compute on: GPUs, or the MIG instances of a divided one."""
+def _memory_of(library: Any, name: str, one: Instance, declared: Mapping[str, int]) -> tuple[Source, int, int]:
+    """Where its memory is read, how much it has and how much is free, in bytes.
+
+    Raises NVMLError when that cannot be said.
+    """
+    if nbytes := declared.get(name, declared.get(one.uuid, 0)):
+        return "declared", nbytes, nbytes
+    try:
+        memory = library.nvmlDeviceGetMemoryInfo(one.handle)
+    except library.NVMLError as error:
+        if getattr(error, "value", None) == NOT_SUPPORTED and one.uuid == one.gpu_uuid:
+            host = host_memory()
+            return "unified", host.total_bytes, host.available_bytes
+        raise
+    return "nvml" if one.uuid == one.gpu_uuid else "mig", int(memory.total), int(memory.free)
+
+
+def _asked(library: Any, call: str, *arguments: Any) -> int:
+    """A figure that not every GPU has; 0 then."""
+    try:
+        return int(getattr(library, call)(*arguments))
+    except library.NVMLError:
+        return 0
+
+
+def _instances(library: Any, lost: set[int]) -> Iterator[Instance]:
+    """Everything CUDA could compute on. Numbers of GPUs that do not answer are added to ``lost``."""
     for index in range(library.nvmlDeviceGetCount()):
         try:
-            parent = library.nvmlDeviceGetHandleByIndex(index)
-            found = [(_text(library.nvmlDeviceGetUUID(one)), one, index) for one in _mig(library, parent) or [parent]]
+            gpu = library.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(library.nvmlDeviceGetUUID(gpu))
+            parts = [(_text(library.nvmlDeviceGetUUID(part)), part) for part in _mig(library, gpu)]
+            found = [Instance(name, index, uuid, handle, gpu) for name, handle in parts or [(uuid, gpu)]]
         except library.NVMLError as error:
             logs.get().warning("GPU %d is left out: %s", index, error)
+            lost.add(index)
             found = []
         yield from found
 
@@ -161,22 +244,6 @@ def _mig(library: Any, parent: Any) -> list[Any]:
                 handles.append(library.nvmlDeviceGetMigDeviceHandleByIndex(parent, slot))
         return handles
     return []
-
-
-def _visible(instances: list[tuple[str, Any, int]], wanted: str | None) -> list[tuple[str, Any, int]]:
-    """What CUDA_VISIBLE_DEVICES leaves, in its order; like CUDA, the first entry that means nothing ends the list."""
-    if wanted is None:
-        return instances
-    left: list[tuple[str, Any, int]] = []
-    for entry in (part.strip() for part in wanted.split(",")):
-        if entry.isdecimal():
-            found = [one for one in instances if one[2] == int(entry)][:1]
-        else:
-            found = [one for one in instances if entry and one[0].startswith(entry)]
-        if len(found) != 1 or found[0] in left:
-            break
-        left.append(found[0])
-    return left
 
 
 def _text(value: str | bytes) -> str:

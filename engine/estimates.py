@@ -7,20 +7,22 @@ inputs. Here stand the libraries around it: a GPU context with its kernels, the 
 
 On the CPU such an estimate was measured (``bench models``, ``docs/vram.md``) and stands as it is. On a GPU nothing is
 measured yet, so 1.2 times as much is asked for; and where a model's files do not say, a table by *runtime library* (a
-stage's ``requires``) has first guesses that err upward. The arbiter's measurements show by how much (``stats``:
-``nbytes`` against ``measured_bytes``), and a configuration's ``estimate_bytes`` replaces them.
+stage's ``requires``) has first guesses that err upward. Once a model has been loaded, what was measured takes the
+guess's place (``engine.corrections``), and a configuration's ``estimate_bytes`` goes before both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from stages.base import Memory
 
 MIB = 2**20
-START_FACTOR = 1.2  # nothing is measured yet
+START_FACTOR = 1.2  # on what was never measured on that kind of device
 ALLOCATION = MIB  # drivers hand out memory in pieces
 
 
@@ -33,6 +35,14 @@ class Runtime:
     workspace_bytes: int  # buffers for one utterance
     per_item_bytes: int  # ... for each further one in a batch
     converts: bool = False  # it may hold the weights in another number format than the file
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The first estimate, before anything was measured. ``later_bytes`` of it are taken by runs, not by the load."""
+
+    nbytes: int = 0
+    later_bytes: int = 0
+    source: Literal["files", "table"] = "files"
 
 
 PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_item_bytes=0)
@@ -49,7 +59,12 @@ _BYTES_A_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int16": 2.0
 _FILE_BYTES_A_WEIGHT = 2.0
 
 
-def estimate(
+def estimate(weights_bytes: int, **what: Any) -> int:
+    """Bytes a worker will need on its device; arguments as ``start`` takes them."""
+    return start(weights_bytes, **what).nbytes
+
+
+def start(
     weights_bytes: int,
     *,
     kind: Literal["cpu", "cuda"],
@@ -57,23 +72,30 @@ def estimate(
     compute_type: str = "default",
     max_batch: int = 1,
     memory: Memory | None = None,
-) -> int:
-    """Bytes a worker will need on its device: ``kind`` of device, ``libraries`` the stage requires.
+) -> Start:
+    """What a worker will need on its device: ``kind`` of device, ``libraries`` the stage requires.
 
     Of several known libraries the most demanding figure counts, each for itself; unknown ones count nothing, so that a
     stage without a runtime (a simulated one) is its weights and its process. ``memory``: what the model's files say
     through its stage, which goes before the table; with the other arguments it says the same thing twice.
     """
-    known = [RUNTIMES[name] for name in libraries if name in RUNTIMES] or [PLAIN]
+    named = [RUNTIMES[name] for name in libraries if name in RUNTIMES]
+    known = named or [PLAIN]
     around = max(r.context_bytes if kind == "cuda" else r.host_bytes for r in known)
     if memory is not None:
-        needed = memory.weights_bytes + memory.workspace_bytes
-        total = around + needed * (START_FACTOR if kind == "cuda" else 1.0)
-    else:
-        workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
-        growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
-        total = around + (weights_bytes * growth + workspace) * START_FACTOR
-    return -(-int(total) // ALLOCATION) * ALLOCATION
+        factor = START_FACTOR if kind == "cuda" else 1.0
+        total = around + (memory.weights_bytes + memory.workspace_bytes) * factor
+        later = (memory.workspace_bytes - memory.at_load_bytes) * factor
+        return Start(whole(total), int(later), "files")
+    workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
+    growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
+    total = around + (weights_bytes * growth + workspace) * START_FACTOR
+    return Start(whole(total), int(workspace * START_FACTOR), "table" if named else "files")
+
+
+def whole(nbytes: float) -> int:
+    """As many bytes in whole pieces of a driver's."""
+    return -(-int(nbytes) // ALLOCATION) * ALLOCATION
 
 
 def _growth(kind: str, compute_type: str) -> float:

@@ -411,14 +411,18 @@ class Here(_Wire, frozen=True):
 
     state: str = "empty"
     reason: str = ""  # what it waits for
+    variant: int = 0  # of its model, which it waits for or has
 
 
 # ---------------------------------------------------------------- scheduler -> worker
 
 
 class Load(_Wire, frozen=True):
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+
     model: str
     variant: int = 0
+    wait_s: float | None = None
 
 
 class RunItem(_Part, frozen=True):
@@ -515,6 +519,7 @@ class LeaseRequest(_Wire, frozen=True):
     wait_s: float | None = None
     preemptible: bool = False
     priority: str = "normal"
+    variant: int = 0  # of the model, for whoever measures it
 
 
 class Granted(_Wire, frozen=True):
@@ -524,16 +529,35 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
+
+    ``pid``: of the holder, to be found in a driver's list of processes.
+    """
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
+    pid: int = 0
 
 
 class Release(_Wire, frozen=True):
     lease: int
+
+
+class Inquire(_Wire, frozen=True):
+    """To a worker that holds this lease: another has loaded beside it, and did it run meanwhile? It says ``Used``."""
+
+    lease: int
+
+
+class Used(_Wire, frozen=True):
+    """What a holder says of itself. ``peak_bytes``: the most it has had (-1: it cannot tell). ``ran_at``: when its last
+    run ended (CLOCK_MONOTONIC, s; 0: it has not run)."""
+
+    lease: int
+    peak_bytes: int = -1
+    ran_at: float = 0.0
 
 
 class Leave(_Wire, frozen=True):
@@ -557,11 +581,34 @@ class Vacate(_Wire, frozen=True):
     by: str = ""
 
 
+class Room(_Wire, frozen=True):
+    """What may be granted on a device and nobody waits for. Said again when it has changed by much."""
+
+    device: str
+    nbytes: int
+
+
 # ---------------------------------------------------------------- all -> supervisor
 
 
 class Alive(_Wire, frozen=True):
     phase: str = ""
+
+
+class Measured(_Wire, frozen=True):
+    """The arbiter has seen what a worker's model takes. ``phase`` load | run (the most since).
+
+    ``exact``: it was read of its process alone, and not of the whole device. ``note``: what else may be in it ("":
+    nothing that was seen). (``engine.corrections``)
+    """
+
+    worker: str  # its role
+    phase: str
+    nbytes: int
+    granted: int
+    exact: bool = False
+    note: str = ""
+    variant: int = 0  # of its model
 
 
 class Report(_Wire, frozen=True):
@@ -699,15 +746,15 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
-    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate,
+    Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
 ToWorker = Union[Load, Run, Park]
-ToArbiter = Union[LeaseRequest, Settled, Release]
-ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave]
+ToArbiter = Union[LeaseRequest, Settled, Release, Used]
+ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave, Inquire]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -98,10 +98,12 @@ class Memory:
 
     ``weights_bytes``: as the library holds them there, which need not be the file's number format.
     ``workspace_bytes``: the most that a run of the largest batch of the longest inputs takes on top.
+    ``at_load_bytes``: of these, what is taken as soon as the model is loaded.
     """
 
     weights_bytes: int
     workspace_bytes: int
+    at_load_bytes: int = 0
 
 
 @dataclass(frozen=True)

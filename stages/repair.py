@@ -131,7 +131,9 @@ class RepairStage(Stage):
         kept = 2 * sizes.layers * sizes.keys * int(config.options.get("n_ctx", N_CTX))  # float16
         streams = 4 * BATCH * (2 * sizes.hidden + 4 * sizes.width)
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 4 * BATCH * sizes.vocabulary
-        return Memory(path.stat().st_size, kept + streams + host)
+        workspace = kept + streams + host
+        # On a GPU what is taken counts, at once; on the host only what has been written to.
+        return Memory(path.stat().st_size, workspace, at_load_bytes=workspace if config.device == "cuda" else 0)
 
     def load(self) -> None:
         """Open the GGUF file. Raises StageError("bad_model") or ("oom")."""

@@ -10,8 +10,9 @@ The number travels between stages as ``mark:<16 hex digits>`` at the start of th
 **GPU memory.** On a GPU, ``vram_bytes`` are taken while it loads, and ``vram_run_bytes`` for each utterance of a run's
 batch, in the stand-in driver (``stages/vram.py``); on the CPU they mean nothing. As in real runtimes, the workspace of
 the largest batch so far is kept. What does not fit is ``oom``, of the load or of the whole batch. ``close`` gives back
-all but the context. Both count in the estimate like weights, a context does not: with a driver whose contexts take
-memory, or to rehearse a wrong estimate, set the stage's ``estimate_bytes``.
+all but the context. The estimate counts them like weights and workspace of a real model, and knows of no context: with
+a driver whose contexts take memory, set the stage's ``estimate_bytes``. With ``stated_bytes`` its estimate is wrong, as
+a real one may be, until it has been measured.
 
 **Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
 ``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
@@ -33,7 +34,18 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from stages.base import Declaration, Item, ModelFacts, Output, OutputSize, Stage, StageConfig, StageError
+from stages.base import (
+    Declaration,
+    Item,
+    Longest,
+    Memory,
+    ModelFacts,
+    Output,
+    OutputSize,
+    Stage,
+    StageConfig,
+    StageError,
+)
 from stages.vram import Vram
 
 MARK_PREFIX = "mark:"
@@ -42,7 +54,7 @@ ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text", "bad_
 CHOICES = {"accepts": ("audio", "text"), "emits": ("audio", "text", "same"), "dtype": ("int16", "float32")}
 LEAST = {
     "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
-    "output_bytes": 0, "sample_rate": 1, "max_chars": 1, "vram_bytes": 0, "vram_run_bytes": 0,
+    "output_bytes": 0, "sample_rate": 1, "max_chars": 1, "vram_bytes": 0, "vram_run_bytes": 0, "stated_bytes": 0,
 }  # fmt: skip
 
 
@@ -80,6 +92,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ballast_bytes: int = 0  # main memory taken while loaded
     vram_bytes: int = 0  # GPU memory taken while loaded; needs the stand-in driver
     vram_run_bytes: int = 0  # ... and, from its first run on, for each utterance of the largest batch
+    stated_bytes: int = 0  # what its file would say that its weights take; 0: what they do take
     output_bytes: int = 0  # size of the array it emits
     dtype: str = "int16"
     sample_rate: int = 16000
@@ -161,7 +174,15 @@ class SimulatedStage(Stage):
     def describe(cls, model: str, options: Mapping[str, Any]) -> ModelFacts:
         del model
         o = parse(options)
-        return ModelFacts(weights_bytes=max(o.ballast_bytes, o.vram_bytes + o.vram_run_bytes))
+        return ModelFacts(weights_bytes=o.stated_bytes or max(o.ballast_bytes, o.vram_bytes + o.vram_run_bytes))
+
+    @classmethod
+    def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
+        del longest
+        o = parse(config.options)
+        if config.device == "cpu":
+            return Memory(o.stated_bytes or o.ballast_bytes, 0)
+        return Memory(o.stated_bytes or o.vram_bytes, o.vram_run_bytes * config.max_batch)
 
     def load(self) -> None:
         for cue in self._options.cues:

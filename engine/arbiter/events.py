@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from typing import Union
 
 from engine.arbiter.room import Reading
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Leave, Release, Settled, Vacate
+from ipc.messages import (
+    Denied,
+    Gone,
+    Granted,
+    Inquire,
+    LeaseRequest,
+    LeaseWait,
+    Leave,
+    Release,
+    Room,
+    Settled,
+    Vacate,
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +52,14 @@ class Send:
     """Action: send this to that worker."""
 
     peer: str
-    message: Union[Granted, LeaseWait, Denied]
+    message: Union[Granted, LeaseWait, Denied, Inquire]
 
 
 @dataclass(frozen=True)
 class Tell:
     """Action: say this to the scheduler."""
 
-    message: Vacate
+    message: Union[Vacate, Room]
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Lease:
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
     settled_at: float | None = None  # when it said so, until a later reading has taken it in
     leaving_bytes: int = 0  # held_bytes when it began to drain
+    variant: int = 0  # of the model, for whoever measures it
     priority: str = "normal"  # high | normal | low
     rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
     patient_until: float = 0.0  # the end of its patience, by the clock of that line

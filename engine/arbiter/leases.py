@@ -21,7 +21,7 @@ all of it twice. A load that was under way keeps its turn until its holder, or i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -32,8 +32,9 @@ from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
-from engine.arbiter.room import DeviceMemory, Limits, Reading
+from engine.arbiter.room import DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
@@ -41,10 +42,11 @@ SHOWN = 100  # of those who wait in a report
 
 
 class Leases:
-    """The book of all devices."""
+    """The book of all devices. ``books``: devices that have none of their own -> the one in whose book they stand."""
 
-    def __init__(self, limits: Iterable[Limits], waits: Waits) -> None:
+    def __init__(self, limits: Iterable[Limits], waits: Waits, books: Mapping[str, str] | None = None) -> None:
         self._waits = waits
+        self._books = books or {}  # device -> the one whose memory it shares
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
@@ -92,10 +94,11 @@ class Leases:
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        memory = self._devices.get(message.device)
+        device = self._books.get(message.device, message.device)
+        memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, message.device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            priority=message.priority, preemptible=message.preemptible,
+            peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
@@ -104,8 +107,8 @@ class Leases:
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._lines[message.device].add(lease, now, message.wait_s)
-        return self._serve(message.device, now, lease)
+        self._lines[device].add(lease, now, message.wait_s)
+        return self._serve(device, now, lease)
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
@@ -281,6 +284,18 @@ class Leases:
                     self._by_role.setdefault(_role(lease.peer), []).append(lease)
 
     # ------------------------------------------------------------ looking
+
+    def books(self) -> Iterator[tuple[DeviceMemory, list[Lease]]]:
+        """Each device's memory and the leases on it, to look at."""
+        for name, memory in self._devices.items():
+            yield memory, self._present[name]
+
+    def rooms(self) -> dict[str, int]:
+        """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
+        known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
+        return {
+            name: 0 if self._lines[name] else max(0, memory.room(self._present[name])) for name, memory in known.items()
+        }
 
     def _all_present(self) -> Iterator[Lease]:
         for leases in self._present.values():

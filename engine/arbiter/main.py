@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +19,11 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits
-from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
+from engine.arbiter.samples import Samples
+from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
+from engine.limits import limits
 from engine.process import Lifeline
 from ipc.errors import PeerGone
 from ipc.messages import (
@@ -28,14 +31,17 @@ from ipc.messages import (
     Drain,
     Gone,
     Granted,
+    Inquire,
     LeaseRequest,
     LeaseWait,
+    Measured,
     Release,
     Settled,
     Stop,
     ToArbiter,
     ToWorker,
     Up,
+    Used,
 )
 from ipc.peers import split_peer
 from ipc.sockets import Dealer, Poll, Router
@@ -53,8 +59,11 @@ class Arbiter:
         self._boot = boot
         self._poll = Poll()
         self._log = logs.get()
-        self._leases = Leases([limits(plan) for plan in boot.body.devices], waits)
+        own = [limits(plan) for plan in boot.body.devices if not plan.book]
+        self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
+        self._samples = Samples()
         self._plans = boot.body.devices
+        self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
         self._lifeline = Lifeline(boot)
@@ -76,6 +85,8 @@ class Arbiter:
                 self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
             self._act(self._leases.handle(Tick(), process.now()))
+            self._act(self._samples.look(self._leases.books()))
+            self._act([*self._spare.look(self._leases.rooms())])
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -104,6 +115,7 @@ class Arbiter:
             self._log.error("the journal is not of this version; leases granted so far are not known: %s", error)
             return
         self._leases.restore(book)
+        self._samples = Samples(book.next_number - 1)
         for peer in [one.peer for device in book.devices for one in device.leases if one.external]:
             if not self._holders.watch(peer):  # it died while there was no arbiter
                 self._act(self._leases.handle(Gone(*split_peer(peer)), process.now()))
@@ -142,8 +154,8 @@ class Arbiter:
         self._scheduler = Dealer(boot.endpoints["scheduler"], boot.role, boot.incarnation, ToWorker)
         self._scheduler.epoch = epoch
         self._poll.add(self._scheduler)
-        for want in self._leases.wants.all():
-            self._scheduler.post(want)
+        for news in (*self._leases.wants.all(), *self._spare.all()):
+            self._scheduler.post(news)
 
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
@@ -159,6 +171,8 @@ class Arbiter:
                 if isinstance(message, (LeaseRequest, Settled, Release)):
                     failpoints.reach("arbiter.asked")
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+                if isinstance(message, (Settled, Used)):
+                    self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL):
                     self._holders.forget(peer)
 
@@ -172,12 +186,13 @@ class Arbiter:
             for reading in readings:
                 self._act(self._leases.handle(reading, process.now()))
 
-    def _act(self, actions: list[Action]) -> None:
+    def _act(self, actions: Sequence[Action | Measured]) -> None:
         for action in actions:
             match action:
                 case Send(peer, message):
                     self._granting = self._granting or isinstance(message, Granted)
-                    level = logging.DEBUG if isinstance(message, LeaseWait) else logging.INFO  # the scheduler says it
+                    quiet = isinstance(message, (LeaseWait, Inquire))  # the scheduler says it; nobody's business
+                    level = logging.DEBUG if quiet else logging.INFO
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
                 case AskToLeave(peer, message):
@@ -191,6 +206,8 @@ class Arbiter:
                         self._scheduler.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
+                case Measured():
+                    self._lifeline.post(action)
 
     def _keep(self) -> None:
         """Write the book down. One too large for the journal is counted and said once; the node goes on."""
@@ -211,33 +228,26 @@ class Arbiter:
             report = self._leases.snapshot(now)
             report["counts"]["not_kept"] = self._journal.too_large
             for plan in self._plans:
-                report["devices"][plan.name]["uuid"] = plan.uuid
+                figures = report["devices"][plan.book or plan.name]
+                about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+                report["devices"][plan.name] = {**figures, **about}
             self._lifeline.report(report, now)
         self._lifeline.flush()
 
 
-def limits(plan: DevicePlan) -> Limits:
-    """A device as the book sees it."""
-    return Limits(
-        plan.name,
-        plan.total_bytes,
-        plan.ceiling_bytes,
-        plan.reserve_bytes,
-        plan.safety_margin,
-        plan.max_models,
-        returns_at_once=plan.memory_source == "host",
-    )
-
-
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Device name -> the sampler of its source; one for the machine's memory, one for all GPUs."""
-    host = [plan.name for plan in devices if plan.memory_source == "host"]
-    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source == "nvml"}
+    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared."""
+    devices = tuple(plan for plan in devices if not plan.book)
+    host = [plan.name for plan in devices if plan.memory_source in ("host", "unified")]
+    declared = {plan.name: plan.total_bytes for plan in devices if plan.memory_source == "declared"}
+    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source in ("nvml", "mig")}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
     if gpus:
         found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+    if declared:
+        found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     return found
 
 

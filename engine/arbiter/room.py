@@ -23,48 +23,27 @@ A reading from before a lease settled or let go is not the truth about it, so su
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
+from engine.limits import Limits
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
 DOUBT_S = 5.0  # after which a deficit that others' growth can explain is theirs
 
 
 @dataclass(frozen=True)
-class Limits:
-    """A device and the configured bounds on its use. Sizes in bytes."""
-
-    name: str
-    total_bytes: int
-    ceiling_bytes: int = 0  # nothing is granted above this much used memory; 0: none
-    reserve_bytes: int = 0
-    safety_margin: float = 0.1
-    max_models: int = 5
-    returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
-
-    @property
-    def usable_bytes(self) -> int:
-        """The device, or its ceiling."""
-        return min(self.total_bytes, self.ceiling_bytes) if self.ceiling_bytes else self.total_bytes
-
-    @property
-    def most_bytes(self) -> int:
-        """The largest lease that would ever fit: on an otherwise empty device."""
-        return self.usable_bytes - self.margin(self.total_bytes)
-
-    def margin(self, driver_free: int) -> int:
-        return max(int(self.safety_margin * driver_free), self.reserve_bytes)
-
-
-@dataclass(frozen=True)
 class Reading:
-    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds)."""
+    """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds).
+
+    ``processes``: bytes by process id, of those that the driver tells.
+    """
 
     device: str
     total_bytes: int
     free_bytes: int
     taken_at: float
+    processes: dict[int, int] = field(default_factory=dict)
 
     @property
     def used_bytes(self) -> int:
@@ -124,9 +103,7 @@ class DeviceMemory:
         present = [lease for lease in leases if lease.state in ON_DEVICE]
         promised = sum(lease.promised_bytes for lease in present)
         ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
-        by_driver = self.reading.free_bytes - promised
-        by_book = self.limits.usable_bytes - ours - self.foreign_bytes
-        return min(by_driver, by_book) - self.margin()
+        return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
 
     def age(self, now: float, since: float) -> float:
         """Seconds since the newest reading; while there is none of our own, since ``since``."""

@@ -89,6 +89,15 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
     return lambda repeat: repeat(read)
 
 
+def declared_source(sizes: Mapping[str, int]) -> Source:
+    """Source of devices of which only the configuration says how much memory there is: all of it, less our leases."""
+
+    def read() -> tuple[list[Reading], str]:
+        return [Reading(name, nbytes, nbytes, now()) for name, nbytes in sizes.items()], ""
+
+    return lambda repeat: repeat(read)
+
+
 def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
     """Source of GPUs: device name -> UUID. One that does not answer keeps no other's figures from us.
 
@@ -106,7 +115,7 @@ def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
                     handles[name] = library.nvmlDeviceGetHandleByUUID(uuid)
                 taken_at = now()
                 memory = library.nvmlDeviceGetMemoryInfo(handles[name])
-                return Reading(name, int(memory.total), int(memory.free), taken_at)
+                return Reading(name, int(memory.total), int(memory.free), taken_at, _processes(library, handles[name]))
 
             def read() -> tuple[list[Reading], str]:
                 readings, failures = [], []
@@ -123,3 +132,12 @@ def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
             repeat(read)
 
     return source
+
+
+def _processes(library: Any, handle: Any) -> dict[int, int]:
+    """Bytes by process, of those the driver tells; in a container it knows them by other numbers, or not at all."""
+    try:
+        rows = library.nvmlDeviceGetComputeRunningProcesses(handle)
+    except library.NVMLError:
+        return {}
+    return {int(row.pid): int(row.usedGpuMemory) for row in rows if row.usedGpuMemory is not None}

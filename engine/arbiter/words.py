@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.arbiter.lease import Lease
-from engine.arbiter.room import DeviceMemory, Limits
+from engine.arbiter.room import DeviceMemory
+from engine.limits import Limits
 from ipc.messages import Denied, Granted, LeaseWait
 
 GIB = 2**30

@@ -11,4 +11,17 @@ from engine.exits import CONFIGURATION, FAILED, INTERRUPTED, OK
 __all__ = ["CONFIGURATION", "FAILED", "INTERRUPTED", "OK", "USAGE", "VERBS"]
 USAGE = 2  # the command line is wrong; argparse's own code
 
-VERBS = ("serve", "translate", "demo", "bench", "stats", "explain", "health", "doctor", "models", "lease", "ctl")
+VERBS = (
+    "serve",
+    "translate",
+    "demo",
+    "bench",
+    "stats",
+    "explain",
+    "health",
+    "doctor",
+    "models",
+    "lease",
+    "estimates",
+    "ctl",
+)

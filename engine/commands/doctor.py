@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -48,9 +49,16 @@ OPTIONAL = {
     "nvidia-ml-py": "pip install nvidia-ml-py",
 }
 LIBZMQ_FLOOR = "4.3.5"
+AMD = "0x1002"  # its number as a maker of PCI devices
+SOURCES = {  # what is to be said of a device's memory, by where it is read
+    "mig": " (MIG instance)",
+    "unified": " (unified: it is the machine's)",
+    "declared": " (as declared: what is free is not read)",
+}
 PYTHONS = ((3, 11), (3, 14))  # from, below
 KERNEL_FLOOR = "5.4"
 COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models already feel tight
+ADVISED_BYTES = 12 * 10**9  # of GPU memory
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPAIR_COMMAND = (
     "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
@@ -74,8 +82,10 @@ class Facts:
     onnx_providers: tuple[str, ...] = ()
     memory_total: int = 0
     memory_available: int = 0
-    devices: list[dict[str, Any]] = field(default_factory=list)  # name, kind, label, total_bytes
+    devices: list[dict[str, Any]] = field(default_factory=list)  # name, kind, label, total_bytes, memory_source, ...
     device_error: str = ""
+    device_mend: str = ""
+    other_gpus: tuple[str, ...] = ()  # of makers whose GPUs the node does not use
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -207,12 +217,34 @@ def _onnxruntime(facts: Facts) -> Finding:
 
 def _devices(facts: Facts) -> list[Finding]:
     if facts.device_error:
-        return [Finding("note", "devices", facts.device_error, "nvidia-smi (does the driver answer?)")]
-    findings = [Finding("ok", d["name"], f"{d['label']}, {nbytes(d['total_bytes'])}") for d in facts.devices]
-    if not any(d["kind"] == "cuda" for d in facts.devices):
+        mend = facts.device_mend or "nvidia-smi (does the driver answer?)"
+        return [Finding("note", "devices", facts.device_error, mend)]
+    findings = [_device(d) for d in facts.devices]
+    if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda"]:
+        findings.append(_gpu_memory(max(gpus)))
+    else:
         mend = "none needed; with an NVIDIA GPU: install its driver"
-        findings.append(Finding("note", "GPU", "none: every stage runs on the CPU", mend))
+        found = f"{', '.join(facts.other_gpus)}, which the node does not use" if facts.other_gpus else "none"
+        findings.append(Finding("note", "GPU", f"{found}: every stage runs on the CPU", mend))
     return findings
+
+
+def _device(row: dict[str, Any]) -> Finding:
+    """One device; one that the node could not use is bad only for a configuration that names it: see ``plan``."""
+    text = f"{row['label']}, {nbytes(row['total_bytes'])}{SOURCES.get(row.get('memory_source', ''), '')}"
+    if row.get("mps"):
+        text += "; an MPS daemon serves it: when one worker dies of a fault, all workers there start again"
+    if row.get("trouble"):
+        return Finding("note", row["name"], row["trouble"], row["mend"])
+    return Finding("ok", row["name"], text)
+
+
+def _gpu_memory(largest: int) -> Finding:
+    """The advice on hardware, for recognition, repair, translation and voices of the usual sizes on one GPU."""
+    text = f"the largest GPU has {nbytes(largest)}; 12 GB or more are advised, 16 GB recommended"
+    if largest < ADVISED_BYTES:
+        return Finding("note", "GPU memory", text, "none needed: models may take turns (see: placement), or be smaller")
+    return Finding("ok", "GPU memory", text)
 
 
 def _memory(facts: Facts) -> Finding:
@@ -243,7 +275,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def collect() -> Facts:
     """The facts about this machine."""
     onnx = _import_onnxruntime()
-    memory, devices, device_error = _hardware()
+    memory, devices, device_error, device_mend = _hardware()
     return Facts(
         python=sys.version_info[:3],
         system=platform.system(),
@@ -256,6 +288,8 @@ def collect() -> Facts:
         memory_available=memory[1],
         devices=devices,
         device_error=device_error,
+        device_mend=device_mend,
+        other_gpus=other_gpus(platform.system(), platform.machine()),
         **onnx,
     )
 
@@ -304,15 +338,41 @@ def _import_onnxruntime() -> dict[str, Any]:
     return {"onnx_version": onnxruntime.__version__, "onnx_providers": tuple(onnxruntime.get_available_providers())}
 
 
-def _hardware() -> tuple[tuple[int, int], list[dict[str, Any]], str]:
+def other_gpus(system: str, machine: str, sys_folder: Path = Path("/sys")) -> tuple[str, ...]:
+    """GPUs of makers whose libraries the stages do not come with, in a word each."""
+    if system == "Darwin":
+        return ("Apple GPU",) if machine == "arm64" else ()
+    vendors = []
+    for file in sys_folder.glob("class/drm/card*/device/vendor"):
+        with suppress(OSError):
+            vendors.append(file.read_text().strip())
+    return ("AMD GPU",) if AMD in vendors else ()
+
+
+def _hardware() -> tuple[tuple[int, int], list[dict[str, Any]], str, str]:
     if not Path("/proc/meminfo").exists():
-        return (0, 0), [], ""
+        return (0, 0), [], "", ""
     from engine import devices
 
     memory = devices.host_memory()
     try:
-        found = devices.discover(("auto",))
+        found = devices.look(("auto",))
+    except DragomanError as error:
+        return (memory.total_bytes, memory.available_bytes), [], error.text, error.mend
     except Exception as error:  # a sick driver must not keep the doctor from the rest
-        return (memory.total_bytes, memory.available_bytes), [], str(error).split("\n")[0]
-    shown = [{"name": d.name, "kind": d.kind, "label": d.label, "total_bytes": d.total_bytes} for d in found]
-    return (memory.total_bytes, memory.available_bytes), shown, ""
+        return (memory.total_bytes, memory.available_bytes), [], str(error).split("\n")[0], ""
+    shown = [_shown(device, devices.complaint(device)) for device in found]
+    return (memory.total_bytes, memory.available_bytes), shown, "", ""
+
+
+def _shown(device: Any, complaint: DragomanError | None) -> dict[str, Any]:
+    trouble = {"trouble": complaint.text, "mend": complaint.mend} if complaint is not None else {}
+    return {
+        "name": device.name,
+        "kind": device.kind,
+        "label": device.label,
+        "total_bytes": device.total_bytes,
+        "memory_source": device.memory_source,
+        "mps": device.mps,
+        **trouble,
+    }

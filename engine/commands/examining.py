@@ -10,13 +10,15 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from engine import placement
 from engine.config import Config
+from engine.placement import Placement, Verdict
 from ipc.errors import DragomanError
 
 EMBEDDED = "no configuration file: the embedded demo models"
@@ -30,6 +32,7 @@ class Finding:
     topic: str
     text: str
     mend: str = ""
+    details: dict[str, Any] = field(default_factory=dict)  # the same for programs, where there is more to say
 
 
 def configuration(args: argparse.Namespace) -> list[Finding]:
@@ -64,17 +67,32 @@ def _stages(config: Config) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"stage {name}", section.model or "needs no model")
     if len(surveys) == len(config.stages):
-        yield _plan(config, surveys)
+        yield from _plan(config, surveys)
 
 
-def _plan(config: Config, surveys: dict[str, Any]) -> Finding:
-    """Whether devices, memory and languages allow all stages together."""
+def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
+    """Whether devices, memory and languages allow all stages together, and where their models would go."""
     from engine import devices
     from engine.supervisor import plan
 
     try:
-        found = devices.discover(config.devices.use)
+        found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
         made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor")
     except DragomanError as error:
-        return Finding("bad", "plan", error.text, error.mend or "mend the field it names")
-    return Finding("ok", "plan", f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory")
+        yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
+        return
+    yield Finding("ok", "plan", f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory")
+    yield placed(made.placement)
+
+
+def placed(made: Placement) -> Finding:
+    """The placement plan; models that have no room together, or wait for other programs, are a note."""
+    head, *rest = placement.lines(made)
+    text = "; ".join([head.removeprefix("placement: "), *map(str.strip, rest)])
+    details = placement.document(made)
+    if made.waits:
+        return Finding("note", "placement", text, "end the programs that hold the memory: nvidia-smi", details)
+    if made.verdict is Verdict.TURNS:
+        mend = "for all at once: smaller models (stages.X.variants), another GPU, or one of 12 GB or more"
+        return Finding("note", "placement", text, mend, details)
+    return Finding("ok", "placement", text, details=details)

@@ -44,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
     parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
-    for title, head, rows in (_stages(stats), _devices(stats), _jobs(stats), _leases(stats), _processes(stats)):
+    tables = (
+        _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
+        _processes(stats),
+    )  # fmt: skip
+    for title, head, rows in tables:
         if rows:
             parts.append(f"{title}\n{table(head, rows)}")
     return "\n\n".join(parts)
@@ -54,7 +58,9 @@ def _head(stats: Mapping[str, Any], endpoint: str) -> str:
     reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
     mode, gpus = stats.get("mode", "?"), stats.get("gpu_count", 0)
     node, pid = stats.get("node", "?"), stats.get("pid", "?")
-    return f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
+    placed = (stats.get("placement") or {}).get("text")
+    head = f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
+    return head + (f"\nplacement {placed}" if placed else "")
 
 
 def _totals(stats: Mapping[str, Any]) -> str:
@@ -103,6 +109,12 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
     return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
 
 
+def _placement(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    placed = stats.get("placement") or {}
+    rows = [[one["stage"], one["device"], one["name"], nbytes(one["nbytes"])] for one in placed.get("places") or []]
+    return "Placement, as planned at the start", ["stage", "device", "variant", "needs"], rows
+
+
 def _jobs(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     jobs = stats.get("jobs") or []
     rows = [
@@ -117,6 +129,22 @@ def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
              nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
             for x in stats.get("leases") or []]  # fmt: skip
     return "Leases", ["lease", "worker", "device", "granted", "state", "measured"], rows
+
+
+def _estimates(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    rows = [[x.get("worker"), nbytes(x.get("estimate_bytes")), source(x),
+             nbytes(x["last_measured_bytes"]) if x.get("last_measured_bytes", -1) >= 0 else None]
+            for x in stats.get("estimates") or []]  # fmt: skip
+    return "Estimates", ["worker", "asks for", "from", "last measured"], rows
+
+
+def source(row: Mapping[str, Any]) -> str:
+    """Where an estimate comes from, in words."""
+    times = row.get("times", 0)
+    often = f"{times} time{'s' if times != 1 else ''}"
+    if row.get("source") == "measured":
+        return f"measured {often}"
+    return f"{row.get('source')}, measured {often} since" if times else str(row.get("source"))
 
 
 def _processes(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -6,7 +6,7 @@ from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
 from engine.scheduler.workers import Batch, Life, Worker
-from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Ready
+from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Park, Ready
 from ipc.peers import split_peer
 
 BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
@@ -48,6 +48,8 @@ class Fleet:
         worker.waiting_for = ""
         self.book.fleet_changed = True
         self._knows_its_slots(role)
+        if message.state != "empty":
+            worker.variant = min(message.variant, len(worker.plan.smaller))
         match message.state:
             case "loaded":  # it has lived through the death of an earlier epoch
                 worker.move(Life.LOADING)
@@ -62,8 +64,8 @@ class Fleet:
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
                     self.call(worker.plan.stage)
-            case _ if not worker.plan.standby or self._standby_wanted(worker.plan.stage):
-                self._load(worker)
+            case _ if not worker.plan.standby or self._is_called(worker):
+                self._load(worker, modest=worker.modest)
 
     def _knows_its_slots(self, role: str) -> None:
         """This role uses no slot that this epoch has not granted it."""
@@ -78,11 +80,11 @@ class Fleet:
             return
         parked = [w for w in workers if w.parked and w.life is Life.EMPTY and not self.book.is_drained(w)]
         if parked:
-            self._load(min(parked, key=lambda worker: worker.load_ms))
+            self._load(min(parked, key=lambda worker: (worker.plan.standby, worker.load_ms)))
 
     def begin(self, worker: Worker) -> None:
         """Let a worker without a model load it, unless it stands by for others that can."""
-        if worker.life is Life.EMPTY and (not worker.plan.standby or self._standby_wanted(worker.plan.stage)):
+        if worker.life is Life.EMPTY and (not worker.plan.standby or self._is_called(worker)):
             self._load(worker)
 
     def look_after(self, stage: str) -> None:
@@ -91,14 +93,26 @@ class Fleet:
             self.call(stage)
         self._call_standby(stage)
 
-    def _load(self, worker: Worker) -> None:
+    def climb(self, worker: Worker) -> None:
+        """Let a worker load whose stage another one serves: only if there is room at once."""
+        self._load(worker, modest=True)
+
+    def renew(self, worker: Worker, reason: str) -> None:
+        """Let its process end and the next one load at once: what the old one holds goes with it."""
+        worker.leaving = True
+        self.book.note("info", f"{worker.plan.role} starts anew: {reason}")
+        self.book.send(worker.peer, Park())
+
+    def _load(self, worker: Worker, *, modest: bool = False) -> None:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
             return
-        worker.parked = False
+        worker.parked, worker.modest = False, modest
         worker.move(Life.LOADING)
-        worker.loading_since = worker.load_again_at = None
-        self.book.send(worker.peer, Load(worker.stage.model))
+        worker.loading_since = worker.load_again_at = worker.room_since = None
+        # Its own old memory may still be on its way back: so long it waits at any rate.
+        wait_s = self.book.deadlines.settle_s if modest else None
+        self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s))
 
     def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
         worker.waiting_for = message.reason
@@ -113,6 +127,7 @@ class Fleet:
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
         worker.loaded_at = now
+        worker.modest = worker.hopeless = False
         self.proven.add(worker.plan.stage)
         worker.loading_since = None
         worker.waiting_for = ""
@@ -121,39 +136,62 @@ class Fleet:
             self.book.fleet_changed = True
             self.book.note("info", f"stage {worker.plan.stage} is back")
         self.book.stir(worker.plan.stage)
-        self.book.note("info", f"{worker.plan.role} loaded in {message.load_ms:.0f} ms")
+        how = f" {worker.degraded}" if worker.degraded else ""
+        self.book.note("info", f"{worker.plan.role} loaded{how} in {message.load_ms:.0f} ms")
         self._check_ready()
 
     def denied(self, worker: Worker, message: Denied, now: float) -> None:
-        """No lease, or the load failed: tried again later, unless before the first ready, which may end the node.
+        """No lease, or the load failed: the next smaller variant, else the stage's next worker on standby.
 
-        The utterances of a stage that the node can do without go past it meanwhile. Its model is not tried again when
-        it is the model that is bad.
+        Where there is neither, it is tried again later, unless before the first ready, which may end the node. The
+        utterances of a stage that the node can do without go past it meanwhile. Its model is not tried again when it
+        is the model that is bad.
         """
         worker.move(Life.EMPTY)
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
+        if worker.step_down():
+            self.book.note("warning", f"{worker.plan.role} degrades: it tries {worker.degraded}")
+            if message.code == "no_vram":  # it has touched nothing yet
+                return self._load(worker, modest=worker.modest)
+            return self.renew(worker, "its load failed")
+        worker.modest = False
+        worker.hopeless = message.code == "bad_model"
         optional = worker.stage.optional
-        if self.ready and not (optional and message.code == "bad_model"):
-            worker.load_again_at = now + self.book.deadlines.retry_delay_s
-            self.watch(worker.load_again_at)
-        if not self._call_standby(worker.plan.stage) and (optional or not self.ready):
+        if self._call_standby(worker.plan.stage):
+            return None
+        if self.ready:
+            self._load_later(worker.plan.stage, now)
+        if optional or not self.ready:
             self._without(worker.plan.stage, message.reason, now)
+        return None
+
+    def _load_later(self, stage: str, now: float) -> None:
+        """Nobody serves this stage: whoever of its workers has been refused tries again after a while."""
+        for worker in self.book.workers_of(stage):
+            if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
+                worker.load_again_at = now + self.book.deadlines.retry_delay_s
+                self.watch(worker.load_again_at)
 
     def _call_standby(self, stage: str) -> bool:
-        """Whether some worker of the stage may yet load; calls the one on standby when no other can."""
+        """Whether some worker of the stage may yet load; calls the next one on standby when no other can."""
         workers = self.book.workers_of(stage)
-        if self._standby_wanted(stage):
-            for worker in workers:
-                if worker.plan.standby and worker.life is Life.EMPTY and not worker.waiting_for:
-                    self.book.note("warning", f"stage {stage} degrades: {worker.plan.role} takes over")
-                    self._load(worker)
+        for worker in workers:
+            rested = worker.parked or not worker.waiting_for  # else it was refused itself
+            if worker.life is Life.EMPTY and rested and worker.plan.standby and self._is_called(worker):
+                self.book.note("warning", f"stage {stage} degrades: {worker.plan.role} takes over")
+                self._load(worker)
         return any(worker.may_serve for worker in workers)
 
-    def _standby_wanted(self, stage: str) -> bool:
-        others = [worker for worker in self.book.workers_of(stage) if not worker.plan.standby]
-        return not any(worker.may_serve and not self.book.is_drained(worker) for worker in others)
+    def _is_called(self, standby: Worker) -> bool:
+        """Whether no other worker of its stage serves, or may soon."""
+        others = [worker for worker in self.book.workers_of(standby.plan.stage) if worker is not standby]
+        return not any(
+            (worker.life in (Life.LOADING, Life.LOADED) if worker.plan.standby else worker.may_serve)
+            and not self.book.is_drained(worker)
+            for worker in others
+        )
 
     def _without(self, stage: str, reason: str, now: float) -> None:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
@@ -253,7 +291,10 @@ class Fleet:
             elif self._load_overdue(worker, now):
                 self._condemn(worker, worker.incarnation, "hung while loading its model")
             elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
-                self._load(worker)
+                if not worker.plan.standby or self._is_called(worker):
+                    self._load(worker)
+                else:
+                    worker.load_again_at, worker.waiting_for = None, ""
         self.look_at = self._next_overdue()
 
     def _load_overdue(self, worker: Worker, now: float) -> bool:

@@ -208,8 +208,8 @@ class Flow:
         job.language = job.language or result.language
         if result.degraded:
             job.degraded.append(f"{job.stage}: {result.degraded}")
-        if worker.plan.standby:
-            job.degraded.append(f"{job.stage}: on the {worker.plan.device}, its own device has no room")
+        if how := worker.degraded:
+            job.degraded.append(f"{job.stage}: {how}")
         if job.session.partials and result.text and not job.at_last:
             self.book.send(GATEWAY, Progress(Partial(*job.key, job.stage, result.text)))
         self.status(job, result.reason)
@@ -305,7 +305,11 @@ class Flow:
             self.end(job, "skipped", "cancelled", "", now)
 
     def _where(self, job: Job) -> str:
-        return f"{job.state.value} at {job.stage}" if not job.passed else "done"
+        if job.passed:
+            return "done"
+        workers = self.book.workers_of(job.stage) if job.state is State.LOADING else []
+        why = next((f" ({worker.waiting_for})" for worker in workers if worker.waiting_for), "")
+        return f"{job.state.value} at {job.stage}{why}"
 
     def _give_up(self, job: Job, code: str, error: str, now: float) -> None:
         job.move(State.FAILED)

@@ -72,8 +72,8 @@ class Residency:
 
     def _stay(self, device: str) -> None:
         """Nobody needs room any more: who was to leave after its last batch may stay."""
-        for worker in self.book.workers.values():
-            if worker.plan.device == device and worker.leaving and not worker.parked:
+        for worker in self._at(device):
+            if worker.leaving and not worker.parked:
                 worker.leaving = False
                 self.book.stir(worker.plan.stage)
 
@@ -90,10 +90,15 @@ class Residency:
         dues += [self._let_die(worker, now) for worker in mortal]
         return min((due for due in dues if due is not None), default=None)
 
+    def _at(self, device: str) -> list[Worker]:
+        """The workers whose models lie in this device's memory, be it another device's too."""
+        books = self.book.boot.books
+        return [w for w in self.book.workers.values() if books.get(w.plan.device, w.plan.device) == device]
+
     # ---------------------------------------------------------------- for somebody else
 
     def _make_room(self, device: str, want: Want, now: float) -> float | None:
-        here = [worker for worker in self.book.workers.values() if worker.plan.device == device]
+        here = self._at(device)
         leaving = [worker for worker in here if worker.leaving and not worker.parked]
         for worker in leaving:
             if not worker.batches:

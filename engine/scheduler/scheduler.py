@@ -17,6 +17,7 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
 from engine.scheduler.jobs import State
+from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
 from engine.scheduler.pace import capacity
 from engine.scheduler.past import Past
@@ -43,6 +44,7 @@ from ipc.messages import (
     Preload,
     Remade,
     Restored,
+    Room,
     Serve,
     Session,
     SessionEnded,
@@ -70,6 +72,7 @@ class Scheduler:
         self.dispatch = Dispatch(self.book, self.flow, self.fleet)
         self.residency = Residency(self.book, self.fleet)
         self.orders = Orders(self.book, self.fleet, self.residency)
+        self.ladder = Ladder(self.book, self.fleet)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -93,6 +96,8 @@ class Scheduler:
             self._from_gateway(peer, message, now)
         elif type(message) is Vacate:
             self.residency.wanted(split_peer(peer)[1], message, now)
+        elif type(message) is Room:
+            self.ladder.room(split_peer(peer)[1], message)
         else:
             self._from_worker(peer, message, now)
 
@@ -177,6 +182,7 @@ class Scheduler:
                 self.handover.part(peer_name("gateway", incarnation))
             case Gone(role="arbiter", incarnation=incarnation):
                 self.residency.forget(incarnation)
+                self.ladder.forget(incarnation)
             case Gone(role=role, incarnation=incarnation, parked=True):
                 self.fleet.parked(role, incarnation, now)
             case Gone(role=role, incarnation=incarnation, reason=reason, final=final):
@@ -207,7 +213,7 @@ class Scheduler:
             self._drain(self._drain_by, now)
             self._drain_wake = self._drain_by if now < self._drain_by else None
         self.orders.turn()
-        self._look = self.residency.turn(now)
+        self._look = earliest(self.residency.turn(now), self.ladder.turn(now))
         self._wake = self.dispatch.turn(now)
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
@@ -325,6 +331,9 @@ class Scheduler:
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
             "parked": sum(worker.parked for worker in workers),
+            "degraded": "; ".join(
+                f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
+            ),
             "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,
@@ -345,6 +354,8 @@ class Scheduler:
             "state": worker.life.value,
             "incarnation": worker.incarnation,
             "device": worker.plan.device,
+            "variant": worker.variant,
+            "standby": worker.plan.standby,
             "waiting_for": worker.waiting_for,
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,
@@ -372,3 +383,8 @@ class Scheduler:
                 queued = any(job.key in queue for queue in book.queues.values())
                 places = aside + queued + (on_board.get(job.key) == job.ticket != 0)
                 assert places == 1, f"{job.key} {job.state} is in {places} places"
+
+
+def earliest(*times: float | None) -> float | None:
+    """The first of these points in time; None: none is set."""
+    return min((time for time in times if time is not None), default=None)

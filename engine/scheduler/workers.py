@@ -82,8 +82,13 @@ class Worker:
     dismissed: bool = False  # ... and has been told
     loaded_at: float = 0.0
     idle_since: float | None = None
+    variant: int = 0  # of its model, which it has or is to load
+    modest: bool = False  # it asks for memory only if there is some at once: another worker or variant serves
+    hopeless: bool = False  # no variant of its model can be loaded, whatever room there is
+    room_since: float | None = None  # since when there has been room for it to do better
 
     def __post_init__(self) -> None:
+        self.variant = self.plan.variant
         self.begin(self.incarnation)
 
     def begin(self, incarnation: int) -> None:
@@ -109,6 +114,26 @@ class Worker:
             and not (self.condemned or self.leaving or self.ordered)
             and len(self.batches) <= send_ahead
         )
+
+    def step_down(self) -> bool:
+        """Choose the next smaller variant; False: there is none, and it is to begin anew with the planned one."""
+        if self.variant < len(self.plan.smaller):
+            self.variant += 1
+            return True
+        self.variant = self.plan.variant
+        return False
+
+    def needs(self, variant: int) -> int:
+        """Bytes that a variant of its model takes on its device, as far as is known."""
+        return self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+
+    @property
+    def degraded(self) -> str:
+        """How its results are worse than asked for, or ""."""
+        said = [f"with {self.plan.smaller[self.variant - 1].name}"] if self.variant else []
+        if self.plan.standby and self.plan.device == "cpu":
+            said.append("on the cpu, its own device has no room")
+        return " ".join(said)
 
     @property
     def may_serve(self) -> bool:

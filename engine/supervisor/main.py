@@ -14,13 +14,14 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from engine import devices, exits, failpoints, knobs, logs, process, published
+from engine import corrections_file, devices, exits, failpoints, knobs, logs, placement, process, published
 from engine.boot import SchedulerBoot
 from engine.config import Config
 from engine.supervisor import environment, health, plan, stats, survey
@@ -40,13 +41,14 @@ from engine.supervisor.events import (
 )
 from engine.supervisor.folder import RunFolder, base_folder
 from engine.supervisor.lifecycle import Lifecycle, Phase
+from engine.supervisor.measuring import Measuring
 from engine.supervisor.notify import Watchdog, notify
 from engine.supervisor.operators import Operators
 from engine.supervisor.orders import VERBS, Orders
 from engine.supervisor.roster import Post, Roster, Signal, Spawn
 from ipc import memory
 from ipc.errors import ConfigError, DragomanError
-from ipc.messages import ToSupervisor
+from ipc.messages import Measured, ToSupervisor
 from ipc.peers import peer_name, split_peer
 from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
@@ -103,6 +105,7 @@ class Supervisor:
             try:
                 return self._loop()
             finally:
+                self._measuring.keep()
                 self._children.kill_all()
                 self._router.close()
                 self._operators.close()
@@ -112,7 +115,9 @@ class Supervisor:
     # ------------------------------------------------------------ start
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
-        found = devices.discover(self.config.devices.use)
+        found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
+        file = corrections_file.place(self.config.devices.estimates_file, os.environ)
+        history = corrections_file.read(file)
         made = plan.make(
             self.config,
             found,
@@ -120,7 +125,9 @@ class Supervisor:
             len(os.sched_getaffinity(0)),
             survey.survey(self.config),
             self.folder.endpoint("client"),
+            history,
         )
+        self._measuring = Measuring(made.needs, file)
         return made, {device.name: device.kind for device in found}
 
     def _open(self) -> None:
@@ -159,6 +166,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
+        yield from placement.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -253,6 +261,9 @@ class Supervisor:
             role, incarnation = split_peer(peer)
             for message in batch:
                 self._handle(Heard(role, incarnation, message))
+                if isinstance(message, Measured):
+                    self._measuring.take(message, time.time())
+        self._measuring.keep_when_due(process.now())
 
     def _read_outputs(self, readable: set[Any]) -> None:
         for fd in readable & self._outputs.keys():
@@ -304,8 +315,9 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings = self.folder.node, self.plan.ring_bytes
-        return stats.compose(name, self._life, self._devices, rings, self.health(), process.now(), os.getpid())
+        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
+        now, rows = process.now(), self._measuring.rows()
+        return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""

@@ -15,23 +15,28 @@ import msgspec
 from engine.boot import (
     ArbiterBoot,
     Boot,
-    DevicePlan,
     GatewayBoot,
     RingGrant,
     SchedulerBoot,
     StagePlan,
+    VariantPlan,
     WorkerBoot,
     WorkerPlan,
 )  # fmt: skip
 from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
+from engine.corrections import History
 from engine.devices import Device, HostMemory
+from engine.placement import Placement, lacking
+from engine.supervisor import placing
+from engine.supervisor.needs import Need, Needs, needs_of
 from engine.supervisor.rings import GATEWAY, readers, sizes
 from engine.supervisor.survey import Survey
 from ipc.errors import ConfigError, DragomanError
 from ipc.ring import segment_bytes
 
 CORES = ("arbiter", "scheduler", GATEWAY)
+Homes = Sequence[tuple[Device, int]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Plan:
     uuids: dict[str, str]  # role -> UUID of the one device it may see ("" on the CPU)
     rings: dict[str, int]  # producer's role -> blocks
     readers: dict[str, tuple[str, ...]]  # role -> rings it may read
+    placement: Placement
     may_fail: frozenset[str] = field(default_factory=frozenset)  # workers the node can do without
+    needs: dict[str, tuple[Need, ...]] = field(default_factory=dict)  # role -> what each variant of its model needs
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -111,17 +118,26 @@ def make(
     cores: int,
     surveys: Mapping[str, Survey],
     client_endpoint: str,
+    history: History | None = None,
 ) -> Plan:
     """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
+    ``history``: what was measured of their models before.
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(config, surveys)
-    homes = {name: _homes(config, name, surveys[name], devices) for name in config.stages}
+    shared = placing.books(devices)
+    needs = {
+        (name, device.name): needs_of(name, section, surveys[name], device, config.devices, history or History())
+        for name, section in config.stages.items()
+        for device in devices
+    }
+    placed = placing.place(config, devices, memory, surveys, needs, shared)
+    homes = {name: _homes(config, name, surveys[name], devices, placed) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
-    plans = tuple(_stage(config, name, surveys[name], homes[name], rings) for name in config.stages)
-    workers = {w.role: _worker(config, w, surveys[w.stage], homes, cores, devices) for p in plans for w in p.workers}
+    plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed, needs) for name in config.stages)
+    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
     reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
     return Plan(
@@ -135,16 +151,19 @@ def make(
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
             ring_users={ring: (ring, *(role for role, read in reads.items() if ring in read)) for ring in rings},
+            books=shared,
         ),
         gateway=_gateway(config, plans, surveys, client_endpoint),
-        arbiter=ArbiterBoot(tuple(_device(config, device) for device in devices)),
+        arbiter=ArbiterBoot(tuple(placing.plan_device(config, device, shared) for device in devices)),
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,
         readers=reads,
+        placement=placed,
         may_fail=frozenset(
             role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
         ),
+        needs={role: needs[body.stage, body.device] for role, body in workers.items()},
     )
 
 
@@ -170,39 +189,32 @@ def mode_reason(mode: str, devices: Sequence[Device]) -> str:
 # ---------------------------------------------------------------- workers
 
 
-def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]) -> tuple[tuple[Device, int], ...]:
-    """(device, n) of each worker of a stage; none if it is absent."""
-    if survey.absent:
+def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device], placed: Placement) -> Homes:
+    """(device, n) of each worker of a stage, those on standby last; none if it is absent or fits nowhere."""
+    chosen = placed.devices_of(stage)
+    if survey.absent or not chosen:
         return ()
     section = config.stages[stage]
-    found = [device for entry in section.devices for device in _named(entry, stage, devices, survey)]
-    homes = [(device, n) for device in dict.fromkeys(found) for n in range(section.instances)]
-    if "auto" in section.devices and survey.declaration.degrades_to_cpu:
-        homes += [(device, 0) for device in devices if device.kind == "cpu" and device not in found]  # on standby
-    return tuple(homes)
-
-
-def _named(entry: str, stage: str, devices: Sequence[Device], survey: Survey) -> list[Device]:
-    gpus = [device for device in devices if device.kind == "cuda"]
-    if entry == "auto":
-        chosen = gpus or list(devices)
-    else:
-        chosen = [device for device in devices if entry in (device.name, device.uuid)]
-    if not chosen:
-        there = ", ".join(device.name for device in devices)
-        raise ConfigError(f"stages.{stage}.devices names {entry!r}, the node has {there}", "set it to auto")
-    if not survey.declaration.cpu_allowed and any(device.kind == "cpu" for device in chosen):
-        raise ConfigError(f"stage {stage} cannot run on the CPU", f"set stages.{stage}.devices to a GPU")
-    return chosen
+    own = [device for device in devices if device.name in chosen]
+    others = [*placing.named(section, stage, survey, devices), *placing.spares(section, survey, devices)]
+    in_vain = not placed.devices_of(stage, spare=False)  # they can never hold it
+    spare = [device for device in dict.fromkeys(others) if device not in own and not in_vain]
+    return (*((device, n) for device in own for n in range(section.instances)), *((device, 0) for device in spare))
 
 
 def _stage(
-    config: Config, name: str, survey: Survey, homes: Sequence[tuple[Device, int]], rings: Mapping[str, int]
+    config: Config,
+    name: str,
+    survey: Survey,
+    homes: Homes,
+    rings: Mapping[str, int],
+    placed: Placement,
+    needs: Needs,
 ) -> StagePlan:
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
     roles = [(role_of(name, device, n), device) for device, n in homes]
-    spare = declaration.degrades_to_cpu and any(device.kind != "cpu" for device, _ in homes)
+    own = placed.devices_of(name, spare=False)
     return StagePlan(
         name=name,
         kind=section.kind or name,
@@ -220,19 +232,38 @@ def _stage(
         keep_alive_s=section.keep_alive_s,
         pinned=section.pinned,
         optional=_dispensable(section, survey),
-        absent=survey.absent,
+        absent=survey.absent or ("" if homes else _fits_nowhere(name, placed)),
         workers=tuple(
             WorkerPlan(
                 role=role,
                 stage=name,
                 device=device.name,
                 ring_blocks=rings.get(role, 0),
-                estimate_bytes=section.estimate_bytes or survey.estimates[device.kind],
-                standby=spare and device.kind == "cpu",
+                estimate_bytes=needs[name, device.name][0].estimate.nbytes,
+                standby=device.name not in own,
+                smaller=_smaller(survey, needs[name, device.name]),
+                variant=placed.variant_of(name),
             )
             for role, device in roles
         ),
     )
+
+
+def _smaller(survey: Survey, needs: Sequence[Need]) -> tuple[VariantPlan, ...]:
+    return tuple(
+        VariantPlan(
+            name=one.name,
+            model=one.section.model,
+            compute_type=one.section.compute_type,
+            estimate_bytes=need.estimate.nbytes,
+            options=dict(one.section.options),
+        )
+        for one, need in zip(survey.smaller, needs[1:], strict=True)
+    )
+
+
+def _fits_nowhere(name: str, placed: Placement) -> str:
+    return next(lacking(lack) for lack in placed.nowhere if lack.stage == name)
 
 
 def role_of(stage: str, device: Device, n: int) -> str:
@@ -242,8 +273,7 @@ def role_of(stage: str, device: Device, n: int) -> str:
 def _worker(
     config: Config,
     worker: WorkerPlan,
-    survey: Survey,
-    homes: Mapping[str, Sequence[tuple[Device, int]]],
+    homes: Mapping[str, Homes],
     cores: int,
     devices: Sequence[Device],
 ) -> WorkerBoot:
@@ -259,27 +289,14 @@ def _worker(
         library_device=kind,
         threads=section.threads or max(1, cores // max(1, alike)),
         max_batch=section.max_batch,
-        estimate_bytes=section.estimate_bytes or survey.estimates[kind],
+        estimate_bytes=worker.estimate_bytes,
         options=section.options,
+        smaller=worker.smaller,
     )
 
 
 def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
-
-
-def _device(config: Config, device: Device) -> DevicePlan:
-    section = config.devices
-    return DevicePlan(
-        name=device.name,
-        uuid=device.uuid,
-        memory_source=device.memory_source,
-        total_bytes=device.total_bytes,
-        ceiling_bytes=section.max_bytes.get(device.name, section.max_bytes.get(device.uuid, 0) if device.uuid else 0),
-        reserve_bytes=section.reserve_bytes,
-        safety_margin=section.safety_margin,
-        max_models=section.max_models,
-    )
 
 
 # ---------------------------------------------------------------- the gateway's part

@@ -6,7 +6,7 @@ users of earlier programs know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.supervisor.lifecycle import Lifecycle
@@ -20,8 +20,14 @@ def compose(
     health: Mapping[str, Any],
     now: float,
     pid: int = 0,
+    placement: Mapping[str, Any] | None = None,
+    estimates: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours."""
+    """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours.
+
+    ``placement``: the plan from the start (``engine.placement.document``). ``estimates``: what each worker's model is
+    thought to need, see ``Measuring.rows``.
+    """
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
     scheduler, gateway, arbiter = (reports.get(role, {}) for role in ("scheduler", "gateway", "arbiter"))
     completed, failed = scheduler.get("completed", 0), scheduler.get("failed", 0)
@@ -48,7 +54,9 @@ def compose(
         "queue_usage": _usage(scheduler),
         "jobs": scheduler.get("jobs", []),
         "slots": scheduler.get("slots", {}),
+        "placement": dict(placement or {}),
         "leases": arbiter.get("leases", []),
+        "estimates": list(estimates),
         "ring_bytes": ring_bytes,
         "endpoints": list(lifecycle.endpoints),
         "processes": lifecycle.roster.snapshot(now),

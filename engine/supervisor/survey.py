@@ -7,27 +7,55 @@ with one line that names what is missing and the command that mends it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
 
 from engine import estimates
 from engine.config import Config, NodeSection, StageSection
+from engine.estimates import Start
+from engine.fingerprint import fingerprint
 from ipc.errors import ConfigError, DragomanError
 from stages import find
-from stages.base import Declaration, Longest, Memory, ModelFacts, StageConfig, StageError
+from stages.base import Declaration, Longest, Memory, ModelFacts, Stage, StageConfig, StageError
 
 KINDS_OF_DEVICE = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One way to load a stage's model: ``section`` says how. ``starts`` and ``identity``: as of a survey."""
+
+    name: str  # what sets it apart: its file, compute type, options
+    section: StageSection
+    starts: Mapping[str, Start]
+    weights_bytes: int
+    identity: str = ""
+
+
+@dataclass(frozen=True)
 class Survey:
-    """One stage. ``estimates``: memory its model needs, by kind of device."""
+    """One stage. ``starts``: memory its model needs, by kind of device; ``identity``: a digest of what decides it.
+
+    ``smaller``: its other variants.
+    """
 
     declaration: Declaration
     facts: ModelFacts = field(default_factory=ModelFacts)
-    estimates: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, 0))
+    starts: Mapping[str, Start] = field(default_factory=lambda: dict.fromkeys(KINDS_OF_DEVICE, Start()))
     absent: str = ""  # why it cannot run
+    identity: str = ""
+    smaller: tuple[Variant, ...] = ()  # to be loaded where that has no room, best first
+
+    @property
+    def estimates(self) -> dict[str, int]:
+        """Bytes, by kind of device, before anything was measured."""
+        return {kind: start.nbytes for kind, start in self.starts.items()}
 
 
 def is_installed(module: str) -> bool:
@@ -67,8 +95,54 @@ def _survey(name: str, section: StageSection, node: NodeSection, installed: Call
             raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
         return Survey(declaration, absent=error.text)
     longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
-    memory = {k: stage.memory(_loaded(section, k), longest) for k in KINDS_OF_DEVICE}
-    return Survey(declaration, facts, {k: _estimate(declaration, facts, section, k, memory[k]) for k in memory})
+    return Survey(
+        declaration,
+        facts,
+        _starts(stage, facts, section, longest),
+        identity=_identity(kind, section, longest),
+        smaller=tuple(_variant(name, number, stage, section, longest) for number in range(len(section.variants))),
+    )
+
+
+def _variant(name: str, number: int, stage: type[Stage], section: StageSection, longest: Longest) -> Variant:
+    """One of the section's variants. Raises ConfigError when its model cannot be used."""
+    given = section.variants[number]
+    section = msgspec.structs.replace(
+        section,
+        model=given.model or section.model,
+        compute_type=given.compute_type or section.compute_type,
+        estimate_bytes=given.estimate_bytes,
+        options={**section.options, **given.options},
+    )
+    try:
+        facts = stage.describe(section.model, section.options)
+    except StageError as error:
+        raise ConfigError(f"stages.{name}.variants[{number}].model cannot be used: {error.text}") from error
+    parts = [Path(given.model).name, given.compute_type, *(f"{key}={value}" for key, value in given.options.items())]
+    return Variant(
+        " ".join(filter(None, parts)),
+        section,
+        _starts(stage, facts, section, longest),
+        facts.weights_bytes,
+        _identity(section.kind or name, section, longest),
+    )
+
+
+def _starts(stage: type[Stage], facts: ModelFacts, section: StageSection, longest: Longest) -> dict[str, Start]:
+    """Kind of device -> what is asked for there while nothing was measured."""
+    declaration = stage.declare(section.options)
+    return {
+        kind: _start(declaration, facts, section, kind, stage.memory(_loaded(section, kind), longest))
+        for kind in KINDS_OF_DEVICE
+    }
+
+
+def _identity(kind: str, section: StageSection, longest: Longest) -> str:
+    """A digest of what decides a model's memory, its device apart. An option that does not costs one measurement."""
+    model = fingerprint(section.model)
+    what = [kind, model, section.options, section.compute_type, section.max_batch, longest.audio_s, longest.chars]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _loaded(section: StageSection, kind: str) -> StageConfig:
@@ -78,10 +152,10 @@ def _loaded(section: StageSection, kind: str) -> StageConfig:
     )  # fmt: skip
 
 
-def _estimate(
+def _start(
     declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str, memory: Memory | None
-) -> int:
-    return estimates.estimate(
+) -> Start:
+    return estimates.start(
         facts.weights_bytes,
         kind=kind,  # type: ignore[arg-type]
         libraries=declaration.requires,

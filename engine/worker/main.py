@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from engine import failpoints, logs
-from engine.boot import Boot, WorkerBoot
+from engine.boot import Boot, VariantPlan, WorkerBoot
 from engine.exits import OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
@@ -31,6 +31,7 @@ from ipc.messages import (
     Done,
     Granted,
     Here,
+    Inquire,
     LeaseRequest,
     LeaseWait,
     Load,
@@ -43,10 +44,13 @@ from ipc.messages import (
     Stop,
     ToWorker,
     Up,
+    Used,
 )
 from ipc.sockets import Dealer, Poll
 from stages import find
 from stages.base import StageConfig
+
+GROWN = 0.01  # its peak is told again when it has grown by this share
 
 
 class Worker:
@@ -63,6 +67,7 @@ class Worker:
         self.runner: Runner | None = None
         self.state = "empty"
         self.lease = 0
+        self.variant = 0  # of its model: 0 the one configured, then the smaller ones
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
         self.waiting_for = ""
@@ -70,6 +75,9 @@ class Worker:
         self.leaving = False
         self.parked = False  # it leaves for the sake of its memory
         self.load_ms = 0.0
+        self.ran_at = 0.0  # when the last run ended
+        self.base_bytes = 0  # resident before anything of the stage was loaded
+        self.peak_bytes = 0  # the most that was told
         self.counts = {"runs": 0, "utterances": 0, "failed": 0}
 
     def run(self) -> None:
@@ -105,7 +113,7 @@ class Worker:
                     self.scheduler = self._connect("scheduler", self.scheduler, ToWorker)
                     self.scheduler.epoch = incarnation
                     self.runs.clear()
-                    self.scheduler.post(Here(self.state, self.waiting_for))
+                    self.scheduler.post(Here(self.state, self.waiting_for, self.variant))
                 case Up(role="arbiter"):
                     self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
                     for message in (*self.last_words, self.request):
@@ -134,6 +142,8 @@ class Worker:
                     case Denied(reason=reason, code=code, id=id_) if self.request and id_ == self.request.id:
                         self.state, self.request = "empty", None
                         self._to_scheduler(Denied(reason, code))
+                    case Inquire(lease=lease) if lease == self.lease:
+                        self._to_arbiter(Used(lease, ran_at=self.ran_at))
 
     def read_scheduler(self, link: Dealer) -> None:
         for _, epoch, batch in link.drain():
@@ -148,29 +158,46 @@ class Worker:
                 self.runs.append(message)
                 failpoints.reach("worker.received")
             case Load():
-                self.ask_for_lease()
+                self.ask_for_lease(message)
             case Park():
                 self.leaving = self.parked = True
 
     # ---------------------------------------------------------------- the model
 
-    def ask_for_lease(self) -> None:
+    def ask_for_lease(self, load: Load) -> None:
         """Nothing is loaded before the arbiter has granted the memory."""
         if self.state != "empty":
             return
-        self.state = "waiting"
-        plan = self.plan
-        self.request = LeaseRequest(time.monotonic_ns(), self.boot.role, plan.device, plan.estimate_bytes, plan.model)
+        self.state, self.variant = "waiting", load.variant
+        chosen = self.chosen
+        self.request = LeaseRequest(
+            time.monotonic_ns(), self.boot.role, self.plan.device, chosen.estimate_bytes, chosen.model, load.wait_s,
+            variant=self.variant,
+        )  # fmt: skip
         self._to_arbiter(self.request)
+
+    @property
+    def chosen(self) -> VariantPlan:
+        """The variant that was asked for."""
+        plan = self.plan
+        if self.variant:
+            return plan.smaller[self.variant - 1]
+        return VariantPlan(
+            name=plan.compute_type,
+            model=plan.model,
+            compute_type=plan.compute_type,
+            estimate_bytes=plan.estimate_bytes,
+            options=plan.options,
+        )
 
     def load(self) -> None:
         """Open and warm up the model; tells arbiter and scheduler how it went."""
         self.state = "loading"
         failpoints.reach("worker.granted")
-        self._to_scheduler(Loading(self.plan.model))
+        self._to_scheduler(Loading(self.chosen.model, self.variant))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
-        before, begun = _resident_bytes(), now()
+        self.base_bytes, begun = _resident_bytes(), now()
         try:
             self.runner = self._open()
         except Exception as error:
@@ -181,14 +208,15 @@ class Worker:
         failpoints.reach("worker.loaded")
         self.lifeline.post(Alive("loaded"))  # before the first run can end this life: it has come so far
         self.lifeline.flush()
-        measured = _resident_bytes() - before if self.plan.library_device == "cpu" else -1
-        self._tell_arbiter(Settled(self.lease, max(0, measured) if measured != -1 else -1, load_ms=self.load_ms))
-        self._to_scheduler(Loaded(self.plan.model, max_batch=self.plan.max_batch, load_ms=self.load_ms))
+        measured = max(0, _resident_bytes() - self.base_bytes) if self.plan.library_device == "cpu" else -1
+        self._tell_arbiter(Settled(self.lease, measured, load_ms=self.load_ms, pid=os.getpid()))
+        self._tell_peak()
+        self._to_scheduler(Loaded(self.chosen.model, self.variant, max_batch=self.plan.max_batch, load_ms=self.load_ms))
 
     def _open(self) -> Runner:
-        plan = self.plan
+        plan, chosen = self.plan, self.chosen
         config = StageConfig(
-            plan.model, plan.library_device, plan.compute_type, plan.threads, plan.max_batch, plan.options
+            chosen.model, plan.library_device, chosen.compute_type, plan.threads, plan.max_batch, chosen.options
         )  # fmt: skip
         stage = find(plan.kind)(config)
         stage.load()
@@ -197,7 +225,7 @@ class Worker:
 
     def _load_failed(self, error: Exception) -> None:
         cause = stage_error(error)
-        logs.get().warning("cannot load %s: %s", self.plan.model or self.plan.kind, cause.text)
+        logs.get().warning("cannot load %s: %s", self.chosen.model or self.plan.kind, cause.text)
         self.state = "empty"
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
@@ -212,6 +240,7 @@ class Worker:
         run = self.runs.popleft()
         results = self.runner.run(run)
         failpoints.reach("worker.ran")
+        self.ran_at = now()
         self.counts["runs"] += 1
         for result in results:
             self.counts["utterances"] += 1
@@ -232,6 +261,7 @@ class Worker:
             self.lifeline.beat(self.state, time_)
             if self.lifeline.report_due(time_):
                 self.lifeline.report(self.snapshot(), time_)
+                self._tell_peak()
         self.lifeline.flush()
 
     def snapshot(self) -> dict[str, Any]:
@@ -241,12 +271,22 @@ class Worker:
             "stage": plan.stage,
             "kind": plan.kind,
             "device": plan.device,
-            "model": plan.model,
+            "model": self.chosen.model,
+            "variant": self.variant,
             "state": self.state,
             "load_ms": round(self.load_ms, 1),
             "resident_bytes": _resident_bytes(),
             **self.counts,
         }
+
+    def _tell_peak(self) -> None:
+        """The most this process has had, where its memory is the device's; a GPU's is seen by the arbiter."""
+        if self.state != "loaded" or self.plan.library_device != "cpu":
+            return
+        peak = _peak_bytes() - self.base_bytes
+        if peak > self.peak_bytes * (1 + GROWN):
+            self.peak_bytes = peak
+            self._to_arbiter(Used(self.lease, peak, self.ran_at))
 
     def _to_scheduler(self, message: Any) -> None:
         if self.scheduler is not None:
@@ -261,6 +301,13 @@ class Worker:
     def _to_arbiter(self, message: Any) -> None:
         if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
+
+
+def _peak_bytes() -> int:
+    """The most resident memory this process has had, without the shared mappings of now."""
+    with open("/proc/self/status") as file:
+        kib = dict(line.split()[:2] for line in file if line.startswith(("VmHWM:", "RssFile:", "RssShmem:")))
+    return (int(kib["VmHWM:"]) - int(kib["RssFile:"]) - int(kib["RssShmem:"])) * 1024
 
 
 def _resident_bytes() -> int:

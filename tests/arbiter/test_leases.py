@@ -10,8 +10,9 @@ from engine.arbiter import kept, words
 from engine.arbiter.events import FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
 from engine.arbiter.words import GIB
+from engine.limits import Limits
 from ipc.errors import IllegalMove
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
@@ -22,8 +23,8 @@ MIB = 2**20
 class Bench:
     """A book over one or more devices, with a clock that only moves when told."""
 
-    def __init__(self, *limits: Limits, waits: Waits | None = None) -> None:
-        self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits()
+    def __init__(self, *limits: Limits, waits: Waits | None = None, books: dict[str, str] | None = None) -> None:
+        self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits(), books
         self.book = Leases(*self._book_of)
         self.now = 100.0
         self._ids = itertools.count(1)
@@ -701,3 +702,14 @@ def test_a_load_while_a_neighbours_memory_comes_back_leaves_no_deficit_for_ever(
         bench.read(13 * GIB)
     assert bench.states() == ["held", "held"], "nmt has long given all back"
     assert bench.row()["grantable_bytes"] == 13 * GIB
+
+
+def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_shares():
+    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
+    bench.read(24 * GIB, device="cpu")
+    (first,) = bench.ask("asr@cuda:0/0", 10 * GIB)
+    bench.settle("asr@cuda:0/0", first.lease)
+    bench.read(24 * GIB, device="cpu", taken_at=bench.now + 0.1)
+    assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
+    (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
+    assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason

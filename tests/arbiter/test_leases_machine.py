@@ -20,7 +20,8 @@ from engine.arbiter import kept
 from engine.arbiter.events import FromWorker, Send, Tick, Waits
 from engine.arbiter.lease import ALIVE, LeaseState
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
+from engine.arbiter.room import Reading
+from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, Release, Settled
 
 DEVICE, TOTAL = "cuda:0", 100

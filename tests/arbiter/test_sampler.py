@@ -80,6 +80,26 @@ class FailingNvml:
             raise self.NVMLError("GPU is lost")
         return type("Memory", (), {"total": 24, "free": 14})
 
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        raise self.NVMLError("not supported")
+
+
+class Listing(FailingNvml):
+    """A driver that tells what processes have; of one of them it does not."""
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return type("Memory", (), {"total": 24, "free": 14})
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return [type("Row", (), {"pid": pid, "usedGpuMemory": used}) for pid, used in ((7, 4), (8, None))]
+
+
+def test_what_processes_have_is_read_with_the_device_where_the_driver_tells_it():
+    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, Listing()), LONG_S)
+    sampler.start()
+    (reading,), _ = await_readings(sampler)
+    assert reading.processes == {7: 4}
+
 
 def test_a_driver_error_is_told_and_reading_goes_on():
     sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, FailingNvml()), LONG_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,36 @@ def test_a_good_machine_without_a_gpu_is_healthy_and_told_that_it_has_none() -> 
     findings = examine(GOOD)
     assert all(f.state != "bad" for f in findings)
     assert [f.topic for f in findings if f.state == "note"] == ["GPU"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ({"memory_source": "unified"}, "unified: it is the machine's"),
+        ({"memory_source": "mig"}, "MIG instance"),
+        ({"memory_source": "declared"}, "as declared"),
+        ({"mps": True}, "an MPS daemon serves it"),
+    ],
+)
+def test_where_a_gpu_s_memory_is_read_is_said(gpu: dict[str, Any], words: str) -> None:
+    found = about("cuda:0", devices=[{**GPU, **gpu}, CPU])
+    assert found.state == "ok" and words in found.text
+
+
+def test_a_gpu_that_cannot_be_used_is_told_with_its_mend() -> None:
+    found = about("cuda:0", devices=[{**GPU, "trouble": "is PROHIBITED", "mend": "run: nvidia-smi"}, CPU])
+    assert (found.state, found.text, found.mend) == ("note", "is PROHIBITED", "run: nvidia-smi")
+
+
+def test_other_makers_gpus_are_seen_and_not_used(tmp_path: Path) -> None:
+    assert doctor.other_gpus("Linux", "x86_64", tmp_path) == ()
+    for card, vendor in (("card0", "0x8086"), ("card1", "0x1002")):
+        (tmp_path / "class/drm" / card / "device").mkdir(parents=True)
+        (tmp_path / "class/drm" / card / "device/vendor").write_text(f"{vendor}\n")
+    assert doctor.other_gpus("Linux", "x86_64", tmp_path) == ("AMD GPU",)
+    assert doctor.other_gpus("Darwin", "arm64", tmp_path) == ("Apple GPU",)
+    found = about("GPU", other_gpus=("AMD GPU",))
+    assert found.state == "note" and "AMD GPU, which the node does not use: every stage runs on the CPU" in found.text
 
 
 def test_every_finding_that_is_not_ok_has_a_mend() -> None:

@@ -19,11 +19,14 @@ class FakeNvml:
     NVML_DEVICE_MIG_ENABLE = 1
 
     class NVMLError(Exception):
-        pass
+        def __init__(self, text, value=0):
+            super().__init__(text)
+            self.value = value
 
     def __init__(self, gpus, mig=None, error=""):
         self.gpus, self.mig, self.error = dict(gpus), mig or {}, error
         self.open = 0
+        self.modes = {}  # uuid -> compute mode
 
     def nvmlInit(self):
         if self.error:
@@ -48,6 +51,12 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle):
         sizes = self.gpus | {uuid: size for parts in self.mig.values() for uuid, size in parts.items()}
         return type("Memory", (), {"total": sizes[handle], "free": sizes[handle], "used": 0})
+
+    def nvmlDeviceGetComputeMode(self, handle):
+        return self.modes.get(handle, 0)
+
+    def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+        raise self.NVMLError("Not Supported")
 
     def nvmlDeviceGetMigMode(self, handle):
         index = list(self.gpus).index(handle)
@@ -76,7 +85,10 @@ def test_auto_is_every_gpu_and_then_the_cpu():
     nvml = FakeNvml(TWO)
     found = discover(environ={}, nvml=nvml)
     assert names(found) == [("cuda:0", "GPU-aaaa"), ("cuda:1", "GPU-bbbb"), ("cpu", "")]
-    assert found[0] == Device("cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU")
+    assert found[0] == Device(
+        "cuda:0", "GPU-aaaa", "cuda", 24 * GIB, "nvml", "Test GPU", index=0, free_bytes=found[0].free_bytes
+    )
+    assert 0 <= found[0].free_bytes <= 24 * GIB
     assert (found[2].kind, found[2].memory_source) == ("cpu", "host")
     assert nvml.open == 0  # the driver is let go of
 
@@ -122,7 +134,7 @@ def test_an_empty_list_is_refused():
         ("GPU-bb", ["GPU-bbbb"]),
         ("", []),
         ("-1", []),
-        ("0,7,1", ["GPU-aaaa"]),  # like CUDA: nothing after what is not there
+        ("1,-1,0", ["GPU-bbbb"]),  # it ends the list
         ("NoDevFiles", []),
     ],
 )
@@ -137,6 +149,98 @@ def test_a_divided_gpu_is_its_instances():
     assert [device.uuid for device in discover(environ={}, nvml=nvml)] == ["GPU-aaaa", "MIG-x", "MIG-y", ""]
     found = discover(environ={"CUDA_VISIBLE_DEVICES": "MIG-y"}, nvml=nvml)
     assert (found[0].name, found[0].uuid, found[0].total_bytes) == ("cuda:0", "MIG-y", 5 * GIB)
+    assert (found[0].memory_source, found[0].index) == ("mig", 1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"),
+    [
+        ("0,7", "'7', which is no GPU here; there are: 0 (GPU-aaaa), 1 (GPU-bbbb)"),
+        ("GPU-cc", "'GPU-cc', which is no GPU here"),
+        ("GPU-", "'GPU-', which may be any of GPU-aaaa, GPU-bbbb"),
+        ("0,GPU-aaaa", "names 0 (GPU-aaaa) twice"),
+        ("0,,1", "'', which is no GPU here"),
+    ],
+)
+def test_an_entry_that_means_nothing_is_told_in_one_line(visible, words):
+    """Where CUDA would compute on fewer GPUs than its user believes."""
+    with pytest.raises(DragomanError) as refused:
+        discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=FakeNvml(TWO))
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        ("1", ["MIG-x"]),  # as in CUDA: the first instance
+        ("GPU-bbbb", ["MIG-x"]),
+        ("MIG-y,0", ["MIG-y", "GPU-aaaa"]),
+        ("MIG-x,MIG-y", ["MIG-x", "MIG-y"]),
+    ],
+)
+def test_instances_are_named_like_gpus(visible, uuids):
+    nvml = FakeNvml(TWO, mig={1: {"MIG-x": 5 * GIB, "MIG-y": 5 * GIB}})
+    found = discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=nvml)
+    assert [device.uuid for device in found if device.kind == "cuda"] == uuids
+
+
+def test_who_names_a_gpu_that_does_not_answer_is_not_told_off():
+    class OneLost(FakeNvml):
+        def nvmlDeviceGetHandleByIndex(self, index):
+            if index == 1:
+                raise self.NVMLError("GPU is lost", 15)
+            return super().nvmlDeviceGetHandleByIndex(index)
+
+    for visible in ("0,1", "GPU-bbbb,GPU-aaaa"):
+        found = discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=OneLost(TWO))
+        assert names(found) == [("cuda:0", "GPU-aaaa"), ("cpu", "")]
+
+
+# ---------------------------------------------------------------- what cannot be used, and where memory is read
+
+
+@pytest.mark.parametrize(("mode", "word"), [(1, "EXCLUSIVE_THREAD"), (2, "PROHIBITED"), (3, "EXCLUSIVE_PROCESS")])
+def test_a_gpu_that_not_all_may_use_is_refused_with_the_command_that_mends_it(mode, word):
+    nvml = FakeNvml(TWO)
+    nvml.modes["GPU-bbbb"] = mode
+    for use in ("auto", "cuda:1"):
+        with pytest.raises(DragomanError) as refused:
+            discover([use], environ={}, nvml=nvml)
+        assert word in refused.value.text and "nvidia-smi -i 1 -c DEFAULT" in refused.value.mend
+        assert "\n" not in str(refused.value)
+    assert [device.name for device in discover(["cuda:0"], environ={}, nvml=nvml)] == ["cuda:0"]
+
+
+def test_mps_may_have_a_gpu_for_itself(monkeypatch):
+    nvml = FakeNvml(TWO)
+    nvml.modes["GPU-aaaa"] = 3
+    monkeypatch.setattr(devices.mps, "is_served", lambda environ: True)
+    found = discover(environ={}, nvml=nvml)
+    assert [device.mps for device in found] == [True, True, False]
+
+
+class Untold(FakeNvml):
+    """GPUs whose memory the driver does not tell."""
+
+    code = 3  # not supported
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        raise self.NVMLError("Not Supported", self.code)
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machine_s():
+    (gpu, _) = discover(environ={}, nvml=Untold({"GPU-aaaa": 0}))
+    assert (gpu.memory_source, gpu.total_bytes) == ("unified", host_memory().total_bytes)
+
+
+def test_where_the_driver_does_not_tell_the_configuration_may():
+    nvml = Untold(TWO)
+    nvml.code = 999
+    assert names(discover(environ={}, nvml=nvml)) == [("cpu", "")]
+    found = discover(declared={"GPU-bbbb": 10 * GIB}, environ={}, nvml=nvml)
+    assert [(device.name, device.memory_source, device.total_bytes) for device in found[:-1]] == [
+        ("cuda:1", "declared", 10 * GIB)
+    ]
 
 
 # ---------------------------------------------------------------- memory

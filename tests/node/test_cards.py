@@ -64,6 +64,8 @@ def test_no_allocation_fails_and_all_ends_well(
         outcomes = carry(node)
         stats = node.stats()
         assert ("take turns" in stats["mode_reason"]) == by_turns
+        assert stats["placement"]["verdict"] == ("by turns" if by_turns else "all resident")
+        assert bool(stats["scheduler"]["parked"]) == by_turns, "the plan's verdict comes true"
         assert stats["oom_errors"] == 0 and stats["deaths"] == []
     for number, size in enumerate(sizes_gib):
         assert driver.get(number, "out_of_memory") == 0

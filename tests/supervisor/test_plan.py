@@ -156,8 +156,8 @@ def test_rings_larger_than_what_is_free_are_refused() -> None:
 
 
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
-    made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 5, "GPU-1": 6})), [*GPUS, CPU])
-    assert [d.ceiling_bytes for d in made.arbiter.devices] == [5, 6, 0]
+    made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 8 * GIB, "GPU-1": 9 * GIB})), [*GPUS, CPU])
+    assert [d.ceiling_bytes for d in made.arbiter.devices] == [8 * GIB, 9 * GIB, 0]
 
 
 def test_a_stage_that_is_not_installed_is_absent_if_the_node_can_do_without() -> None:

@@ -1,0 +1,115 @@
+"""The history of measurements on disk: one JSON file, in the user's cache unless configured.
+
+Several nodes may write it: each reads it anew under a lock and adds only what it has measured itself. It is written
+beside and moved into place, so that readers need no lock and never see half of it. It is not forced to the disk: what a
+power cut may take is measured again by the next start. A file that is damaged, or of a version that this one does not
+know, is said once and begun anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from engine import logs
+from engine.corrections import VERSION, History
+from ipc.errors import DragomanError
+
+OFF = "off"
+NAME = "estimates.json"
+LOCK_S = 2.0  # how long another writer is waited for
+LOOK_S = 0.02
+
+_decoder = msgspec.json.Decoder(History)
+
+
+class _Version(msgspec.Struct):
+    version: int = 0
+
+
+class Busy(DragomanError):
+    """Another process is writing."""
+
+
+def place(configured: str, environ: Mapping[str, str]) -> Path | None:
+    """Where the history lies: the configured file, else the user's cache; None: it is not kept (``off``)."""
+    if configured == OFF:
+        return None
+    if configured:
+        return Path(configured).expanduser()
+    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or tempfile.gettempdir()) / ".cache")
+    return base / "dragoman" / NAME
+
+
+def read(path: Path | None) -> History:
+    """What has been measured so far; nothing when there is no file, or none that can be used (a line in the log)."""
+    if path is None:
+        return History()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return History()
+    except OSError as error:
+        logs.get().warning("measured estimates cannot be read from %s (%s): starting anew", path, error.strerror)
+        return History()
+    try:
+        found = msgspec.json.decode(data, type=_Version).version
+        if found == VERSION:
+            return _decoder.decode(data)
+        logs.get().warning("%s is of version %d, not %d: measuring estimates anew", path, found, VERSION)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        logs.get().warning("%s is damaged (%s): measuring estimates anew", path, error)
+    return History()
+
+
+def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOCK_S) -> History:
+    """Read the newest history, change it, write it back; returns what was written.
+
+    Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(f"{path.name}.lock"), wait_s):
+        changed = how(read(path))
+        _write(path, msgspec.json.format(msgspec.json.encode(changed), indent=1))
+    return changed
+
+
+def _write(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+@contextmanager
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(fd, path, wait_s)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, path: Path, wait_s: float) -> None:
+    pause, left = threading.Event(), wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if left <= 0:
+                raise Busy(f"another process is writing {path.with_suffix('')}", "try again") from None
+        pause.wait(LOOK_S)
+        left -= LOOK_S

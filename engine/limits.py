@@ -1,0 +1,57 @@
+"""How much of a device may be granted: the bounds on its use, and the one formula of it. Pure.
+
+The arbiter decides by it what it grants, and the placement plan what will be granted; so the plan cannot promise what
+the arbiter then refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.boot import DevicePlan
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A device and the configured bounds on its use. Sizes in bytes."""
+
+    name: str
+    total_bytes: int
+    ceiling_bytes: int = 0  # nothing is granted above this much used memory; 0: none
+    reserve_bytes: int = 0
+    safety_margin: float = 0.1
+    max_models: int = 5
+    returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The device, or its ceiling."""
+        return min(self.total_bytes, self.ceiling_bytes) if self.ceiling_bytes else self.total_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest lease that would ever fit: on an otherwise empty device."""
+        return self.usable_bytes - self.margin(self.total_bytes)
+
+    def margin(self, driver_free: int) -> int:
+        return max(int(self.safety_margin * driver_free), self.reserve_bytes)
+
+    def grantable(self, driver_free: int, promised: int, ours: int, foreign: int) -> int:
+        """Bytes that may still be granted (negative: too much is taken already).
+
+        ``promised``: sum max(0, granted - held) of our leases; ``ours``: sum max(granted, held).
+        """
+        return min(driver_free - promised, self.usable_bytes - ours - foreign) - self.margin(driver_free)
+
+
+def limits(plan: DevicePlan) -> Limits:
+    """The bounds on a device's use, as the node was configured."""
+    return Limits(
+        plan.name,
+        plan.total_bytes,
+        plan.ceiling_bytes,
+        plan.reserve_bytes,
+        plan.safety_margin,
+        plan.max_models,
+        returns_at_once=plan.memory_source == "host",
+    )

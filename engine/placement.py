@@ -1,0 +1,414 @@
+"""Where each model goes, and whether all of them stay there: the plan before anything is loaded. Pure.
+
+From what each device can give and what each stage's model will need, four verdicts:
+
+* **all resident**: every model has its place and keeps it;
+* **all resident when quantised**: so have all, when some stages load a smaller variant of their model;
+* **by turns**: models leave for one another and come back, which adds so many seconds of loading to a round;
+* **fits nowhere**: a stage that the node cannot do without fits no device it may use, even if that were empty.
+
+"Resident" is promised by the arbiter's own formula (``engine.limits``) in its worst case: all leases granted, no byte
+of them on the device yet, so that the margin, a share of what is free, is at its largest. Whatever order the models
+come in, and whichever is loaded again after a death, nobody waits. Where only a favourable order would do, the verdict
+is *by turns*.
+
+A stage is wanted on certain devices, on all of them, or on any of some: then it gets one for certain, and more where
+there is room left. What other programs hold counts as taken; a model that fits beside them not now, but would without
+them, waits for them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from engine.limits import Limits
+
+GIB = 2**30
+LOAD_BYTES_PER_S = 500e6  # a guess from docs/vram.md, where nothing was measured here yet
+
+
+class Verdict(Enum):
+    RESIDENT = "all resident"
+    QUANTISED = "all resident when quantised"
+    TURNS = "by turns"
+    NOWHERE = "fits nowhere"
+
+
+@dataclass(frozen=True)
+class Room:
+    """A device, and what its driver shows as free at the time of planning (bytes)."""
+
+    limits: Limits
+    kind: str  # cpu | cuda
+    free_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.limits.name
+
+    def left(self, nbytes: int) -> int:
+        """What can still be granted when so much is; negative: so much cannot be."""
+        foreign = max(0, self.limits.total_bytes - self.free_bytes)
+        return self.limits.grantable(self.free_bytes, nbytes, nbytes, foreign)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to load a stage's model. ``needs``: kind of device -> bytes."""
+
+    name: str
+    needs: Mapping[str, int]
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A stage to be placed. ``variants``: best first. ``everywhere``: on all of ``devices``, else on any of them.
+
+    ``spare``: a device that serves where none of these can ever hold it ("": there is none).
+    """
+
+    stage: str
+    variants: tuple[Variant, ...]
+    devices: tuple[str, ...]
+    everywhere: bool = False
+    instances: int = 1  # on each device
+    spare: str = ""
+    pinned: bool = False
+    dispensable: bool = False  # the node can do without it
+    on_spare: bool = False  # ``devices`` is the spare one
+
+
+@dataclass(frozen=True)
+class Place:
+    """One stage on one device. ``nbytes``: of all its instances there."""
+
+    stage: str
+    device: str
+    variant: int
+    name: str  # of the variant
+    nbytes: int
+    load_s: float = 0.0
+    pinned: bool = False
+    spare: bool = False  # it has no room on the devices it is wanted on
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A stage that has no room: what it needs, and the most there is (now, or ever)."""
+
+    stage: str
+    devices: tuple[str, ...]
+    needs_bytes: int
+    there_bytes: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The plan. ``added_s``: loading in one round of turns. ``waits``: for other programs' memory."""
+
+    verdict: Verdict
+    places: tuple[Place, ...] = ()
+    left_bytes: Mapping[str, int] = field(default_factory=dict)  # device -> bytes, when all its models are there
+    crowded: tuple[str, ...] = ()  # devices where models take turns
+    added_s: float = 0.0
+    nowhere: tuple[Lack, ...] = ()
+    waits: tuple[Lack, ...] = ()
+
+    def devices_of(self, stage: str, *, spare: bool = True) -> tuple[str, ...]:
+        """Where a stage is; ``spare`` False: only devices that it is wanted on."""
+        places = [place for place in self.places if place.stage == stage]
+        return tuple(place.device for place in places if spare or not place.spare)
+
+    def variant_of(self, stage: str) -> int:
+        """Number of the variant to begin with."""
+        return next((place.variant for place in self.places if place.stage == stage), 0)
+
+
+def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
+    """Place all ``wishes``, which are in the order in which an utterance meets them."""
+    devices = {room.name: room for room in rooms}
+    settled = [_settled(wish, devices) for wish in wishes]
+    nowhere = tuple(_lack(wish, devices, ever=True) for wish, found in zip(wishes, settled, strict=True) if not found)
+    needed = {wish.stage for wish in wishes if not wish.dispensable}
+    fitting = [wish for wish in settled if wish is not None]
+    if any(lack.stage in needed for lack in nowhere):
+        return Placement(Verdict.NOWHERE, nowhere=nowhere)
+    for choice in _choices(fitting):
+        if (places := _resident(fitting, choice, devices)) is not None:
+            places += _more(fitting, choice, places, devices)
+            verdict = Verdict.QUANTISED if any(choice.values()) else Verdict.RESIDENT
+            return Placement(verdict, _ordered(places, fitting), _left(places, devices), nowhere=nowhere)
+    return _turns(fitting, devices, nowhere, needed)
+
+
+# ---------------------------------------------------------------- who fits where
+
+
+def _settled(wish: Wish, devices: Mapping[str, Room]) -> Wish | None:
+    """The wish on those of its devices that can ever hold it, else on its spare one; None: it fits nowhere."""
+    fits = tuple(name for name in wish.devices if _smallest(wish, devices[name]) <= devices[name].limits.most_bytes)
+    if fits:
+        return replace(wish, devices=fits)
+    spare = devices.get(wish.spare)
+    if spare is not None and _smallest(wish, spare) <= spare.limits.most_bytes:
+        return replace(wish, devices=(spare.name,), on_spare=True)
+    return None
+
+
+def _smallest(wish: Wish, room: Room) -> int:
+    """Bytes of one instance of the smallest variant."""
+    return min(variant.needs[room.kind] for variant in wish.variants)
+
+
+def _lack(wish: Wish, devices: Mapping[str, Room], *, ever: bool) -> Lack:
+    rooms = [devices[name] for name in wish.devices]
+    there = max(room.limits.most_bytes if ever else room.left(0) for room in rooms)
+    needs = min(_smallest(wish, room) for room in rooms)
+    return Lack(wish.stage, wish.devices, needs, max(0, there))
+
+
+def _place(wish: Wish, variant: int, room: Room) -> Place:
+    chosen = wish.variants[variant]
+    nbytes = chosen.needs[room.kind] * wish.instances
+    return Place(wish.stage, room.name, variant, chosen.name, nbytes, chosen.load_s, wish.pinned, wish.on_spare)
+
+
+def _hold(room: Room, places: Sequence[Place]) -> bool:
+    """Whether all of these can stay on the device at once."""
+    return len(places) <= room.limits.max_models and room.left(sum(place.nbytes for place in places)) >= 0
+
+
+# ---------------------------------------------------------------- all at once
+
+
+def _choices(wishes: Sequence[Wish]) -> list[dict[str, int]]:
+    """Stage -> variant, the least degraded combination first."""
+    steps = [range(len(wish.variants)) for wish in wishes]
+    combinations = sorted(itertools.product(*steps), key=lambda choice: (sum(choice), choice))
+    return [dict(zip((wish.stage for wish in wishes), choice, strict=True)) for choice in combinations]
+
+
+def _resident(wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room]) -> list[Place] | None:
+    """Places where all stay; None: there are none. Those that cannot choose come first, then the largest."""
+    placed: dict[str, list[Place]] = {name: [] for name in devices}
+    for wish in wishes:
+        for name in wish.devices if wish.everywhere else ():
+            placed[name].append(_place(wish, choice[wish.stage], devices[name]))
+    if not all(_hold(devices[name], places) for name, places in placed.items()):
+        return None
+    free = [wish for wish in wishes if not wish.everywhere]
+    free.sort(key=lambda wish: -max(_place(wish, choice[wish.stage], devices[name]).nbytes for name in wish.devices))
+    return [place for places in placed.values() for place in places] if _settle(free, choice, devices, placed) else None
+
+
+def _settle(
+    wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room], placed: dict[str, list[Place]]
+) -> bool:
+    """Find a place for the first wish such that all the others find one too."""
+    if not wishes:
+        return True
+    wish, *others = wishes
+    tried: set[tuple[int, int, str]] = set()  # devices that are alike need only one try
+    for name in sorted(wish.devices, key=lambda name: -_room_left(devices[name], placed[name])):
+        room = devices[name]
+        kind = _room_left(room, placed[name]), room.limits.max_models - len(placed[name]), room.kind
+        if kind in tried:
+            continue
+        tried.add(kind)
+        placed[name].append(_place(wish, choice[wish.stage], room))
+        if _hold(room, placed[name]) and _settle(others, choice, devices, placed):
+            return True
+        placed[name].pop()
+    return False
+
+
+def _more(
+    wishes: Sequence[Wish], choice: Mapping[str, int], places: Sequence[Place], devices: Mapping[str, Room]
+) -> list[Place]:
+    """Further places of stages that may be anywhere, where there is room left: the largest model first."""
+    placed = {name: [place for place in places if place.device == name] for name in devices}
+    further = []
+    for wish in sorted(wishes, key=lambda wish: -max(wish.variants[choice[wish.stage]].needs.values())):
+        for name in () if wish.everywhere else wish.devices:
+            more = _place(wish, choice[wish.stage], devices[name])
+            if wish.stage not in {one.stage for one in placed[name]} and _hold(devices[name], [*placed[name], more]):
+                placed[name].append(more)
+                further.append(more)
+    return further
+
+
+def _room_left(room: Room, places: Sequence[Place]) -> int:
+    return room.left(sum(place.nbytes for place in places))
+
+
+def _left(places: Sequence[Place], devices: Mapping[str, Room]) -> dict[str, int]:
+    return {n: _room_left(room, [place for place in places if place.device == n]) for n, room in devices.items()}
+
+
+def _ordered(places: Sequence[Place], wishes: Sequence[Wish]) -> tuple[Place, ...]:
+    stages = [wish.stage for wish in wishes]
+    return tuple(sorted(places, key=lambda place: (stages.index(place.stage), place.device)))
+
+
+# ---------------------------------------------------------------- one after another
+
+
+def _turns(
+    wishes: Sequence[Wish], devices: Mapping[str, Room], nowhere: tuple[Lack, ...], needed: set[str]
+) -> Placement:
+    """Each stage in the best variant that fits alone, spread as evenly as it goes."""
+    placed: dict[str, list[Place]] = {name: [] for name in devices}
+    for wish in sorted(wishes, key=lambda wish: (not wish.everywhere, not wish.pinned, -_size(wish))):
+        fits = [place for name in wish.devices if (place := _alone(wish, devices[name], placed[name])) is not None]
+        if not fits:  # pinned models leave it no room
+            nowhere += (_beside_pinned(wish, devices, placed),)
+            continue
+        fits.sort(key=lambda place: (place.variant, -_room_left(devices[place.device], [*placed[place.device], place])))
+        for place in fits if wish.everywhere else fits[:1]:
+            placed[place.device].append(place)
+    places = _ordered([place for some in placed.values() for place in some], wishes)
+    if any(lack.stage in needed for lack in nowhere):
+        return Placement(Verdict.NOWHERE, nowhere=nowhere)
+    here = {name: [place for place in places if place.device == name] for name in devices}
+    crowded = tuple(name for name, room in devices.items() if not _hold(room, here[name]))
+    added = sum(_round_s(devices[name], here[name]) for name in crowded)
+    waits = tuple(
+        _lack(wish, devices, ever=False)
+        for wish in wishes
+        if all(_smallest(wish, devices[name]) > devices[name].left(0) for name in wish.devices)
+    )
+    return Placement(Verdict.TURNS, places, _left(places, devices), crowded, added, nowhere, waits)
+
+
+def _size(wish: Wish) -> int:
+    return max(wish.variants[0].needs.values())
+
+
+def _pinned_bytes(places: Sequence[Place]) -> int:
+    return sum(place.nbytes for place in places if place.pinned)
+
+
+def _alone(wish: Wish, room: Room, places: Sequence[Place]) -> Place | None:
+    """The stage there in the best variant that fits beside models that never leave, and at best beside other programs.
+
+    None: in none.
+    """
+    there = room.limits.most_bytes - _pinned_bytes(places)
+    now = room.left(_pinned_bytes(places))
+    every = [_place(wish, number, room) for number in range(len(wish.variants))]
+    for most in (min(now, there), there):
+        for place in every:
+            if place.nbytes // wish.instances <= most:
+                return place
+    return None
+
+
+def _beside_pinned(wish: Wish, devices: Mapping[str, Room], placed: Mapping[str, Sequence[Place]]) -> Lack:
+    there = max(devices[name].limits.most_bytes - _pinned_bytes(placed[name]) for name in wish.devices)
+    return replace(_lack(wish, devices, ever=True), there_bytes=max(0, there))
+
+
+def _round_s(room: Room, places: Sequence[Place]) -> float:
+    """Seconds of loading while what waits goes once through all these stages, in their order, again and again.
+
+    As in ``engine.scheduler.residency``, whoever is needed last leaves first.
+    """
+    present: list[int] = []
+    spent = 0.0
+    for step in itertools.islice(_steps(len(places)), 3 * len(places)):
+        number = step % len(places)
+        if number in present:
+            continue
+        while present and not _hold(room, [places[n] for n in (*present, number)]):
+            guests = [n for n in present if not places[n].pinned] or present
+            present.remove(max(guests, key=lambda n: (n - number) % len(places)))
+        present.append(number)
+        if step >= 2 * len(places):  # the first rounds fill an empty device
+            spent += places[number].load_s
+    return spent
+
+
+def _steps(count: int) -> Iterator[int]:
+    return itertools.count() if count else iter(())
+
+
+# ---------------------------------------------------------------- for people and programs
+
+
+def gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
+
+
+def headline(placement: Placement) -> str:
+    """The verdict in one line, with what belongs to it: the variants, the added latency, the bytes needed and there."""
+    match placement.verdict:
+        case Verdict.QUANTISED:
+            chosen = dict.fromkeys(f"{one.stage} {one.name}" for one in placement.places if one.variant)
+            return f"{placement.verdict.value}: {', '.join(chosen)}"
+        case Verdict.TURNS:
+            if not placement.crowded:
+                return f"{placement.verdict.value}, while other programs hold memory"
+            where = " and ".join(placement.crowded)
+            added = f"a round through all stages adds about {placement.added_s:.1f} s of loading"
+            return f"{placement.verdict.value} on {where}: models unload and reload; {added}"
+        case Verdict.NOWHERE:
+            return "; ".join(map(lacking, placement.nowhere))
+    return placement.verdict.value
+
+
+def lacking(lack: Lack) -> str:
+    """A stage that fits nowhere, in words."""
+    where = " or ".join(lack.devices)
+    return (
+        f"stage {lack.stage} fits nowhere: it needs {gib(lack.needs_bytes)} on {where}, which can give at most "
+        + gib(lack.there_bytes)
+    )
+
+
+def lines(placement: Placement) -> list[str]:
+    """The plan for a terminal: the verdict, then a line a device, then what is special."""
+    found = [f"placement: {headline(placement)}"]
+    for device in dict.fromkeys(place.device for place in placement.places):
+        here = [place for place in placement.places if place.device == device]
+        models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
+        left = placement.left_bytes[device]
+        found.append(
+            f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
+        )
+    if placement.verdict is not Verdict.NOWHERE:
+        found += [f"  {lacking(lack)}: its utterances skip it" for lack in placement.nowhere]
+    for lack in placement.waits:
+        there = f"{gib(lack.there_bytes)} can be granted now"
+        found.append(f"  stage {lack.stage} needs {gib(lack.needs_bytes)}, {there}: it waits for other programs")
+    return found
+
+
+def document(placement: Placement) -> dict[str, Any]:
+    """The plan as plain values, for ``stats`` and ``doctor --json``."""
+    return {
+        "verdict": placement.verdict.value,
+        "text": headline(placement),
+        "added_s": round(placement.added_s, 1),
+        "turns_on": list(placement.crowded),
+        "places": [
+            {"stage": one.stage, "device": one.device, "variant": one.variant, "name": one.name, "nbytes": one.nbytes}
+            for one in placement.places
+        ],
+        "left_bytes": dict(placement.left_bytes),
+        "nowhere": [_lack_row(lack) for lack in placement.nowhere],
+        "waits": [_lack_row(lack) for lack in placement.waits],
+    }
+
+
+def _lack_row(lack: Lack) -> dict[str, Any]:
+    return {
+        "stage": lack.stage,
+        "devices": list(lack.devices),
+        "needs_bytes": lack.needs_bytes,
+        "there_bytes": lack.there_bytes,
+    }

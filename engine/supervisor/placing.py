@@ -1,0 +1,145 @@
+"""What the placement plan (``engine.placement``) is asked: this configuration's stages, on these devices. Pure.
+
+A stage on "auto" may be on any GPU, or on the CPU where there is none; one whose devices are named is on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engine import placement
+from engine.boot import DevicePlan
+from engine.config import Config, StageSection
+from engine.devices import Device, HostMemory
+from engine.limits import limits
+from engine.placement import LOAD_BYTES_PER_S, Placement, Room, Variant, Wish
+from engine.supervisor.needs import Needs
+from engine.supervisor.rings import default_budget
+from engine.supervisor.survey import Survey
+from ipc.errors import ConfigError, DragomanError
+
+Surveys = Mapping[str, Survey]
+
+
+def place(
+    config: Config,
+    devices: Sequence[Device],
+    memory: HostMemory,
+    surveys: Surveys,
+    needs: Needs,
+    shared: Mapping[str, str],
+) -> Placement:
+    """The plan. Raises ConfigError for a device that is not there, DragomanError when a stage fits nowhere."""
+    rings = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
+    rooms = [
+        Room(limits(plan_device(config, device, shared)), device.kind, _free(device, memory, rings))
+        for device in devices
+    ]
+    made = placement.plan(
+        rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
+    )
+    if made.verdict is placement.Verdict.NOWHERE:
+        names = ", ".join(f"stages.{lack.stage}.variants" for lack in made.nowhere)
+        mend = f"use a smaller model, give it smaller ones ({names}), or another device"
+        raise DragomanError(placement.headline(made), mend)
+    return made
+
+
+def books(devices: Sequence[Device]) -> dict[str, str]:
+    """Device -> the one in whose book its leases stand: GPUs without memory of their own share the machine's."""
+    unified = [device.name for device in devices if device.memory_source == "unified"]
+    sharing = [device.name for device in devices if device.memory_source == "host"] + unified
+    return {name: sharing[0] for name in unified if name != sharing[0]}
+
+
+def plan_device(config: Config, device: Device, shared: Mapping[str, str]) -> DevicePlan:
+    """A device as the arbiter is told of it. ``shared``: see ``books``."""
+    section = config.devices
+    sharing = {device.name, device.uuid} - {""} | {name for name, book in shared.items() if book == device.name}
+    ceilings = [nbytes for name, nbytes in section.max_bytes.items() if name in sharing]
+    return DevicePlan(
+        name=device.name,
+        uuid=device.uuid,
+        memory_source=device.memory_source,
+        total_bytes=device.total_bytes,
+        ceiling_bytes=min(ceilings, default=0),
+        reserve_bytes=section.reserve_bytes,
+        safety_margin=section.safety_margin,
+        max_models=section.max_models,
+        book=shared.get(device.name, ""),
+    )
+
+
+def _free(device: Device, memory: HostMemory, rings: int) -> int:
+    """Free bytes when no model is loaded yet, the node's own rings taken."""
+    if device.kind == "cpu":
+        return max(0, memory.available_bytes - rings)
+    return device.total_bytes if device.free_bytes < 0 else device.free_bytes
+
+
+def _order(config: Config, surveys: Surveys) -> list[str]:
+    """Stages that can run, in the order in which an utterance of the longest pipeline meets them."""
+    longest = max(config.pipelines.values(), key=len, default=())
+    names = [*longest, *(name for name in config.stages if name not in longest)]
+    return [name for name in names if not surveys[name].absent]
+
+
+def _wish(config: Config, name: str, survey: Survey, devices: Sequence[Device], needs: Needs) -> Wish:
+    section = config.stages[name]
+    found = named(section, name, survey, devices)
+    return Wish(
+        stage=name,
+        variants=_variants(name, section, survey, devices, needs),
+        devices=tuple(device.name for device in found),
+        everywhere="auto" not in section.devices,
+        instances=section.instances,
+        spare=next((device.name for device in spares(section, survey, devices) if device not in found), ""),
+        pinned=section.pinned,
+        dispensable=survey.declaration.optional or not section.required,
+    )
+
+
+def _variants(
+    name: str, section: StageSection, survey: Survey, devices: Sequence[Device], needs: Needs
+) -> tuple[Variant, ...]:
+    names = [section.compute_type, *(one.name for one in survey.smaller)]
+    weights = [survey.facts.weights_bytes, *(one.weights_bytes for one in survey.smaller)]
+    return tuple(
+        Variant(names[number], _estimates(name, number, devices, needs), weights[number] / LOAD_BYTES_PER_S)
+        for number in range(len(names))
+    )
+
+
+def _estimates(name: str, number: int, devices: Sequence[Device], needs: Needs) -> dict[str, int]:
+    """Kind of device -> what this variant is thought to need on such a one; where several differ, the most."""
+    found: dict[str, int] = {}
+    for device in devices:
+        nbytes = needs[name, device.name][number].estimate.nbytes
+        found[device.kind] = max(nbytes, found.get(device.kind, 0))
+    return found
+
+
+def named(section: StageSection, stage: str, survey: Survey, devices: Sequence[Device]) -> list[Device]:
+    """The devices that a stage's ``devices`` name, each once. Raises ConfigError."""
+    found = [device for entry in section.devices for device in _meant(entry, stage, devices, survey)]
+    return list(dict.fromkeys(found))
+
+
+def _meant(entry: str, stage: str, devices: Sequence[Device], survey: Survey) -> list[Device]:
+    gpus = [device for device in devices if device.kind == "cuda"]
+    if entry == "auto":
+        chosen = gpus or list(devices)
+    else:
+        chosen = [device for device in devices if entry in (device.name, device.uuid)]
+    if not chosen:
+        there = ", ".join(device.name for device in devices)
+        raise ConfigError(f"stages.{stage}.devices names {entry!r}, the node has {there}", "set it to auto")
+    if not survey.declaration.cpu_allowed and any(device.kind == "cpu" for device in chosen):
+        raise ConfigError(f"stage {stage} cannot run on the CPU", f"set stages.{stage}.devices to a GPU")
+    return chosen
+
+
+def spares(section: StageSection, survey: Survey, devices: Sequence[Device]) -> list[Device]:
+    """The CPU, for a stage that may go there when its own devices have no room."""
+    may = section.cpu_fallback or ("auto" in section.devices and survey.declaration.degrades_to_cpu)
+    return [device for device in devices if may and device.kind == "cpu" and survey.declaration.cpu_allowed]

@@ -1,0 +1,104 @@
+"""The history on disk: whole or not there, damaged or newer is begun anew and said, and two writers lose nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import corrections_file
+from engine.corrections import History, Sample, Subject
+from engine.corrections_file import Busy, change, place, read
+from engine.estimates import Start
+
+GIB = 2**30
+SUBJECT = Subject("asr", "asr", "/models/asr", "cpu", "default", 1)
+
+
+def learnt(key: str, nbytes: int = GIB):
+    return lambda history: history.learn(key, SUBJECT, Start(), Sample("load", nbytes, 1.5, note="ä"))
+
+
+def test_what_is_written_is_read_again_and_its_folder_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "estimates.json"
+    assert read(file) == History() and read(None) == History()
+    written = change(file, learnt("a"))
+    assert read(file) == written and list(written.models) == ["a"]
+    assert change(file, learnt("b")).models.keys() == {"a", "b"}
+    assert sorted(one.name for one in file.parent.iterdir()) == ["estimates.json", "estimates.json.lock"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"\xff\xfe", b'{"version": 1, "models": {"a": 1}}', b'{"version": "x"}']
+)
+def test_a_damaged_file_is_one_line_in_the_log_and_begun_anew(
+    tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "estimates.json"
+    file.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert read(file) == History()
+    assert len(caplog.records) == 1 and "damaged" in caplog.text and str(file) in caplog.text
+    change(file, learnt("a"))
+    assert list(read(file).models) == ["a"]
+
+
+def test_every_cut_of_a_file_is_damaged_or_whole(tmp_path: Path) -> None:
+    file = tmp_path / "estimates.json"
+    change(file, learnt("a"))
+    data = file.read_bytes()
+    for end in range(len(data)):
+        file.write_bytes(data[:end])
+        assert read(file) in (
+            History(),
+            History().learn("a", SUBJECT, Start(), Sample("load", GIB, True, 1.5, note="ä")),
+        )
+
+
+def test_a_file_of_a_newer_version_is_one_line_and_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "estimates.json"
+    file.write_text('{"version": 2, "models": {"a": {"unheard": "of"}}}')
+    with caplog.at_level(logging.WARNING):
+        assert read(file) == History()
+    assert len(caplog.records) == 1 and "version 2" in caplog.text
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.engine.test_corrections_file import learnt
+from engine.corrections_file import change
+for number in range(25):
+    change(Path(sys.argv[1]), learnt(f"{sys.argv[2]}-{number}"), wait_s=60.0)
+"""
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "estimates.json"
+    root = str(Path(__file__).resolve().parents[2])
+    environ = {**os.environ, "PYTHONPATH": root}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), name], env=environ) for name in "ab"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert read(file).models.keys() == {f"{name}-{number}" for name in "ab" for number in range(25)}
+
+
+def test_who_finds_it_locked_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "estimates.json"
+    change(file, learnt("a"))
+    with open(f"{file}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="another process is writing"):
+            change(file, learnt("b"), wait_s=0.0)
+    assert list(read(file).models) == ["a"]
+
+
+def test_its_place_is_the_configured_one_the_users_cache_or_none() -> None:
+    assert place("off", {}) is None
+    assert place("/x/y.json", {}) == Path("/x/y.json")
+    assert place("", {"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == Path("/c/dragoman/estimates.json")
+    assert place("", {"HOME": "/h"}) == Path("/h/.cache/dragoman") / corrections_file.NAME
