@@ -5,7 +5,8 @@ drivers and deaths (bench.vram_world); judged by the devices, never by the book 
 scheduler and book on one card of 12 GiB, against "one model resident, batch 1" on the same trace (bench.vram_node).
 *OOM*: the same node where memory runs out by design: others snatch it, or the estimates are a fifth too small.
 
-With --gpus nothing of that: a real node with simulated stages on the stand-in driver plays a scenario (bench.vram_rehearsal).
+With --gpus none of that: a real node with simulated stages plays a scenario on the stand-in driver
+(bench.vram_rehearsal).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bench.vram_node import GIB, Plan, VirtualNode
 from bench.vram_trace import Trace
 from bench.vram_world import World
 
-A_HISTORY = 500  # requests
+A_HISTORY = 1000  # requests
 SHOWN = 20  # broken promises
 SHOWN_COUNTS = ("unseen", "stalled", "snatched", "granted", "denied", "parked", "asked_to_leave", "restarts")
 GOALS = {
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     found.add_argument(
-        "--requests", type=at_least(1), default=3000, metavar="N", help="for leases (default 3000; nightly 1000000)"
+        "--requests", type=at_least(1), default=10_000, metavar="N", help="for leases (default 10000; nightly 1000000)"
     )
     found.add_argument("--seed", type=int, default=1, metavar="S", help="the first seed (default 1)")
     found.add_argument("--jobs", type=at_least(1), default=1, metavar="J", help="processes that play them (default 1)")

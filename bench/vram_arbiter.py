@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from engine.arbiter import kept
-from engine.arbiter.events import AskToLeave, Event, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import AskToLeave, Event, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.leases import Leases
-from engine.arbiter.room import Limits, Reading
-from ipc.messages import Granted, Leave, Vacate
+from engine.arbiter.room import Reading
+from engine.limits import Limits
+from ipc.messages import Granted, Leave, Room, Vacate
 
 READ_S = 0.25  # between readings
 ASKED_S = 0.002  # until a reading that somebody waits for
@@ -32,7 +33,7 @@ class Hearer(Protocol):
     def told(self, peer: str, message: Any) -> None:
         """An answer, to a worker or a program."""
 
-    def wanted(self, message: Vacate) -> None:
+    def wanted(self, message: Vacate | Room) -> None:
         """What the scheduler is told."""
 
     def asked_to_leave(self, peer: str, message: Leave) -> None:
@@ -115,10 +116,13 @@ class VirtualArbiter:
         """The samplers' period; a turn of the shell comes with it, and one when the book says that it is due."""
         for device in self.devices:
             self._read(device)
-        self.hear(Tick())
+        self._tick()
         if self.alive and (due := self.book.due_in(self._clock.now)) is not None and due < READ_S:
-            self._clock.after(due + 1e-4, self.hear, Tick())
+            self._clock.after(due + 1e-4, self._tick)
         self._clock.after(READ_S, self._look)
+
+    def _tick(self) -> None:
+        self.hear(Tick())
 
     def _read(self, device: str) -> None:
         self._asked.discard(device)
@@ -144,5 +148,3 @@ class VirtualArbiter:
         self.alive = True
         self.lives += 1
         self._hearer.arbiter_is_up(known)
-
-

@@ -26,7 +26,7 @@ from bench.vram_arbiter import VirtualArbiter
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from engine.arbiter.events import Waits
-from engine.arbiter.room import Limits
+from engine.limits import Limits
 from ipc.messages import LeaseRequest
 
 SLACK_S = 3.0
@@ -175,9 +175,7 @@ class Judge:
         if self._loading[name] or device.lagging_bytes or self._clock.now - self._answered_at[name] < LOOK_S:
             return False
         committed = self._committed(name)
-        room = min(
-            device.total_bytes - committed - device.foreign_bytes, limits.usable_bytes - committed - device.foreign_bytes
-        ) - limits.margin(device.free_bytes) - doubt  # fmt: skip
+        room = limits.usable_bytes - committed - device.foreign_bytes - limits.margin(device.free_bytes) - doubt
         models = {one.kind_of_model for one in self.present[name] if one.granted_bytes and not one.external}
         if any(one.asked_bytes > room and self._waited(one) >= PASSING_SHARE * self._patience(one) for one in waiting):
             return False

@@ -21,9 +21,9 @@ from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from engine.arbiter.events import FromWorker, Waits
 from engine.arbiter.kept import Kept
-from engine.arbiter.room import Limits
 from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
 from engine.config import DeadlinesSection
+from engine.limits import Limits
 from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
 from ipc.messages import (
@@ -42,6 +42,7 @@ from ipc.messages import (
     Loading,
     Park,
     Release,
+    Room,
     Run,
     RunResult,
     Serve,
@@ -121,7 +122,9 @@ class VirtualNode:
         self.clock = clock = Clock()
         self.chance = chance = random.Random(f"node {plan.seed}")
         names = [f"cuda:{number}" for number in range(plan.cards)]
-        self.devices = {name: TrueDevice(name, plan.card_bytes, clock, lambda: chance.uniform(0.05, 0.5)) for name in names}
+        self.devices = {
+            name: TrueDevice(name, plan.card_bytes, clock, lambda: chance.uniform(0.05, 0.5)) for name in names
+        }
         limits = [Limits(name, plan.card_bytes, max_models=plan.max_models) for name in names]
         self.deadlines = DeadlinesSection()
         waits = Waits(
@@ -301,7 +304,9 @@ class VirtualNode:
         ended: Callable[[Any], RunResult] = (
             (lambda item: RunResult(item.ticket, "completed", text="x", begun_ns=now, ended_ns=now))
             if nbytes
-            else (lambda item: RunResult(item.ticket, "failed", "oom", "out of memory", True, begun_ns=now, ended_ns=now))
+            else (
+                lambda item: RunResult(item.ticket, "failed", "oom", "out of memory", True, begun_ns=now, ended_ns=now)
+            )
         )
         self._tell(worker.peer, Done(tuple(ended(item) for item in run.items)))
         self._run(worker)
@@ -325,7 +330,7 @@ class VirtualNode:
                     worker.question = None
                 self.clock.after(HOP_S, self._speak, worker, life, message)
 
-    def wanted(self, message: Vacate) -> None:
+    def wanted(self, message: Vacate | Room) -> None:
         self.clock.after(HOP_S, self._tell, "arbiter#1", message)
 
     def asked_to_leave(self, peer: str, message: Leave) -> None:

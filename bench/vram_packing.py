@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 
 from bench.vram_clock import Clock
-from engine.arbiter.room import Limits
+from engine.limits import Limits
 
 Item = tuple[int, str, str, str]  # minus true bytes, who, device ("": any), model ("": does not count as one)
 

@@ -1,7 +1,7 @@
 """A rehearsal: a real node with simulated stages on GPUs of the stand-in driver, as a scenario file says.
 
-The file is TOML; ``Scenario`` and its parts are its keys. Whatever it says of ``devices`` and ``deadlines`` goes into the
-node's configuration as it stands. The figures are the driver's and the client's own.
+The file is TOML; ``Scenario`` and its parts are its keys. Whatever it says of ``devices`` and ``deadlines`` goes into
+the node's configuration as it stands. The figures are the driver's and the client's own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Outsider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[[outsiders]]: from ``at_s`` after the first utterance on, other programs hold ``gib`` of a GPU, or what is free."""
+    """[[outsiders]]: ``at_s`` after the first utterance other programs begin to hold ``gib`` of a GPU, or what is free."""
 
     gpu: int
     at_s: float

@@ -2,8 +2,8 @@
 
 Two kinds of request come: a node's *workers* load a model of a known kind on their device, some of its workspace
 following with the first runs; *programs* from outside lease bytes on the device with most room, take some part of
-them when they please, and some can be asked to leave. More is wanted than there is, then less, and again. *Outsiders* are
-programs that nobody has told of leases; they grow and shrink at will.
+them when they please, and some can be asked to leave. More is wanted than there is, then less, and again. *Outsiders*
+are programs that nobody has told of leases; they grow and shrink at will.
 
 A third of the traces are *quiet*: workers only, which have all their bytes when they have loaded. There the sum that a
 driver shows says exactly who has what.
@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from engine.arbiter.room import Limits
+from engine.limits import Limits
 
 MIB, GIB = 2**20, 2**30
 CARDS_GIB = ((6, 8), (8, 12), (16, 24), (24,), (48, 80))  # in one machine

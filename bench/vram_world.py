@@ -20,7 +20,7 @@ from bench.vram_packing import Item, Packing
 from bench.vram_trace import MIB, Estimates, Request, Trace
 from engine.arbiter.events import FromWorker, Waits
 from engine.arbiter.kept import Kept
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, Leave, Release, Settled, Vacate
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, Leave, Release, Room, Settled, Vacate
 
 NET_S = (0.0002, 0.002)
 DEATH_IS_SEEN_S = (0.001, 0.02)
@@ -235,9 +235,9 @@ class World:
             process.lease, process.question, process.words = message.lease, None, []
             self._take_up(process)
 
-    def wanted(self, message: Vacate) -> None:
+    def wanted(self, message: Vacate | Room) -> None:
         """The scheduler parks somebody idle, if there is one."""
-        if message.nbytes:
+        if isinstance(message, Vacate) and message.nbytes:
             self.clock.after(self.chance.uniform(0.001, 0.05), self._make_room, message.device, message.by)
 
     def _make_room(self, device: str, by: str) -> None:
