@@ -197,12 +197,11 @@ def add_gains(report: Report, seed: int) -> None:
     gains = {
         "throughput_gain": theirs.makespan_s / ours.makespan_s - 1,
         "vram_used_gain": used_ours / used_theirs - 1,
-        "waiting_reduction": 1 - ours.waited_s / theirs.waited_s,
+        "waiting_reduction": 1 - ours.waited_s / max(1e-9, theirs.waited_s),
     }
     for name, value in gains.items():
         report.add(name, value, "ratio", GOALS[name])
-    failed = sum(one.outcomes.total() - one.outcomes["ok"] for one in (ours, theirs))
-    report.add("failed", failed, "utterances", ZERO)
+    report.add("failed", ours.failed + theirs.failed, "utterances", ZERO)
     report.add("oom_unforced", ours.ooms + theirs.ooms, "", ZERO)
 
 
@@ -218,7 +217,7 @@ def add_oom(report: Report, seed: int) -> None:
     report.add("oom_rate", max(one.oom_rate for one in found.values()), "ratio", GOALS["oom_rate"])
     for name, one in found.items():
         report.add(f"oom_{name}", one.ooms, "runs and loads", Goal(at_least=1, fatal=True))
-        report.add(f"failed_{name}", one.outcomes.total() - one.outcomes["ok"], "utterances")
+        report.add(f"failed_{name}", one.failed, "utterances")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Outsider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[[outsiders]]: ``at_s`` after the first utterance other programs begin to hold ``gib`` of a GPU, or what is free."""
+    """[[outsiders]]: ``at_s`` after the first utterance others begin to hold ``gib`` of a GPU, or what is free."""
 
     gpu: int
     at_s: float

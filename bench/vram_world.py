@@ -27,7 +27,7 @@ DEATH_IS_SEEN_S = (0.001, 0.02)
 STEPS = 4  # allocations of a load
 BUSY_SHARE = 0.6  # of its time on the device; afterwards it is idle, and may be parked for another
 OVERDUE_SHARE = 0.1  # of the programs that are asked to leave
-ENDS_S = 3600.0  # after the last request, at the latest
+ENDS_S = 1200.0  # after the last request, at the latest
 CHECKED = 64  # one event in so many is followed by a look at the book's invariants
 
 
