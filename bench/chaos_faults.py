@@ -159,10 +159,10 @@ class Faults:
         return [first, second]
 
     def _await(self, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + REACH_S
+        end = time.monotonic() + HANG_S
         while not holds():
             if time.monotonic() > end:
-                raise DragomanError("a worker that was killed did not start again")
+                raise DragomanError(f"a worker that was killed did not start again within {HANG_S:g} s")
             time.sleep(0.005)
 
 

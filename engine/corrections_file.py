@@ -50,33 +50,41 @@ def place(configured: str, environ: Mapping[str, str]) -> Path | None:
 
 def read(path: Path | None) -> History:
     """What has been measured so far; nothing when there is no file, or none that can be used (a line in the log)."""
-    if path is None:
-        return History()
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return History()
+        return _read(path) if path is not None else History()
+    except ValueError as error:
+        logs.get().warning("%s %s: measuring estimates anew", path, error)
     except OSError as error:
-        logs.get().warning("measured estimates cannot be read from %s (%s): starting anew", path, error.strerror)
-        return History()
-    try:
-        found = msgspec.json.decode(data, type=_Version).version
-        if found == VERSION:
-            return _decoder.decode(data)
-        logs.get().warning("%s is of version %d, not %d: measuring estimates anew", path, found, VERSION)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        logs.get().warning("%s is damaged (%s): measuring estimates anew", path, error)
+        logs.get().warning("measured estimates cannot be read from %s (%s)", path, error.strerror)
     return History()
 
 
+def _read(path: Path) -> History:
+    """Raises ValueError when the file cannot be used."""
+    try:
+        data = path.read_bytes()
+        found = msgspec.json.decode(data, type=_Version).version
+        if found != VERSION:
+            raise ValueError(f"is of version {found}, not {VERSION}")
+        return _decoder.decode(data)
+    except (FileNotFoundError, NotADirectoryError):
+        return History()
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"is damaged ({error})") from error
+
+
 def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOCK_S) -> History:
-    """Read the newest history, change it, write it back; returns what was written.
+    """Read the newest history, change it, write it back; returns what was written. What cannot be used is replaced.
 
     Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock"), wait_s):
-        changed = how(read(path))
+        try:
+            before = _read(path)
+        except ValueError:  # ``read`` says so
+            before = History()
+        changed = how(before)
         _write(path, msgspec.json.format(msgspec.json.encode(changed), indent=1))
     return changed
 
