@@ -31,7 +31,17 @@ from bench.vram_world import World
 
 A_HISTORY = 1000  # requests
 SHOWN = 20  # broken promises
-SHOWN_COUNTS = ("unseen", "stalled", "snatched", "granted", "denied", "parked", "asked_to_leave", "restarts")
+SHOWN_COUNTS = (
+    "unseen",
+    "unseen_oom",
+    "stalled",
+    "snatched",
+    "granted",
+    "denied",
+    "parked",
+    "asked_to_leave",
+    "restarts",
+)
 GOALS = {
     "vram_used_over_packing": Goal(at_least=0.9),
     "oom_rate": Goal(at_most=0.05, fatal=True),
@@ -73,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     found.add_argument(
-        "--requests", type=at_least(1), default=10_000, metavar="N", help="for leases (default 10000; nightly 1000000)"
+        "--requests", type=at_least(1), default=5000, metavar="N", help="for leases (default 5000; nightly 1000000)"
     )
     found.add_argument("--seed", type=int, default=1, metavar="S", help="the first seed (default 1)")
     found.add_argument("--jobs", type=at_least(1), default=1, metavar="J", help="processes that play them (default 1)")

@@ -6,7 +6,8 @@
   may think that others have taken what they have not. An excess up to that is counted as ``unseen`` and not held
   against it; in a quiet trace there is no such doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have taken no more since the
-  grant than they have now given back. What outsiders have snatched is ``snatched``: no book can know of it before.
+  grant than they have now given back. What outsiders have snatched is ``snatched``: no book can know of it before. And
+  one beside a holder whose grant was unseen is ``unseen_oom``.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
@@ -54,6 +55,7 @@ class Process:
     idle: bool = False
     words: list[Any] = field(default_factory=list)
     foreign_at_grant: int = 0
+    is_unseen: bool = False  # its grant was one too many, as the book could not know
     heard_at: float = -1.0  # when the arbiter of now heard the question; below 0: it has not
     turns_at: float = 0.0  # loading time on its device until then
 
@@ -115,7 +117,8 @@ class Judge:
         for promise, most in (("overcommitted", device.total_bytes), ("above_ceiling", usable)):
             if committed - doubt > most:
                 self.broken(promise, f"{process.peer} on {device.name}: {committed} of {most} bytes")
-        self.counts["unseen"] += committed - doubt <= usable < committed
+        process.is_unseen = committed - doubt <= usable < committed
+        self.counts["unseen"] += process.is_unseen
         if not process.external:
             if self._loading[process.device]:
                 self.broken("two_loads", f"{process.peer} on {process.device}")
@@ -130,9 +133,10 @@ class Judge:
         self._set_loading(process, False)
 
     def out_of_memory(self, process: Process) -> None:
-        snatched = self._devices[process.device].foreign_bytes > process.foreign_at_grant
-        if snatched:
+        if self._devices[process.device].foreign_bytes > process.foreign_at_grant:
             self.counts["snatched"] += 1
+        elif any(one.is_unseen for one in self.present[process.device]):
+            self.counts["unseen_oom"] += 1
         else:
             self.broken("oom", process.peer)
 

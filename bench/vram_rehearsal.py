@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def config(scenario: Scenario) -> dict[str, Any]:
 
 
 class Rehearsal:
-    """One run: submits, plays the outsiders, and looks at the driver meanwhile."""
+    """One run: submits and takes outcomes, while a thread of its own plays the outsiders and looks at the driver."""
 
     def __init__(self, scenario: Scenario, driver: Driver, node: Node, totals: tuple[int, ...]) -> None:
         self.scenario = scenario
@@ -129,17 +130,27 @@ class Rehearsal:
         self._foreign = [0] * len(totals)
         self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
         self._sent_at: dict[int, float] = {}
-        self._sample_at = 0.0
 
     def run(self) -> float:
         """Returns how long it took. Raises DragomanError when nothing comes any more."""
-        count = self.scenario.utterances
+        begun = time.monotonic()
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(begun, over), name="watch")
+        self._play_outsiders(0.0)  # who is there from the start is there before the first utterance
+        watch.start()
+        try:
+            self._drive(begun)
+        finally:
+            over.set()
+            watch.join()
+        return time.monotonic() - begun
+
+    def _drive(self, begun: float) -> None:
+        """The client's side. ``submit`` waits while the node takes nothing in."""
+        count, heard_at = self.scenario.utterances, begun
         with self._node.client() as client, client.session() as session, progress(count, "rehearsal") as bar:
-            begun = heard_at = time.monotonic()
             while len(self.outcomes) < count:
                 now = time.monotonic()
-                self._play_outsiders(now - begun)
-                self._look(now)
                 while len(self._sent_at) < count and now - begun >= len(self._sent_at) * self.scenario.gap_s:
                     self._sent_at[len(self._sent_at)] = time.monotonic()
                     session.submit(mark_samples(len(self._sent_at), SAMPLES))
@@ -150,7 +161,14 @@ class Rehearsal:
                 if now - heard_at > PATIENCE_S:
                     raise DragomanError(f"no outcome for {PATIENCE_S:g} s; {count - len(self.outcomes)} are missing")
                 time.sleep(0.002)
-            return time.monotonic() - begun
+
+    def _watch(self, begun: float, over: threading.Event) -> None:
+        """Play the outsiders and look at the driver, whatever the client does."""
+        while True:
+            self._play_outsiders(time.monotonic() - begun)
+            self._look()
+            if over.wait(SAMPLE_S):
+                return
 
     def _note(self, outcome: Any) -> None:
         self.outcomes.append(outcome)
@@ -169,10 +187,7 @@ class Rehearsal:
                     break
             self._foreign[one.gpu] = max(0, wanted)
 
-    def _look(self, now: float) -> None:
-        if now < self._sample_at:
-            return
-        self._sample_at = now + SAMPLE_S
+    def _look(self) -> None:
         self.used.append(sum(self._driver.truth(gpu) - self._driver.lagging(gpu) for gpu in range(len(self._totals))))
         self.packed.append(self._packing())
         granted = dict.fromkeys(range(len(self._totals)), 0)

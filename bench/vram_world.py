@@ -164,6 +164,7 @@ class World:
     def _depart(self, process: Process) -> None:
         """It neither has a lease nor wants one."""
         process.question, process.granted_bytes, process.lease, process.measured_bytes = None, 0, 0, 0
+        process.is_unseen = False
         process.life += 1
         self.judge.present[process.device].discard(process)
         if (item := self._items.pop(process, None)) is not None:
