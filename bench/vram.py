@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     found.add_argument(
-        "--requests", type=at_least(1), default=5000, metavar="N", help="for leases (default 5000; nightly 1000000)"
+        "--requests", type=at_least(1), default=4000, metavar="N", help="for leases (default 4000; nightly 1000000)"
     )
     found.add_argument("--seed", type=int, default=1, metavar="S", help="the first seed (default 1)")
     found.add_argument("--jobs", type=at_least(1), default=1, metavar="J", help="processes that play them (default 1)")

@@ -56,6 +56,7 @@ class Request:
     fate: str
     wait_s: float | None
     preemptible: bool
+    priority: str
 
 
 @dataclass
@@ -115,8 +116,12 @@ class Trace:
         (fate,) = chance.choices(FATES, FATE_SHARES)
         return Request(
             time, device, model, int(model.true_bytes * chance.uniform(0.98, 1.0)), 0, chance.uniform(*LOAD_S),
-            chance.expovariate(1 / HOLD_S), fate, None, False,
+            chance.expovariate(1 / HOLD_S), fate, None, False, self._priority(),
         )  # fmt: skip
+
+    def _priority(self) -> str:
+        (priority,) = self._chance.choices(("high", "normal", "low"), (1, 6, 2))
+        return priority
 
     def _program(self, time: float) -> Request:
         chance = self._chance
@@ -125,6 +130,7 @@ class Trace:
         return Request(
             time, "", None, int(asked * chance.uniform(0.85, 1.0)), asked, chance.uniform(*LOAD_S),
             chance.expovariate(1 / HOLD_S), fate, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
+            self._priority(),
         )  # fmt: skip
 
 

@@ -58,14 +58,14 @@ class World:
         self._begun = clock.now
         self._over_at: float | None = None
         self._events = 0
+        self._outsiders_stay = trace.outsiders
 
     def run(self) -> None:
         """Until everybody has gone. Raises AssertionError when the book's own invariants break."""
         self.arbiter.start()
         self._next_request()
         self._look()
-        if self.trace.outsiders:
-            self.clock.after(1.0, self._outsiders)
+        self.clock.after(1.0, self._outsiders)
         self._plan_trouble()
         while not self._is_over():
             self.clock.step()
@@ -95,7 +95,7 @@ class World:
         for device in self.devices.values():
             device.others(0)
         self.arbiter.blind.clear()
-        self.trace.outsiders = False
+        self._outsiders_stay = False
         end = self.clock.now + 2 * self.waits.settle_s + 5.0
         while self.clock.now < end or not self.arbiter.alive:
             self.clock.step()
@@ -122,7 +122,7 @@ class World:
         request.true_bytes = min(request.true_bytes, process.asked_bytes)
         process.question = LeaseRequest(
             next(self._ids), process.role, process.device, process.asked_bytes, process.kind_of_model,
-            request.wait_s, request.preemptible,
+            request.wait_s, request.preemptible, request.priority,
         )  # fmt: skip
         process.words = [*[word for word in process.words if isinstance(word, Release)], process.question]
         self.judge.present[process.device].add(process)
@@ -182,7 +182,7 @@ class World:
     def _said(self, process: Process, message: Any) -> None:
         """It arrives, if anybody is there to hear; else it is among the words for the next arbiter."""
         if not process.alive and self.chance.random() < 0.5:
-            return
+            return  # what the dead had sent may arrive, or not
         if isinstance(message, LeaseRequest) and message is process.question and self.arbiter.alive:
             self.judge.heard(process)
         if isinstance(message, (Settled, Release)) and self.arbiter.will_hear:
@@ -349,7 +349,7 @@ class World:
 
     def _outsiders(self) -> None:
         """One of them grows or shrinks, on some device."""
-        if not self.trace.outsiders:
+        if not self._outsiders_stay:
             return
         device = self.chance.choice(list(self.devices.values()))
         step = int(device.total_bytes * self.chance.choice((0.002, 0.01, 0.05, -0.02, -0.05)))
