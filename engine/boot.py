@@ -52,6 +52,7 @@ class WorkerPlan(_Plan, frozen=True):
     standby: bool = False  # loads only while none of the stage's workers before it can
     smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
     variant: int = 0  # the one to begin with
+    best: int = 0  # the one to come to when other programs leave it room: better ones would crowd the device
 
 
 class StagePlan(_Plan, frozen=True):
@@ -88,6 +89,8 @@ class DevicePlan(_Plan, frozen=True):
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5
+    ceiling_is_own: bool = False  # the ceiling bounds what this node takes, not what is used in all
+    ecc_errors: int = 0  # uncorrectable ones of its driver's life before this node
     book: str = ""  # the device whose memory it shares, in whose book its leases stand; "": its own
 
 

@@ -20,6 +20,7 @@ class NodeSection(_Section, frozen=True):
     """[node]: the node as a whole."""
 
     mode: str = "pipelined"  # stages work at the same time on different utterances, or on one at a time (serial)
+    profile: str = "balanced"  # how much the node takes on, for fields that nobody sets: see Profiles
     endpoints: tuple[str, ...] = ()  # more addresses for clients; loopback tcp:// is open to all users of the machine
     max_utterance_s: float = 120.0  # longest audio of one utterance, up to 600
     max_text_chars: int = 4000  # longest text of one utterance
@@ -31,7 +32,7 @@ class NodeSection(_Section, frozen=True):
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
-    max_retries: int = 3  # reported failures after which an utterance ends as error(failed)
+    max_retries: int = 3  # tries after reported failures, before an utterance ends as error(failed); by profile
     log_level: str = "info"  # least important lines that are written
 
 
@@ -45,15 +46,17 @@ class DeadlinesSection(_Section, frozen=True):
     lease_wait_s: float = 60.0  # waiting for memory on a device
     budget_base_s: float = 30.0  # an utterance's default deadline: base
     budget_per_audio: float = 0.5  # ... plus this much per second of audio
-    budget_max_s: float = 300.0  # ... at most this
+    budget_max_s: float = 300.0  # ... at most this; by profile
     gap_s: float = 10.0  # how long a missing index may hold up later ones
-    retry_delay_s: float = 10.0  # d: reported failures wait d/2, d, 2d; out of memory d, 3d, 9d
-    oom_hold_s: float = 15.0  # (not used yet) a device starts nothing new for so long after a second OOM
-    oom_window_s: float = 30.0  # (not used yet) ... within this time of the first
+    retry_delay_s: float = 10.0  # d: reported failures wait d/2, d, 2d; out of memory d, 3d, 9d; by profile
+    oom_hold_s: float = 15.0  # a device that ran out of memory twice begins nothing new for so long
+    oom_window_s: float = 30.0  # ... when the second time came within this of the first
     drain_s: float = 20.0  # finishing work in flight when the node stops
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
     abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    gpu_wait_s: float = 30.0  # waiting at the start for a GPU that another node uses
+    stuck_s: float = 10.0  # from SIGKILL until a worker that a driver holds counts as lost, with its memory
     detach_s: float = 60.0  # a client gone for so long: its work is cancelled
     keep_s: float = 300.0  # ... and its outcomes are kept this much longer
     ride_s: float = 0.005  # how long a message waits for one it can ride with
@@ -78,6 +81,7 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
+    share: bool = False  # let other nodes that say so too use the same GPUs, each no more than its max_bytes
     declared_bytes: dict[
         str, int
     ] = {}  # GPU -> its memory, where its driver does not tell it; what is free is not read
@@ -103,7 +107,7 @@ class StageSection(_Section, frozen=True):
     devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": the GPUs that have room, else the CPU
     cpu_fallback: bool = False  # works on the CPU while its own devices have no room; repair on "auto" always may
     instances: int = 1  # workers on each of these devices
-    max_batch: int = 1  # utterances in one run
+    max_batch: int = 1  # utterances in one run; of asr by profile
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s

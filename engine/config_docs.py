@@ -23,6 +23,7 @@ from engine import config, knobs
 from engine.config import Config, StageSection
 from engine.config_env import variable
 from engine.config_rules import MANY_BYTES, Between, Endpoint, Like, OneOf, rule_for, words
+from engine.profiles import PROFILES
 
 FILES = {
     "node.toml.sample": "render_sample",
@@ -85,6 +86,14 @@ those an operator may change while the node runs (`run_node.py ctl set stages.as
 
 `node.endpoints`: the socket in the node's folder is for its user alone. A loopback `tcp://` address is open to **every
 user of the machine**; addresses that other machines reach are refused.
+"""
+
+PROFILES_HEAD = """\
+## Profiles
+
+`node.profile` chooses the defaults of four fields at once. A field that the file, the env file or the environment sets
+goes before it. Tries beyond the third wait as long as the third; tries for want of memory have waits of their own and
+are not counted. The embedded demo models take a profile only when one is named (`DRAGOMAN_NODE_PROFILE=conservative`).
 """
 
 
@@ -214,7 +223,7 @@ def _plain(value: Any) -> str:
 
 def render_reference() -> str:
     """``docs/configuration.md``."""
-    lines = [REFERENCE_HEAD]
+    lines = [REFERENCE_HEAD, *_profiles()]
     for name, meaning, fields in sections():
         lines += [f"## `[{name}]`", "", f"{meaning[:1].upper()}{meaning[1:]}".replace("``", "`"), ""]
         lines += ["| field | type | default | values | meaning |", "|---|---|---|---|---|"]
@@ -226,6 +235,18 @@ def render_reference() -> str:
     lines += ["## The rest", "", "| field | type | default | values | meaning |", "|---|---|---|---|---|"]
     lines += [_reference_line("", row) for row in rows(Config) if row.name in ("pipelines", "rings", "languages")]
     return "\n".join(lines) + "\n"
+
+
+def _profiles() -> Iterator[str]:
+    """What each profile sets, and what that buys and costs."""
+    yield PROFILES_HEAD
+    yield "| profile | `max_batch` of asr | `node.max_retries` | `deadlines.retry_delay_s` | `deadlines.budget_max_s` |"
+    yield "|---|---|---|---|---|"
+    for name, one in PROFILES.items():
+        yield f"| `{name}` | {one.concurrency} | {one.max_retries} | {one.retry_delay_s:g} | {one.budget_max_s:g} |"
+    yield ""
+    yield from (f"* **{name}**: {one.trade_off}." for name, one in PROFILES.items())
+    yield ""
 
 
 def _stage_options(kind: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Reading the configuration: a TOML file, then the environment over it, checked once.
 
-Later wins: defaults, the file, the env file, the environment. The file is the one given, else ``./node.toml``, else
-``node.toml`` in the user's configuration folder; where there is none the caller decides what to start from.
+Later wins: defaults (those of ``node.profile``), the file, the env file, the environment. The file is the one given,
+else ``./node.toml``, else ``node.toml`` in the user's configuration folder; where there is none the caller decides what
+to start from.
 A stage's ``model`` that is a path is meant from the file's folder, not from where the node was started.
 
 Everything a user can get wrong here is a ``ConfigError`` of one line: the file or variable, the field, what is wrong
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from engine import config_env
+from engine import config_env, profiles
 from engine.config import Config
 from engine.config_docs import render_env_sample, render_reference, render_sample
 from engine.config_rules import Problem, check, check_complete
@@ -52,6 +53,8 @@ def load(
     if env_file is not None:
         sources |= config_env.apply(tree, config_env.read_file(env_file), f"{env_file}:")
     sources |= config_env.apply(tree, os.environ if env is None else env, "environment variable")
+    if path is None and "node.profile" in sources:  # the base has every field; which of them it means cannot be told
+        profiles.forget(tree, sources)
     config = _checked(tree, str(path) if path else "configuration", sources, complete=path is not None)
     return config if path is None else _from_its_folder(config, path.parent)
 
@@ -87,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *, complete: bool) -> Config:
     try:
-        config = check(tree)
+        config = check(profiles.fill(tree))
         if complete:
             check_complete(config)
     except Problem as problem:

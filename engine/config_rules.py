@@ -18,6 +18,7 @@ import msgspec
 
 import stages
 from engine.config import Config, StageSection, VariantSection
+from engine.profiles import PROFILES
 from ipc.ring import BLOCK
 
 MIB = 2**20
@@ -117,6 +118,7 @@ SHARE_OF_AUDIO = Between(0, 1000)
 # Field -> rule; a list's or table's rule is applied to each of its values. "*" stands for any name.
 RULES: dict[str, Rule] = {
     "node.mode": OneOf(("pipelined", "serial")),
+    "node.profile": OneOf(tuple(PROFILES)),
     "node.endpoints": ENDPOINT,
     "node.max_utterance_s": Between(0.1, LONGEST_UTTERANCE_S, " s"),
     "node.max_text_chars": Between(1, 16_000),

@@ -21,6 +21,7 @@ class Limits:
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5
+    ceiling_is_own: bool = False  # ... by this node alone, whatever others use
     returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
 
     @property
@@ -41,7 +42,10 @@ class Limits:
 
         ``promised``: sum max(0, granted - held) of our leases; ``ours``: sum max(granted, held).
         """
-        return min(driver_free - promised, self.usable_bytes - ours - foreign) - self.margin(driver_free)
+        by_book = self.usable_bytes - ours - foreign
+        if self.ceiling_is_own:
+            by_book = min(self.usable_bytes - ours, self.total_bytes - ours - foreign)
+        return min(driver_free - promised, by_book) - self.margin(driver_free)
 
 
 def limits(plan: DevicePlan) -> Limits:
@@ -53,5 +57,6 @@ def limits(plan: DevicePlan) -> Limits:
         plan.reserve_bytes,
         plan.safety_margin,
         plan.max_models,
-        returns_at_once=plan.memory_source == "host",
+        ceiling_is_own=plan.ceiling_is_own,
+        returns_at_once=plan.memory_source in ("host", "unified", "declared"),
     )

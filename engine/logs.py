@@ -15,17 +15,19 @@ import logging
 import os
 import select
 import time
+from collections import deque
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 NAME = "dragoman"
 
 
 class LineHandler(logging.Handler):
-    """Writes records to a descriptor, whole lines, without ever blocking."""
+    """Writes records to a descriptor, whole lines, without ever blocking; ``tail`` keeps the last ones."""
 
-    def __init__(self, fd: int = 2) -> None:
+    def __init__(self, fd: int = 2, tail: deque[str] | None = None) -> None:
         super().__init__()
         self.dropped = 0
+        self._tail = tail
         self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -33,6 +35,8 @@ class LineHandler(logging.Handler):
 
     def write(self, text: str) -> None:
         """One line, cut to what the kernel takes at once; dropped and counted when there is no room."""
+        if self._tail is not None:
+            self._tail.append(text[: select.PIPE_BUF])
         if self.dropped:
             text = f"{text} [{self.dropped} lines before this one were dropped]"
         line = text.replace("\n", "\n    ").encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n"
@@ -53,9 +57,9 @@ class LineHandler(logging.Handler):
             return False
 
 
-def configure(role: str, node: str, level: str) -> logging.Logger:
-    """Make this process's logger write to standard error. Returns it."""
-    handler = LineHandler()
+def configure(role: str, node: str, level: str, tail: deque[str] | None = None) -> logging.Logger:
+    """Make this process's logger write to standard error (and keep its last lines in ``tail``). Returns it."""
+    handler = LineHandler(tail=tail)
     formatter = logging.Formatter(
         f"%(asctime)s.%(msecs)03dZ %(levelname)s {node} {role}: %(message)s", "%Y-%m-%dT%H:%M:%S"
     )

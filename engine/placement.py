@@ -23,12 +23,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
 
 from engine.limits import Limits
 
-GIB = 2**30
 LOAD_BYTES_PER_S = 500e6  # a guess from docs/vram.md, where nothing was measured here yet
+MOST_TRIES = 10_000  # of a place for a model (some tenths of a second); then it is taken for granted that there is none
 
 
 class Verdict(Enum):
@@ -45,10 +44,16 @@ class Room:
     limits: Limits
     kind: str  # cpu | cuda
     free_bytes: int
+    book: str = ""  # the device whose memory it shares ("": it has its own)
 
     @property
     def name(self) -> str:
         return self.limits.name
+
+    @property
+    def memory(self) -> str:
+        """Where its bytes are counted."""
+        return self.book or self.name
 
     def left(self, nbytes: int) -> int:
         """What can still be granted when so much is; negative: so much cannot be."""
@@ -114,10 +119,12 @@ class Placement:
     verdict: Verdict
     places: tuple[Place, ...] = ()
     left_bytes: Mapping[str, int] = field(default_factory=dict)  # device -> bytes, when all its models are there
-    crowded: tuple[str, ...] = ()  # devices where models take turns
+    crowded: tuple[str, ...] = ()  # devices (whose memory it is) where models take turns
     added_s: float = 0.0
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
+    best: Mapping[str, int] = field(default_factory=dict)  # stage -> its variant if no other program held memory
+    rooms: tuple[Room, ...] = ()  # what it was made for
 
     def devices_of(self, stage: str, *, spare: bool = True) -> tuple[str, ...]:
         """Where a stage is; ``spare`` False: only devices that it is wanted on."""
@@ -131,6 +138,20 @@ class Placement:
 
 def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     """Place all ``wishes``, which are in the order in which an utterance meets them."""
+    alone = _plan([replace(room, free_bytes=room.limits.total_bytes) for room in rooms], wishes)
+    best = {wish.stage: alone.variant_of(wish.stage) for wish in wishes}
+    return replace(_plan(rooms, wishes), best=best, rooms=tuple(rooms))
+
+
+def measured(placement: Placement, load_s: Mapping[str, float]) -> Placement:
+    """The same plan with loads that took so long (stage -> seconds) in place of guesses."""
+    places = tuple(replace(one, load_s=load_s.get(one.stage, one.load_s)) for one in placement.places)
+    devices = {room.name: room for room in placement.rooms}
+    added = sum(_round_s(devices[name], _within(places, name, devices)) for name in placement.crowded)
+    return replace(placement, places=places, added_s=added)
+
+
+def _plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     devices = {room.name: room for room in rooms}
     settled = [_settled(wish, devices) for wish in wishes]
     nowhere = tuple(_lack(wish, devices, ever=True) for wish, found in zip(wishes, settled, strict=True) if not found)
@@ -138,8 +159,9 @@ def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     fitting = [wish for wish in settled if wish is not None]
     if any(lack.stage in needed for lack in nowhere):
         return Placement(Verdict.NOWHERE, nowhere=nowhere)
+    tries = iter(range(MOST_TRIES))
     for choice in _choices(fitting):
-        if (places := _resident(fitting, choice, devices)) is not None:
+        if (places := _resident(fitting, choice, devices, tries)) is not None:
             places += _more(fitting, choice, places, devices)
             verdict = Verdict.QUANTISED if any(choice.values()) else Verdict.RESIDENT
             return Placement(verdict, _ordered(places, fitting), _left(places, devices), nowhere=nowhere)
@@ -193,37 +215,48 @@ def _choices(wishes: Sequence[Wish]) -> list[dict[str, int]]:
     return [dict(zip((wish.stage for wish in wishes), choice, strict=True)) for choice in combinations]
 
 
-def _resident(wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room]) -> list[Place] | None:
+def _resident(
+    wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room], tries: Iterator[int]
+) -> list[Place] | None:
     """Places where all stay; None: there are none. Those that cannot choose come first, then the largest."""
-    placed: dict[str, list[Place]] = {name: [] for name in devices}
+    placed: dict[str, list[Place]] = {room.memory: [] for room in devices.values()}
     for wish in wishes:
-        for name in wish.devices if wish.everywhere else ():
-            placed[name].append(_place(wish, choice[wish.stage], devices[name]))
-    if not all(_hold(devices[name], places) for name, places in placed.items()):
+        for room in [devices[name] for name in wish.devices if wish.everywhere]:
+            placed[room.memory].append(_place(wish, choice[wish.stage], room))
+    if not all(_hold(room, placed[room.memory]) for room in devices.values()):
         return None
     free = [wish for wish in wishes if not wish.everywhere]
     free.sort(key=lambda wish: -max(_place(wish, choice[wish.stage], devices[name]).nbytes for name in wish.devices))
-    return [place for places in placed.values() for place in places] if _settle(free, choice, devices, placed) else None
+    if not _settle(free, choice, devices, placed, tries):
+        return None
+    return [place for places in placed.values() for place in places]
 
 
 def _settle(
-    wishes: Sequence[Wish], choice: Mapping[str, int], devices: Mapping[str, Room], placed: dict[str, list[Place]]
+    wishes: Sequence[Wish],
+    choice: Mapping[str, int],
+    devices: Mapping[str, Room],
+    placed: dict[str, list[Place]],
+    tries: Iterator[int],
 ) -> bool:
     """Find a place for the first wish such that all the others find one too."""
     if not wishes:
         return True
     wish, *others = wishes
     tried: set[tuple[int, int, str]] = set()  # devices that are alike need only one try
-    for name in sorted(wish.devices, key=lambda name: -_room_left(devices[name], placed[name])):
-        room = devices[name]
-        kind = _room_left(room, placed[name]), room.limits.max_models - len(placed[name]), room.kind
+    rooms = [devices[name] for name in wish.devices]
+    for room in sorted(rooms, key=lambda room: -_room_left(room, placed[room.memory])):
+        here = placed[room.memory]
+        kind = _room_left(room, here), room.limits.max_models - len(here), room.kind
         if kind in tried:
             continue
+        if next(tries, None) is None:
+            return False
         tried.add(kind)
-        placed[name].append(_place(wish, choice[wish.stage], room))
-        if _hold(room, placed[name]) and _settle(others, choice, devices, placed):
+        here.append(_place(wish, choice[wish.stage], room))
+        if _hold(room, here) and _settle(others, choice, devices, placed, tries):
             return True
-        placed[name].pop()
+        here.pop()
     return False
 
 
@@ -231,15 +264,20 @@ def _more(
     wishes: Sequence[Wish], choice: Mapping[str, int], places: Sequence[Place], devices: Mapping[str, Room]
 ) -> list[Place]:
     """Further places of stages that may be anywhere, where there is room left: the largest model first."""
-    placed = {name: [place for place in places if place.device == name] for name in devices}
+    placed = {room.memory: _within(places, room.memory, devices) for room in devices.values()}
     further = []
     for wish in sorted(wishes, key=lambda wish: -max(wish.variants[choice[wish.stage]].needs.values())):
-        for name in () if wish.everywhere else wish.devices:
-            more = _place(wish, choice[wish.stage], devices[name])
-            if wish.stage not in {one.stage for one in placed[name]} and _hold(devices[name], [*placed[name], more]):
-                placed[name].append(more)
+        for room in [devices[name] for name in wish.devices if not wish.everywhere]:
+            more, here = _place(wish, choice[wish.stage], room), placed[room.memory]
+            if wish.stage not in {one.stage for one in here} and _hold(room, [*here, more]):
+                here.append(more)
                 further.append(more)
     return further
+
+
+def _within(places: Sequence[Place], memory: str, devices: Mapping[str, Room]) -> list[Place]:
+    """Those whose bytes are counted there."""
+    return [place for place in places if devices[place.device].memory == memory]
 
 
 def _room_left(room: Room, places: Sequence[Place]) -> int:
@@ -247,7 +285,7 @@ def _room_left(room: Room, places: Sequence[Place]) -> int:
 
 
 def _left(places: Sequence[Place], devices: Mapping[str, Room]) -> dict[str, int]:
-    return {n: _room_left(room, [place for place in places if place.device == n]) for n, room in devices.items()}
+    return {name: _room_left(room, _within(places, room.memory, devices)) for name, room in devices.items()}
 
 
 def _ordered(places: Sequence[Place], wishes: Sequence[Wish]) -> tuple[Place, ...]:
@@ -262,20 +300,21 @@ def _turns(
     wishes: Sequence[Wish], devices: Mapping[str, Room], nowhere: tuple[Lack, ...], needed: set[str]
 ) -> Placement:
     """Each stage in the best variant that fits alone, spread as evenly as it goes."""
-    placed: dict[str, list[Place]] = {name: [] for name in devices}
+    placed: dict[str, list[Place]] = {room.memory: [] for room in devices.values()}
     for wish in sorted(wishes, key=lambda wish: (not wish.everywhere, not wish.pinned, -_size(wish))):
-        fits = [place for name in wish.devices if (place := _alone(wish, devices[name], placed[name])) is not None]
+        rooms = [devices[name] for name in wish.devices]
+        fits = [place for room in rooms if (place := _alone(wish, room, placed[room.memory])) is not None]
         if not fits:  # pinned models leave it no room
             nowhere += (_beside_pinned(wish, devices, placed),)
             continue
-        fits.sort(key=lambda place: (place.variant, -_room_left(devices[place.device], [*placed[place.device], place])))
+        fits.sort(key=lambda place: (place.variant, -_left_with(place, devices, placed)))
         for place in fits if wish.everywhere else fits[:1]:
-            placed[place.device].append(place)
+            placed[devices[place.device].memory].append(place)
     places = _ordered([place for some in placed.values() for place in some], wishes)
     if any(lack.stage in needed for lack in nowhere):
         return Placement(Verdict.NOWHERE, nowhere=nowhere)
-    here = {name: [place for place in places if place.device == name] for name in devices}
-    crowded = tuple(name for name, room in devices.items() if not _hold(room, here[name]))
+    here = {name: _within(places, name, devices) for name in placed}
+    crowded = tuple(name for name in placed if not _hold(devices[name], here[name]))
     added = sum(_round_s(devices[name], here[name]) for name in crowded)
     waits = tuple(
         _lack(wish, devices, ever=False)
@@ -283,6 +322,11 @@ def _turns(
         if all(_smallest(wish, devices[name]) > devices[name].left(0) for name in wish.devices)
     )
     return Placement(Verdict.TURNS, places, _left(places, devices), crowded, added, nowhere, waits)
+
+
+def _left_with(place: Place, devices: Mapping[str, Room], placed: Mapping[str, Sequence[Place]]) -> int:
+    room = devices[place.device]
+    return _room_left(room, [*placed[room.memory], place])
 
 
 def _size(wish: Wish) -> int:
@@ -309,7 +353,8 @@ def _alone(wish: Wish, room: Room, places: Sequence[Place]) -> Place | None:
 
 
 def _beside_pinned(wish: Wish, devices: Mapping[str, Room], placed: Mapping[str, Sequence[Place]]) -> Lack:
-    there = max(devices[name].limits.most_bytes - _pinned_bytes(placed[name]) for name in wish.devices)
+    rooms = [devices[name] for name in wish.devices]
+    there = max(room.limits.most_bytes - _pinned_bytes(placed[room.memory]) for room in rooms)
     return replace(_lack(wish, devices, ever=True), there_bytes=max(0, there))
 
 
@@ -335,80 +380,3 @@ def _round_s(room: Room, places: Sequence[Place]) -> float:
 
 def _steps(count: int) -> Iterator[int]:
     return itertools.count() if count else iter(())
-
-
-# ---------------------------------------------------------------- for people and programs
-
-
-def gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
-
-
-def headline(placement: Placement) -> str:
-    """The verdict in one line, with what belongs to it: the variants, the added latency, the bytes needed and there."""
-    match placement.verdict:
-        case Verdict.QUANTISED:
-            chosen = dict.fromkeys(f"{one.stage} {one.name}" for one in placement.places if one.variant)
-            return f"{placement.verdict.value}: {', '.join(chosen)}"
-        case Verdict.TURNS:
-            if not placement.crowded:
-                return f"{placement.verdict.value}, while other programs hold memory"
-            where = " and ".join(placement.crowded)
-            added = f"a round through all stages adds about {placement.added_s:.1f} s of loading"
-            return f"{placement.verdict.value} on {where}: models unload and reload; {added}"
-        case Verdict.NOWHERE:
-            return "; ".join(map(lacking, placement.nowhere))
-    return placement.verdict.value
-
-
-def lacking(lack: Lack) -> str:
-    """A stage that fits nowhere, in words."""
-    where = " or ".join(lack.devices)
-    return (
-        f"stage {lack.stage} fits nowhere: it needs {gib(lack.needs_bytes)} on {where}, which can give at most "
-        + gib(lack.there_bytes)
-    )
-
-
-def lines(placement: Placement) -> list[str]:
-    """The plan for a terminal: the verdict, then a line a device, then what is special."""
-    found = [f"placement: {headline(placement)}"]
-    for device in dict.fromkeys(place.device for place in placement.places):
-        here = [place for place in placement.places if place.device == device]
-        models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
-        left = placement.left_bytes[device]
-        found.append(
-            f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
-        )
-    if placement.verdict is not Verdict.NOWHERE:
-        found += [f"  {lacking(lack)}: its utterances skip it" for lack in placement.nowhere]
-    for lack in placement.waits:
-        there = f"{gib(lack.there_bytes)} can be granted now"
-        found.append(f"  stage {lack.stage} needs {gib(lack.needs_bytes)}, {there}: it waits for other programs")
-    return found
-
-
-def document(placement: Placement) -> dict[str, Any]:
-    """The plan as plain values, for ``stats`` and ``doctor --json``."""
-    return {
-        "verdict": placement.verdict.value,
-        "text": headline(placement),
-        "added_s": round(placement.added_s, 1),
-        "turns_on": list(placement.crowded),
-        "places": [
-            {"stage": one.stage, "device": one.device, "variant": one.variant, "name": one.name, "nbytes": one.nbytes}
-            for one in placement.places
-        ],
-        "left_bytes": dict(placement.left_bytes),
-        "nowhere": [_lack_row(lack) for lack in placement.nowhere],
-        "waits": [_lack_row(lack) for lack in placement.waits],
-    }
-
-
-def _lack_row(lack: Lack) -> dict[str, Any]:
-    return {
-        "stage": lack.stage,
-        "devices": list(lack.devices),
-        "needs_bytes": lack.needs_bytes,
-        "there_bytes": lack.there_bytes,
-    }

@@ -418,11 +418,15 @@ class Here(_Wire, frozen=True):
 
 
 class Load(_Wire, frozen=True):
-    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``."""
+    """Load the model, or a smaller variant of it (1, 2, ...: as planned). ``wait_s``: see ``LeaseRequest``.
+
+    ``raised``: how many times its estimate is to be leased, since that much was not enough before.
+    """
 
     model: str
     variant: int = 0
     wait_s: float | None = None
+    raised: float = 1.0
 
 
 class RunItem(_Part, frozen=True):
@@ -442,6 +446,13 @@ class RunItem(_Part, frozen=True):
 
 class Run(_Wire, frozen=True):
     items: tuple[RunItem, ...]
+
+
+class Grow(_Wire, frozen=True):
+    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most."""
+
+    nbytes: int
+    wait_s: float
 
 
 class Park(_Wire, frozen=True):
@@ -471,11 +482,12 @@ class Loaded(_Wire, frozen=True):
 
 
 class Denied(_Wire, frozen=True):
-    """No lease, or the load failed: ``code`` no_vram | bad_model | oom."""
+    """No lease, or the load failed: ``code`` no_vram | bad_model | oom. ``phase`` of a failure: load | warm_up."""
 
     reason: str
     code: str = "no_vram"
     id: int = 0
+    phase: str = ""
 
 
 class RunResult(_Part, frozen=True):
@@ -498,7 +510,10 @@ class RunResult(_Part, frozen=True):
 
 
 class Done(_Wire, frozen=True):
+    """``fits``: the batch ran out of memory as a whole, and was run in batches of so many items; 0: it did not."""
+
     results: tuple[RunResult, ...]
+    fits: int = 0
 
 
 # ---------------------------------------------------------------- worker <-> arbiter
@@ -508,7 +523,8 @@ class LeaseRequest(_Wire, frozen=True):
     """A standing lease on ``device``: context + weights + workspace. Repeated to each new arbiter until answered.
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
-    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait.
+    outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
+    besides the lease it has, for a model that is loaded.
     """
 
     id: int
@@ -520,12 +536,16 @@ class LeaseRequest(_Wire, frozen=True):
     preemptible: bool = False
     priority: str = "normal"
     variant: int = 0  # of the model, for whoever measures it
+    grows: bool = False
 
 
 class Granted(_Wire, frozen=True):
+    """``free_bytes``: what was free on the device by its last reading, for words; -1: not said."""
+
     id: int
     lease: int
     nbytes: int
+    free_bytes: int = -1
 
 
 class Settled(_Wire, frozen=True):
@@ -641,6 +661,13 @@ class Excused(_Wire, frozen=True):
     incarnation: int
 
 
+class Quarantine(_Wire, frozen=True):
+    """A device computes no more, or wrongly: nothing may run there until the node is started again."""
+
+    device: str
+    reason: str
+
+
 class Drained(_Wire, frozen=True):
     pass
 
@@ -665,7 +692,8 @@ class Up(_Wire, frozen=True):
 class Gone(_Wire, frozen=True):
     """A process is dead (confirmed by its pidfd). ``final``: its restart budget is spent, none will follow.
 
-    ``parked``: it left because it was told to.
+    ``parked``: it left because it was told to. ``stuck``: it cannot be killed, a driver holds it in the kernel. It runs
+    no more, but its device's memory is not back; when it has really ended that is said by another ``Gone``.
     """
 
     role: str
@@ -673,6 +701,7 @@ class Gone(_Wire, frozen=True):
     reason: str = ""
     final: bool = False
     parked: bool = False
+    stuck: bool = False
 
 
 class Serve(_Wire, frozen=True):
@@ -729,8 +758,8 @@ class Silent(_Wire, frozen=True):
 class Ask(_Strict, frozen=True):
     """An operator's question or order, answered by one ``Answer``.
 
-    ``verb``: stats | health | drain (the node) without ``args``; restart | drain | resume | load | unload | pin | unpin
-    | set with ``{"target": ...}``.
+    ``verb``: stats | health | log | drain (the node) without ``args``; restart | drain | resume | load | unload | pin |
+    unpin | set with ``{"target": ...}``.
     """
 
     verb: str
@@ -746,13 +775,13 @@ class Answer(_Wire, frozen=True):
 # ---------------------------------------------------------------- unions per receiver
 
 SupervisorSends = Union[Up, Gone, Serve, Drain, Stop, Silent, Orders, Preload]
-ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Drained, Serving, Flushed, Measured]
+ToSupervisor = Union[Alive, Report, Ready, Failing, Condemn, Excused, Quarantine, Drained, Serving, Flushed, Measured]
 ToScheduler = Union[
     Session, Admit, CancelJob, Copied, Acked, Over, Ended, SessionEnded, Remade, Held, Restored, Spare,
     Here, LeaseWait, Loading, Loaded, Denied, Done, Vacate, Room,
 ]  # fmt: skip
 ToGateway = Union[Capacity, JobAccepted, JobOutcome, Free, Progress, Session, Admit, Ended, Remade, Held, Restored]
-ToWorker = Union[Load, Run, Park]
+ToWorker = Union[Load, Run, Grow, Park]
 ToArbiter = Union[LeaseRequest, Settled, Release, Used]
 ArbiterToWorker = Union[Granted, LeaseWait, Denied, Leave, Inquire]
 

@@ -116,12 +116,14 @@ class AsrStage(Stage):
         kept = sizes.kept_bytes(config.device, config.compute_type)
         texts = TEXT * _beams(config)
         # An utterance of several windows still holds the keys of the window before while the next one is encoded.
-        workspace = scores + streams + kept * (WINDOW + texts)
+        workspace, vocabulary = scores + streams + kept * (WINDOW + texts), 0
         if config.device == "cpu":
             leftover = sizes.vocabulary * sizes.width * number  # loading may leave one copy of the largest matrix
             audio = int(longest.audio_s * AUDIO_BYTES_A_S) if longest.audio_s > 30 else 0
-            workspace += max(0, audio - scores) + leftover + TOKEN_BYTES * sizes.vocabulary
-        return Memory(sizes.resident_bytes(config.device, config.compute_type), workspace)
+            vocabulary = TOKEN_BYTES * sizes.vocabulary
+            workspace += max(0, audio - scores) + leftover + vocabulary
+        weights = sizes.resident_bytes(config.device, config.compute_type)
+        return Memory(weights, workspace, at_load_bytes=vocabulary)
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""

@@ -124,7 +124,8 @@ class NmtStage(Stage):
         decoding = chunks * chunk * kept + 2 * texts * kept
         decoding += 3 * chunks * beams * sizes.vocabulary * number
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 0
-        return Memory(sizes.resident_bytes(config.device, config.compute_type), max(encoding, decoding) + host)
+        weights = sizes.resident_bytes(config.device, config.compute_type)
+        return Memory(weights, max(encoding, decoding) + host, at_load_bytes=host)
 
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""
@@ -156,12 +157,18 @@ class NmtStage(Stage):
             raise stage_error("bad_model", f"the nmt model {self.config.model} does not run", error) from error
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
-        """One call of the library for the whole batch; if that fails, one for each item."""
+        """One call of the library for the whole batch; if that fails, one for each item.
+
+        Raises StageError("oom") where the whole batch was too much: a smaller one may not be.
+        """
         results: list[Request | Output | StageError] = [self._prepare(item) for item in items]
         requests = [entry for entry in results if isinstance(entry, Request)]
         try:
             outputs = iter(self._translate(requests))
-        except Exception:  # which of them it was shows when each runs alone
+        except Exception as error:  # which of them it was shows when each runs alone
+            cause = stage_error("failed", "nmt", error)
+            if cause.code == "oom" and len(requests) > 1:
+                raise cause from error
             outputs = map(self._translate_alone, requests)
         return [next(outputs) if isinstance(entry, Request) else entry for entry in results]
 

@@ -133,7 +133,7 @@ class RepairStage(Stage):
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 4 * BATCH * sizes.vocabulary
         workspace = kept + streams + host
         # On a GPU what is taken counts, at once; on the host only what has been written to.
-        return Memory(path.stat().st_size, workspace, at_load_bytes=workspace if config.device == "cuda" else 0)
+        return Memory(path.stat().st_size, workspace, at_load_bytes=workspace if config.device == "cuda" else host)
 
     def load(self) -> None:
         """Open the GGUF file. Raises StageError("bad_model") or ("oom")."""

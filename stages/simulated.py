@@ -15,9 +15,11 @@ a driver whose contexts take memory, set the stage's ``estimate_bytes``. With ``
 a real one may be, until it has been measured.
 
 **Cues** are tables ``{index, attempt, session, action, ...}`` matched on every run; the first that matches acts:
-``fail`` (code, text, retry), ``oom``, ``hang`` (until killed), ``kill`` (SIGKILL itself), ``segv``, ``exit``,
-``sleep`` (ms), ``text`` (text). ``attempt`` 0 matches every attempt, ``session`` "" every session, else the tag it was
-opened with. In ``load`` cues (``index`` -1) the action happens while the model loads; ``bad_model`` (text) fails it.
+``fail`` (code, text, retry), ``oom``, ``sticky`` (a CUDA error after which every run fails), ``hang`` (until killed),
+``kill`` (SIGKILL itself), ``segv``, ``exit``, ``sleep`` (ms), ``text`` (text).
+``attempt`` 0 matches every attempt, ``session`` "" every session, else the tag it was
+opened with. With ``index`` -1 the action happens while the model loads, with -2 while it warms up; there ``bad_model``
+(text), ``fail`` and ``oom`` fail the load.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ from stages.vram import Vram
 
 MARK_PREFIX = "mark:"
 LOAD = -1  # the index that cues match while loading
-ACTIONS = ("fail", "oom", "hang", "kill", "segv", "exit", "sleep", "text", "bad_model")
+WARM_UP = -2  # ... and while warming up
+STICKY = "CUDA error: an illegal memory access was encountered (on cue)"
+ACTIONS = ("fail", "oom", "sticky", "hang", "kill", "segv", "exit", "sleep", "text", "bad_model")
 CHOICES = {"accepts": ("audio", "text"), "emits": ("audio", "text", "same"), "dtype": ("int16", "float32")}
 LEAST = {
     "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
@@ -72,7 +76,7 @@ class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _among("cue action", self.action, ACTIONS)
-        _at_least("cue index", self.index, LOAD)
+        _at_least("cue index", self.index, WARM_UP)
         _at_least("cue attempt", self.attempt, 0)
         _at_least("cue ms", self.ms, 0)
 
@@ -153,6 +157,7 @@ class SimulatedStage(Stage):
         self._vram = Vram()
         self._held: list[int] = []  # handles: the weights, then the parts of the workspace
         self._workspace_bytes = 0
+        self._is_broken = False
 
     @classmethod
     def declare(cls, options: Mapping[str, Any]) -> Declaration:
@@ -185,9 +190,7 @@ class SimulatedStage(Stage):
         return Memory(o.stated_bytes or o.vram_bytes, o.vram_run_bytes * config.max_batch)
 
     def load(self) -> None:
-        for cue in self._options.cues:
-            if cue.index == LOAD:
-                self._act(cue)
+        self._act_while(LOAD)
         if self._on_gpu:
             self._vram.open()
             self._held.append(self._vram.take(self._options.vram_bytes))
@@ -195,7 +198,17 @@ class SimulatedStage(Stage):
         if self._options.ballast_bytes:
             self._ballast = bytearray(self._options.ballast_bytes)
 
+    def warm_up(self) -> None:
+        self._act_while(WARM_UP)
+
+    def _act_while(self, phase: int) -> None:
+        for cue in self._options.cues:
+            if cue.index == phase and isinstance(failure := self._act(cue), StageError):
+                raise failure
+
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
+        if self._is_broken:
+            raise RuntimeError(STICKY)
         if self._on_gpu:
             self._make_workspace(self._options.vram_run_bytes * len(items))
         return self._run(items)
@@ -271,6 +284,9 @@ class SimulatedStage(Stage):
                 return StageError(cue.code, cue.text, retry=cue.retry)
             case "oom":
                 return StageError("oom", "out of memory (on cue)", retry=True)
+            case "sticky":
+                self._is_broken = True
+                raise RuntimeError(STICKY)
             case "hang":
                 threading.Event().wait()
             case "kill":

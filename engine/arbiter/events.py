@@ -17,6 +17,7 @@ from ipc.messages import (
     LeaseRequest,
     LeaseWait,
     Leave,
+    Quarantine,
     Release,
     Room,
     Settled,
@@ -40,6 +41,14 @@ class FromWorker:
 
     peer: str
     message: Union[LeaseRequest, Settled, Release]
+
+
+@dataclass(frozen=True)
+class DeviceLost:
+    """A device computes no more, or wrongly, and will not before it is reset."""
+
+    device: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -71,14 +80,21 @@ class AskToLeave:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Action: say this to the supervisor."""
+
+    message: Quarantine
+
+
+@dataclass(frozen=True)
 class Sample:
     """Action: read this device's memory now; somebody waits for the figures."""
 
     device: str
 
 
-Event = Union[FromWorker, Gone, Reading, Tick]
-Action = Union[Send, Tell, AskToLeave, Sample]
+Event = Union[FromWorker, Gone, Reading, DeviceLost, Tick]
+Action = Union[Send, Tell, AskToLeave, Alarm, Sample]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@
         v           +----------------->+            |
     denied, expired                    +-> deficit -+
 
+    granted, held, draining, deficit -> lost -> draining
+
 *granted*: its holder may load now, and is the only one on the device that may. *held*: loaded and warm. *draining*:
 the holder is gone or has let go, but the bytes count as used until the driver shows them back. *deficit*: the driver
 has not shown them back in time; they count as what is really there, and are shown as missing.
-*denied*: it would never fit; *expired*: it has waited as long as it would. A request whose holder dies while it waits
-goes straight to released.
+*denied*: it would never fit; *expired*: it has waited as long as it would. *lost*: its holder cannot be killed, or its
+device computes no more; its bytes count as used. It drains when that holder has ended after all; on a lost device it
+stays. A request whose holder dies while it waits goes straight to released.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class LeaseState(Enum):
     HELD = "held"
     DRAINING = "draining"
     DEFICIT = "deficit"
+    LOST = "lost"
     RELEASED = "released"
     DENIED = "denied"
     EXPIRED = "expired"
@@ -37,17 +41,19 @@ class LeaseState(Enum):
 
 MOVES: dict[LeaseState, frozenset[LeaseState]] = {
     LeaseState.REQUESTED: frozenset({LeaseState.GRANTED, LeaseState.DENIED, LeaseState.EXPIRED, LeaseState.RELEASED}),
-    LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING}),
-    LeaseState.HELD: frozenset({LeaseState.DRAINING}),
-    LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT}),
-    LeaseState.DEFICIT: frozenset({LeaseState.RELEASED}),
+    LeaseState.GRANTED: frozenset({LeaseState.HELD, LeaseState.DRAINING, LeaseState.LOST}),
+    LeaseState.HELD: frozenset({LeaseState.DRAINING, LeaseState.LOST}),
+    LeaseState.DRAINING: frozenset({LeaseState.RELEASED, LeaseState.DEFICIT, LeaseState.LOST}),
+    LeaseState.DEFICIT: frozenset({LeaseState.RELEASED, LeaseState.LOST}),
+    LeaseState.LOST: frozenset({LeaseState.DRAINING}),
     LeaseState.RELEASED: frozenset(),
     LeaseState.DENIED: frozenset(),
     LeaseState.EXPIRED: frozenset(),
 }
 
 ALIVE = frozenset({LeaseState.GRANTED, LeaseState.HELD})  # somebody may use its bytes
-ON_DEVICE = ALIVE | {LeaseState.DRAINING, LeaseState.DEFICIT}  # its bytes may lie on the device
+LEAVING = frozenset({LeaseState.DRAINING, LeaseState.DEFICIT})  # nobody uses its bytes any more
+ON_DEVICE = ALIVE | LEAVING | {LeaseState.LOST}  # its bytes may lie on the device
 
 EXTERNAL = "lease@"  # how the names of holders outside the node begin
 SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
@@ -74,8 +80,15 @@ class Lease:
     rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
     patient_until: float = 0.0  # the end of its patience, by the clock of that line
     preemptible: bool = False  # its holder may be asked to leave
+    free_bytes: int = -1  # what was free when it was granted, for words
+    grows: bool = False  # besides its holder's lease, for a model that is loaded already
     asked_at: float | None = None  # when it was
+    home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
     obstacle: str = ""  # kind of what it was told it waits for
+
+    def is_on(self, device: str) -> bool:
+        """Whether it is of this device, whose ever memory that has."""
+        return (self.home or self.device) == device
 
     @property
     def external(self) -> bool:

@@ -10,8 +10,10 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
-A lease ends with its holder's death, a failed load, or ``Release``. Nothing is granted upon a reading older than
-``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers the newest life known to be gone.
+A lease ends with its holder's death, a failed load, or ``Release``. A holder that cannot be killed keeps its bytes, and
+so do all on a device that is lost (``DeviceLost``): its leases are *lost*, and none is granted there again. Nothing is
+granted upon a reading older than ``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers
+the newest life known to be gone.
 
 The book outlives its arbiter: ``keep`` gives what the next one must know, ``restore`` takes it back. Workers then say
 again what was not answered and their last words about their leases, and the supervisor who is dead: the book may hear
@@ -27,15 +29,15 @@ from itertools import islice
 from typing import Any
 
 from engine.arbiter import words
-from engine.arbiter.events import Action, Event, FromWorker, Sample, Send, Tick, Waits
+from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState, move
+from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Quarantine, Release, Settled
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
@@ -53,6 +55,7 @@ class Leases:
         self._by_role: dict[str, list[Lease]] = {}  # all of both
         self._next_number = 1
         self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
+        self._lost: dict[str, str] = {}  # quarantined device -> why
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
         self.wants = Wants(waits.grace_s)
@@ -66,8 +69,10 @@ class Leases:
                 return self._settled(peer, message, now)
             case FromWorker(peer, Release(lease=number)):
                 return self._let_go(self._of(peer, number), now)
-            case Gone(role=role, incarnation=incarnation):
-                return self._bury(role, incarnation, now)
+            case Gone(role=role, incarnation=incarnation, stuck=stuck):
+                return self._bury(role, incarnation, stuck, now)
+            case DeviceLost():
+                return self._lose(event, now)
             case Reading():
                 return self._read(event, now)
             case Tick():
@@ -98,10 +103,13 @@ class Leases:
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
-            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
+            home=message.device if message.device in self._books else "",
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
+        if message.device in self._lost:
+            return [self._deny(lease, words.quarantined(message.device, self._lost[message.device]), now)]
         if message.priority not in PRIORITIES:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
@@ -113,7 +121,7 @@ class Leases:
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
         if lease.state in ALIVE:
-            return [Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))]
+            return [self._granted(lease)]
         lease.obstacle = ""
         return self._serve(lease.device, now, lease)
 
@@ -146,10 +154,15 @@ class Leases:
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
+        reading = self._devices[lease.device].reading
+        lease.free_bytes = reading.free_bytes if reading else -1
         self._counts["granted"] += 1
-        if lease.external:  # it takes its bytes when it pleases: nobody waits for it to have loaded
+        if lease.external or lease.grows:  # it takes its bytes when it pleases: nobody waits for it to have loaded
             move(lease, LeaseState.HELD, now)
-        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes))
+        return self._granted(lease)
+
+    def _granted(self, lease: Lease) -> Action:
+        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes, lease.free_bytes))
 
     @staticmethod
     def _expired(outlook: Outlook, line: Line, now: float) -> Lease | None:
@@ -217,16 +230,42 @@ class Leases:
             if lease.state is LeaseState.REQUESTED:
                 self._forget(lease)
                 move(lease, LeaseState.RELEASED, now)
-            elif lease.state in ALIVE:
+            elif lease.state in ALIVE or (lease.state is LeaseState.LOST and not self._is_lost(lease)):
                 move(lease, LeaseState.DRAINING, now)
             else:
                 continue
             touched[lease.device] = None
         return [action for device in touched for action in (Sample(device), *self._serve(device, now))]
 
-    def _bury(self, role: str, incarnation: int, now: float) -> list[Action]:
+    def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
-        return self._let_go([lease for lease in self._by_role.get(role, ()) if self._is_gone(lease.peer)], now)
+        dead = [lease for lease in self._by_role.get(role, ()) if self._is_gone(lease.peer)]
+        if stuck:
+            held = [lease for lease in dead if lease.state in ALIVE]
+            for lease in held:
+                move(lease, LeaseState.LOST, now)
+            dead = [lease for lease in dead if lease.state is LeaseState.REQUESTED]
+            return self._let_go(dead, now) + [one for lease in held for one in self._serve(lease.device, now)]
+        return self._let_go(dead, now)
+
+    def _lose(self, event: DeviceLost, now: float) -> list[Action]:
+        """Quarantine a device: what lies there is lost, and who waits for it waits in vain."""
+        book = self._books.get(event.device, event.device)
+        if event.device in self._lost or book not in self._devices:
+            return []
+        self._lost[event.device] = event.reason
+        actions: list[Action] = [Alarm(Quarantine(event.device, event.reason))]
+        for lease in [one for one in (*self._lines[book], *self._present[book]) if one.is_on(event.device)]:
+            if lease.state is LeaseState.REQUESTED:
+                self._forget(lease)
+                actions.append(self._deny(lease, words.quarantined(event.device, event.reason), now))
+            elif lease.state is not LeaseState.LOST:
+                move(lease, LeaseState.LOST, now)
+        return actions + self._serve(book, now)
+
+    def alarms(self) -> list[Quarantine]:
+        """Every quarantined device, for a supervisor that may not have heard of it."""
+        return [Quarantine(device, reason) for device, reason in self._lost.items()]
 
     def _read(self, reading: Reading, now: float) -> list[Action]:
         memory = self._devices.get(reading.device)
@@ -238,7 +277,7 @@ class Leases:
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
         memory = self._devices[device]
-        for lease in [one for one in self._present[device] if one.state not in ALIVE]:
+        for lease in [one for one in self._present[device] if one.state in LEAVING]:
             read_since = memory.reading is not None and memory.reading.taken_at > lease.since
             if read_since and (lease.shown_back or memory.limits.returns_at_once):
                 self._forget(lease)
@@ -268,7 +307,7 @@ class Leases:
         for name, memory in self._devices.items():
             leases = tuple(replace(lease) for lease in self._present[name])
             devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, memory.missing_bytes, leases))
-        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices))
+        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices), dict(self._lost))
 
     def restore(self, kept: Kept) -> None:
         """Go on from what an earlier arbiter knew; this book must be empty, and the leases are its own from here on."""
@@ -276,6 +315,7 @@ class Leases:
         self._next_number = kept.next_number
         self._gone.update(kept.gone)
         self._load_times_ms.update(kept.load_times_ms)
+        self._lost.update(kept.lost)
         for device in kept.devices:
             if device.name in self._devices:
                 self._devices[device.name].remember(device.reading, device.foreign_bytes, device.missing_bytes)
@@ -294,7 +334,8 @@ class Leases:
         """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
         known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
         return {
-            name: 0 if self._lines[name] else max(0, memory.room(self._present[name])) for name, memory in known.items()
+            name: 0 if self._lines[name] or name in self._lost else max(0, memory.room(self._present[name]))
+            for name, memory in known.items()
         }
 
     def _all_present(self) -> Iterator[Lease]:
@@ -313,6 +354,9 @@ class Leases:
         role, _, incarnation = peer.rpartition("#")
         return int(incarnation) <= self._gone.get(role, -1)
 
+    def _is_lost(self, lease: Lease) -> bool:
+        return (lease.home or lease.device) in self._lost
+
     def snapshot(self, now: float) -> dict[str, Any]:
         """The arbiter's report: devices, leases, who waits for what. Sizes in bytes, times in ms."""
         return {
@@ -322,6 +366,7 @@ class Leases:
             "waiting_total": sum(map(len, self._lines.values())),
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
+            "quarantined": dict(self._lost),
         }
 
     def explain(self, lease: Lease, now: float) -> dict[str, Any]:
@@ -353,6 +398,7 @@ class Leases:
             "promised_bytes": sum(lease.promised_bytes for lease in present),
             "foreign_bytes": memory.foreign_bytes,
             "deficit_bytes": sum(one.held_bytes for one in present if one.state is LeaseState.DEFICIT),
+            "lost_bytes": sum(max(one.nbytes, one.held_bytes) for one in present if one.state is LeaseState.LOST),
             "snapshot_age_ms": round((now - reading.taken_at) * 1000, 1) if reading else -1,
         }
 
@@ -365,6 +411,7 @@ class Leases:
             for lease in leases:
                 assert lease.device == name and lease.state in ON_DEVICE, "a lease that is over, or not begun, is kept"
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
+                assert lease.state is LeaseState.LOST or not self._is_lost(lease), "a lease on a lost device"
             assert all(one.state is LeaseState.REQUESTED for one in self._lines[name])
         numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"

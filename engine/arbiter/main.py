@@ -14,12 +14,12 @@ from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
-from engine.arbiter.events import Action, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
-from engine.arbiter.sampler import Sampler, declared_source, host_source, nvml_source
+from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
 from engine.arbiter.spare import Spare
 from engine.boot import ArbiterBoot, Boot, DevicePlan
@@ -99,9 +99,11 @@ class Arbiter:
         self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
+        for alarm in self._leases.alarms():
+            self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
             self._poll.add(thing)
-        for sampler in self._samplers.values():
+        for sampler in dict.fromkeys(self._samplers.values()):
             sampler.start()
 
     def _remember(self) -> None:
@@ -122,7 +124,7 @@ class Arbiter:
         self._log.info("%d leases known from an earlier life", sum(len(device.leases) for device in book.devices))
 
     def _fds(self) -> list[int]:
-        return sorted({sampler.fileno() for sampler in self._samplers.values()})
+        return [sampler.fileno() for sampler in dict.fromkeys(self._samplers.values())]
 
     def _wait(self) -> set[Any]:
         now = process.now()
@@ -177,14 +179,14 @@ class Arbiter:
                     self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
-        for sampler in {id(one): one for one in self._samplers.values()}.values():
-            readings, failure = sampler.take()
+        for sampler in dict.fromkeys(self._samplers.values()):
+            news, failure = sampler.take()
             if failure and failure != self._failures.get(sampler.name):
                 self._log.warning("%s memory cannot be read: %s", sampler.name, failure)
-            if failure or readings:
+            if failure or news:
                 self._failures[sampler.name] = failure
-            for reading in readings:
-                self._act(self._leases.handle(reading, process.now()))
+            for one in news:
+                self._act(self._leases.handle(one, process.now()))
 
     def _act(self, actions: Sequence[Action | Measured]) -> None:
         for action in actions:
@@ -204,6 +206,9 @@ class Arbiter:
                 case Tell(message):
                     if self._scheduler is not None:
                         self._scheduler.post(message)
+                case Alarm(message):
+                    self._log.error("%s", words.quarantined(message.device, message.reason))
+                    self._lifeline.post(message)
                 case Sample(device):
                     self._samplers[device].ask()
                 case Measured():
@@ -225,27 +230,36 @@ class Arbiter:
                 self._scheduler.flush()
         self._lifeline.beat("serving", now)
         if self._lifeline.report_due(now):
-            report = self._leases.snapshot(now)
-            report["counts"]["not_kept"] = self._journal.too_large
-            for plan in self._plans:
-                figures = report["devices"][plan.book or plan.name]
-                about = {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
-                report["devices"][plan.name] = {**figures, **about}
-            self._lifeline.report(report, now)
+            self._lifeline.report(self._report(now), now)
         self._lifeline.flush()
+
+    def _report(self, now: float) -> dict[str, Any]:
+        """The book's report, with a row for each device: one without a book of its own has the figures of its book."""
+        report = self._leases.snapshot(now)
+        report["counts"]["not_kept"] = self._journal.too_large
+        rows = {}
+        for plan in self._plans:
+            row = {**report["devices"][plan.book or plan.name], "quarantined": report["quarantined"].get(plan.name, "")}
+            row |= {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
+            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] else {})
+        return {**report, "devices": rows}
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared."""
-    devices = tuple(plan for plan in devices if not plan.book)
-    host = [plan.name for plan in devices if plan.memory_source in ("host", "unified")]
-    declared = {plan.name: plan.total_bytes for plan in devices if plan.memory_source == "declared"}
-    gpus = {plan.name: plan.uuid for plan in devices if plan.memory_source in ("nvml", "mig")}
+    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared.
+
+    The GPUs' one is there for their health too; where they have no book, under the name of no device.
+    """
+    own = [plan for plan in devices if not plan.book]
+    host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
+    declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
+    told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
+    gpus = {plan.name: Gpu(plan.uuid, plan.ecc_errors, plan.name in told) for plan in devices if plan.uuid}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
     if gpus:
-        found |= dict.fromkeys(gpus, Sampler("gpu", nvml_source(gpus), period_s))
+        found |= dict.fromkeys(told or [""], Sampler("gpu", nvml_source(gpus), period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     return found

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
+from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState
 from engine.limits import Limits
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
@@ -126,9 +126,9 @@ class DeviceMemory:
         return lease.held_bytes - before
 
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
-        # What somebody took just before its death may show only now; then the loader; then holders outside the node,
-        # who take their bytes when they please and never say so.
-        order = [LeaseState.DRAINING, LeaseState.GRANTED, LeaseState.HELD]
+        # What somebody took just before its death may show only now; then the loader, and one that got stuck in its
+        # load; then holders outside the node, who take their bytes when they please and never say so.
+        order = [LeaseState.DRAINING, LeaseState.GRANTED, LeaseState.LOST, LeaseState.HELD]
         if self.limits.returns_at_once:
             order.remove(LeaseState.DRAINING)
         growing = [one for one in leases if one.state in order]
@@ -150,7 +150,7 @@ class DeviceMemory:
 
     def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
         """Put a fall down to whom it may be put down at once; returns what is left of it."""
-        leaving = [lease for lease in leases if lease.state not in ALIVE]
+        leaving = [lease for lease in leases if lease.state in LEAVING]
         nbytes = self._take_from(leaving, nbytes)
         part = min(nbytes, self.foreign_bytes)
         self.foreign_bytes -= part

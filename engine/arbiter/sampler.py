@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Union
 
+from engine.arbiter.events import DeviceLost
 from engine.arbiter.room import Reading
-from engine.devices import HostMemory, host_memory, opened_nvml
+from engine.devices import VOLATILE_UNCORRECTED, HostMemory, host_memory, opened_nvml
 from engine.process import now
 
-Read = Callable[[], tuple[list[Reading], str]]  # readings, and why some are missing ("": none is)
+DEAD = (15, 16)  # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
+
+News = Union[Reading, DeviceLost]
+Read = Callable[[], tuple[list[News], str]]  # news, and why some are missing ("": none is)
 Source = Callable[[Callable[[Read], None]], None]  # opens its driver, then hands over what to repeat
 
 
@@ -29,7 +34,7 @@ class Sampler:
         self._period_s = period_s
         self._lock = threading.Lock()
         self._asked = threading.Event()
-        self._readings: list[Reading] = []
+        self._news: list[News] = []
         self._failure = ""
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -43,14 +48,14 @@ class Sampler:
         """Read now rather than at the end of the period."""
         self._asked.set()
 
-    def take(self) -> tuple[list[Reading], str]:
+    def take(self) -> tuple[list[News], str]:
         """What was read since the last call, oldest first, and why reading failed since ("": it did not)."""
         with self._lock:
-            readings, self._readings = self._readings, []
+            news, self._news = self._news, []
             failure, self._failure = self._failure, ""
             with suppress(BlockingIOError):  # nothing was read since
                 os.eventfd_read(self._fd)
-            return readings, failure
+            return news, failure
 
     def _run(self) -> None:
         while True:
@@ -69,10 +74,10 @@ class Sampler:
     def _pause(self) -> None:
         self._asked.wait(self._period_s)
 
-    def _put(self, readings: list[Reading], failure: str) -> None:
+    def _put(self, news: list[News], failure: str) -> None:
         with self._lock:
-            newest = {reading.device: reading for reading in (*self._readings, *readings)}
-            self._readings = list(newest.values())
+            newest = {(type(one), one.device): one for one in (*self._news, *news)}
+            self._news = list(newest.values())
             self._failure = failure or self._failure
             os.eventfd_write(self._fd, 1)
 
@@ -81,7 +86,7 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
     """Source of the devices whose memory is the machine's."""
     names = tuple(names)
 
-    def read() -> tuple[list[Reading], str]:
+    def read() -> tuple[list[News], str]:
         taken_at = now()
         seen = memory()
         return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names], ""
@@ -92,14 +97,23 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
 def declared_source(sizes: Mapping[str, int]) -> Source:
     """Source of devices of which only the configuration says how much memory there is: all of it, less our leases."""
 
-    def read() -> tuple[list[Reading], str]:
+    def read() -> tuple[list[News], str]:
         return [Reading(name, nbytes, nbytes, now()) for name, nbytes in sizes.items()], ""
 
     return lambda repeat: repeat(read)
 
 
-def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
-    """Source of GPUs: device name -> UUID. One that does not answer keeps no other's figures from us.
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU to watch. ``tells_memory``: else only whether it still computes, and rightly, is asked."""
+
+    uuid: str
+    ecc_errors: int = 0  # uncorrectable ones at the node's start: whatever they broke was there before it
+    tells_memory: bool = True
+
+
+def nvml_source(gpus: Mapping[str, Gpu], nvml: Any = None) -> Source:
+    """Source of GPUs by device name. One that does not answer keeps no other's figures from us.
 
     The driver is opened anew whenever none of them answered.
     """
@@ -108,30 +122,63 @@ def nvml_source(uuids: Mapping[str, str], nvml: Any = None) -> Source:
         with opened_nvml(nvml) as library:
             if library is None:
                 raise OSError("the NVIDIA driver is not there any more")
-            handles: dict[str, Any] = {}
-
-            def read_one(name: str, uuid: str) -> Reading:
-                if name not in handles:
-                    handles[name] = library.nvmlDeviceGetHandleByUUID(uuid)
-                taken_at = now()
-                memory = library.nvmlDeviceGetMemoryInfo(handles[name])
-                return Reading(name, int(memory.total), int(memory.free), taken_at, _processes(library, handles[name]))
-
-            def read() -> tuple[list[Reading], str]:
-                readings, failures = [], []
-                for name, uuid in uuids.items():
-                    try:
-                        readings.append(read_one(name, uuid))
-                    except library.NVMLError as error:
-                        handles.pop(name, None)
-                        failures.append(f"{name}: {error}")
-                if not readings:
-                    raise OSError("; ".join(failures))
-                return readings, "; ".join(failures)
-
-            repeat(read)
+            repeat(Watch(gpus, library).read)
 
     return source
+
+
+class Watch:
+    """Reads GPUs in one life of their driver."""
+
+    def __init__(self, gpus: Mapping[str, Gpu], library: Any) -> None:
+        self._gpus = gpus
+        self._library = library
+        self._handles: dict[str, tuple[Any, Any]] = {}  # name -> its own, and its GPU's
+
+    def read(self) -> tuple[list[News], str]:
+        """What there is to say of each, and why there is nothing of some. Raises OSError when none answers."""
+        news: list[News] = []
+        failures = []
+        for name, gpu in self._gpus.items():
+            try:
+                news += self._look_at(name, gpu)
+            except self._library.NVMLError as error:
+                self._handles.pop(name, None)
+                if getattr(error, "value", None) in DEAD:
+                    news.append(DeviceLost(name, str(error)))
+                else:
+                    failures.append(f"{name}: {error}")
+        if len(failures) == len(self._gpus):
+            raise OSError("; ".join(failures))
+        return news, "; ".join(failures)
+
+    def _look_at(self, name: str, gpu: Gpu) -> Iterator[News]:
+        handle, whole = self._open(name, gpu)
+        if gpu.tells_memory:
+            taken_at = now()
+            memory = self._library.nvmlDeviceGetMemoryInfo(handle)
+            held = _processes(self._library, handle)
+            yield Reading(name, int(memory.total), int(memory.free), taken_at, held)
+        errors = self._ecc_errors(whole) - gpu.ecc_errors
+        if errors > 0:
+            yield DeviceLost(name, f"{errors} uncorrectable ECC error{'s' if errors > 1 else ''} in its memory")
+
+    def _open(self, name: str, gpu: Gpu) -> tuple[Any, Any]:
+        if name not in self._handles:
+            handle = self._library.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            instance = gpu.uuid.startswith("MIG-")
+            whole = self._library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if instance else handle
+            self._handles[name] = handle, whole
+        return self._handles[name]
+
+    def _ecc_errors(self, handle: Any) -> int:
+        """Uncorrectable errors since the driver was loaded; 0 where there is no ECC."""
+        try:
+            return int(self._library.nvmlDeviceGetTotalEccErrors(handle, *VOLATILE_UNCORRECTED))
+        except self._library.NVMLError as error:
+            if getattr(error, "value", None) in DEAD:
+                raise
+            return 0
 
 
 def _processes(library: Any, handle: Any) -> dict[int, int]:

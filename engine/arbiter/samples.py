@@ -77,13 +77,14 @@ class Samples:
         newest = self._known
         for memory, leases in books:
             present = [lease for lease in leases if lease.state in ON_DEVICE]
+            firsts = _firsts(present)
             for lease in present:
                 newest = max(newest, lease.number)
-                if lease.state in ALIVE and not lease.external:
+                if lease.state in ALIVE and not lease.external and lease.number in firsts:
                     alive.add(lease.number)
                     # Whoever was granted in this turn has not heard of it yet, and so has nothing on the device.
                     latest = max(lease.number, self._known)
-                    others = [one for one in present if one is not lease and one.number <= latest]
+                    others = [one for one in present if one is not lease and one.number <= latest and not one.grows]
                     actions += self._follow(self._watch(lease, memory, others), memory, others)
         self._watched = {number: one for number, one in self._watched.items() if number in alive}
         self._known = newest
@@ -104,7 +105,7 @@ class Samples:
     def _follow(self, watched: _Watched, memory: DeviceMemory, others: list[Lease]) -> list[Send | Measured]:
         lease = watched.lease
         if watched.told_bytes >= 0:
-            return [*self._peak(watched, memory)]
+            return [*self._peak(watched, memory, others)]
         if lease.state is LeaseState.HELD and lease.measured_bytes >= 0:
             return [self._loaded(watched, lease.measured_bytes, exact=True)]
         if watched.before is None:
@@ -142,8 +143,8 @@ class Samples:
             return [self._loaded(watched, reading.processes[watched.pid], exact=True)]
         if watched.noise or not others:
             return [self._by_difference(watched)]
-        watched.asked = {one.number for one in others}
-        return [Send(one.peer, Inquire(one.number)) for one in others]
+        watched.asked = _firsts(others)
+        return [Send(one.peer, Inquire(one.number)) for one in others if one.number in watched.asked]
 
     def _by_difference(self, watched: _Watched) -> Measured:
         assert watched.before is not None and watched.after is not None
@@ -166,11 +167,12 @@ class Samples:
 
     # ------------------------------------------------------------ afterwards
 
-    def _peak(self, watched: _Watched, memory: DeviceMemory) -> list[Measured]:
+    def _peak(self, watched: _Watched, memory: DeviceMemory, others: list[Lease]) -> list[Measured]:
         if watched.lease.measured_bytes >= 0 or memory.reading is None:
             return self._grown(watched, watched.said_bytes, exact=True)
         if not watched.listed:
-            return self._grown(watched, watched.lease.held_bytes, exact=False)
+            besides = sum(one.held_bytes for one in others if one.peer == watched.lease.peer)
+            return self._grown(watched, watched.lease.held_bytes + besides, exact=False)
         return self._grown(watched, memory.reading.processes.get(watched.pid, 0), exact=True)
 
     def _grown(self, watched: _Watched, nbytes: int, *, exact: bool) -> list[Measured]:
@@ -185,3 +187,11 @@ class Samples:
         for number, watched in self._watched.items():
             assert number not in watched.asked and watched.lease.number == number
             assert not watched.asked or (watched.after is not None and watched.told_bytes < 0)
+
+
+def _firsts(leases: Iterable[Lease]) -> set[int]:
+    """Of each holder the first lease: its model's. Later ones are what it grows by, and no loads."""
+    first: dict[str, int] = {}
+    for lease in leases:
+        first[lease.peer] = min(lease.number, first.get(lease.peer, lease.number))
+    return set(first.values())

@@ -48,6 +48,10 @@ def never_fits(lease: Lease, limits: Limits) -> str:
     )
 
 
+def quarantined(device: str, reason: str) -> str:
+    return f"{device} is quarantined: {reason}"
+
+
 def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
     return {
         "lease": lease.number,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,9 @@ def _files(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
     return Path(args.config) if args.config else config_file.find(), env_file
 
 
-def as_toml(config: Config) -> str:
-    """A configuration as TOML that ``--config`` reads back."""
-    tree = msgspec.to_builtins(config)
+def as_toml(config: Config, clean: Callable[[Any], Any] = lambda tree: tree) -> str:
+    """A configuration as TOML that ``--config`` reads back. ``clean``: what its plain values go through before."""
+    tree = clean(msgspec.to_builtins(config))
     plain = {name: value for name, value in tree.items() if not isinstance(value, dict)}
     lines = _pairs(plain)
     for name, section in tree.items():

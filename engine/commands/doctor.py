@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.commands import FAILED, OK, asking, choosing, examining, finding
+from engine.commands import FAILED, OK, asking, bundling, choosing, examining, finding
 from engine.commands.examining import Finding
 from engine.commands.tables import nbytes, table
 from ipc.errors import DragomanError
@@ -94,12 +94,18 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="what is installed, what is missing, and the command that mends it",
         description="Look at this machine: Python, kernel, packages against their floors, devices, memory, and which\n"
         "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether\n"
-        "the whole fits. With --connect, at a running node too.",
+        "the whole fits. With --connect, at a running node too. With --bundle, all of it in one archive for\n"
+        "somebody who helps: the doctor's report, the configuration without secrets, versions, and the running\n"
+        "node's statistics and last log lines.",
         epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
+        "  run_node.py doctor --bundle help.tar.gz\n"
         "\nexit codes: 0 all is well, 1 something that the node needs is missing, or (--connect) no node serves",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--bundle", metavar="FILE", help="write everything that a helper needs to see into FILE (.tar.gz)"
+    )
     choosing.add_config(parser)
     parser.add_argument("--connect", metavar="CTL", nargs="?", const="", default=None,
                         help="look at a running node too (default: the one at the default endpoint)")  # fmt: skip
@@ -111,11 +117,16 @@ def run(args: argparse.Namespace) -> int:
     if args.connect is not None:
         findings.append(look_at_node(args.connect))
     healthy = all(f.state != "bad" for f in findings)
+    report = {"healthy": healthy, "findings": [asdict(f) for f in findings], "facts": asdict(facts)}
+    members = bundling.gather(args, report) if args.bundle else {}
+    bundle = bundling.written(Path(args.bundle), members) if args.bundle else None
     if args.json:
-        print(json.dumps({"healthy": healthy, "findings": [asdict(f) for f in findings], "facts": asdict(facts)}))
+        print(json.dumps({**report, **({"bundle": str(bundle), "members": list(members)} if bundle else {})}))
     else:
         print(table(["", "what", "found", "mend with"], [[f.state, f.topic, f.text, f.mend] for f in findings]))
         print(f"\n{_verdict(findings)}")
+        if bundle:
+            print(f"\nwritten: {bundle}\n\n{members['README.txt'].partition(chr(10) * 2)[2]}", end="")
     return OK if healthy else FAILED
 
 
@@ -307,6 +318,8 @@ def look_at_node(given: str) -> Finding:
     health = stats.get("health", {})
     if not health.get("ready", True):
         return Finding("bad", "node", f"{text}; not serving: {health['reason']}", "look into its log")
+    if notes := health.get("notes"):
+        return Finding("note", "node", f"{text}; {'; '.join(notes)}", "look into its log")
     if late:
         return Finding("note", "node", f"{text}; silent for over 3 s: {', '.join(late)}", "look into its log")
     return Finding("ok", "node", text)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine import placement
+from engine import placement_words
 from engine.config import Config
 from engine.placement import Placement, Verdict
 from ipc.errors import DragomanError
@@ -72,12 +72,13 @@ def _stages(config: Config) -> Iterator[Finding]:
 
 def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
     """Whether devices, memory and languages allow all stages together, and where their models would go."""
-    from engine import devices
+    from engine import corrections_file, devices
     from engine.supervisor import plan
 
     try:
         found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
-        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor")
+        history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
+        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor", history)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return
@@ -87,9 +88,9 @@ def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
 
 def placed(made: Placement) -> Finding:
     """The placement plan; models that have no room together, or wait for other programs, are a note."""
-    head, *rest = placement.lines(made)
+    head, *rest = placement_words.lines(made)
     text = "; ".join([head.removeprefix("placement: "), *map(str.strip, rest)])
-    details = placement.document(made)
+    details = placement_words.document(made)
     if made.waits:
         return Finding("note", "placement", text, "end the programs that hold the memory: nvidia-smi", details)
     if made.verdict is Verdict.TURNS:

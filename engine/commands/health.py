@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     for name, stage in answer.get("stages", {}).items():
         if note := stage.get("note"):
             print(f"stage {name}: {note}")
+    for note in answer.get("notes", []):
+        print(note)
     if answer["ready"]:
         print(f"serving at {endpoint}")
         return OK

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 def page(stats: Mapping[str, Any], endpoint: str) -> str:
     """The document as text."""
-    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats)]
+    notes = (stats.get("health") or {}).get("notes", [])
+    parts = [_head(stats, endpoint), _totals(stats) + _orders(stats), *notes]
     tables = (
         _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
         _processes(stats),
@@ -91,10 +92,14 @@ def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     health = (stats.get("health") or {}).get("stages") or {}
     fields = ("waiting", "running", "done", "failed", "avg_waiting_ms", "avg_processing_ms")
     rows = [
-        [name, (health.get(name) or {}).get("reason") or "ok", concurrency.get(name), *map(stage.get, fields)]
+        [name, _health(health.get(name) or {}), concurrency.get(name), *map(stage.get, fields)]
         for name, stage in (report.get("stages") or {}).items()
     ]
     return "Stages", head, rows
+
+
+def _health(row: Mapping[str, Any]) -> str:
+    return row.get("reason") or ", ".join(filter(None, ["ok", row.get("note")]))
 
 
 def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -105,8 +110,10 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
         m, w = memory.get(name, {}), work.get(name, {})
         sizes = [nbytes(m.get(field)) for field in ("total_bytes", "free_bytes", "grantable_bytes")]
         figures = [w.get(field) for field in ("requests", "avg_time_s", "request_queue", "response_queue")]
-        rows.append([name, *sizes, *figures])
-    return "Devices", ["device", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"], rows
+        state = "quarantined" if m.get("quarantined") else m.get("memory_source")
+        rows.append([name, state, *sizes, *figures])
+    head = ["device", "state", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"]
+    return "Devices", head, rows
 
 
 def _placement(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -18,6 +18,7 @@ from engine.config import DeadlinesSection
 from engine.scheduler.jobs import Job, Key
 from engine.scheduler.pace import StagePace
 from engine.scheduler.queues import StageQueue
+from engine.scheduler.shortages import Shortages
 from engine.scheduler.slots import SlotKey, Slots
 from engine.scheduler.workers import Worker
 from ipc.messages import Ended, Free, Held, JobAccepted, Orders, Session
@@ -62,8 +63,6 @@ class Totals:
     expired: int = 0
     cancelled: int = 0
     retries: int = 0
-    oom_errors: int = 0
-    last_oom: float | None = None
     stale: int = 0
     deaths: int = 0
 
@@ -94,6 +93,7 @@ class Book:
         self.trace = False  # log every transition
         self.fleet_changed = True  # workers came or went: capacity may have changed
         self.totals = Totals()
+        self.shortages = Shortages()
         self.in_flight: set[Key] = set()  # dispatched at least once and not ended
         self.ingress: dict[SlotKey, Held] = {}  # the gateway's slots that are not free yet
         self.gateway = ""  # its present name; "" while there is none that knows what we know

@@ -52,12 +52,21 @@ class Dispatch:
             else:
                 self.book.stir(plan.name)  # work and room, but no slot or no permission yet: look again next turn
                 break
-        return None
+        return self._held_until(plan) if queue.waiting else None
+
+    def _held_until(self, plan: StagePlan) -> float | None:
+        """When one of the stage's devices that pause begins again, and there may be more room for its work."""
+        ends = [self.book.shortages.held_until(w.plan.device) for w in self.book.workers_of(plan.name)]
+        if until := min((end for end in ends if end is not None), default=None):
+            self.book.stir(plan.name)
+        return until
 
     def _with_room(self, plan: StagePlan) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
         ahead = self.send_ahead
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
+        if self.book.shortages.holds:
+            workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]
         return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
@@ -83,7 +92,7 @@ class Dispatch:
             return keys
         if self.serial:
             self.book.in_flight.add(keys[0])
-        rest = plan.max_batch - 1
+        rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
         return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False))
 
     def may_run(self, key: Key) -> bool:
@@ -96,6 +105,8 @@ class Dispatch:
     def _eligible(self, key: Key, plan: StagePlan, worker: Worker, now: float, *, alone: bool) -> bool:
         job = self._job(key)
         if job.suspect and not alone:
+            return False
+        if worker.plan.device in job.starved_on and self.flow.has_elsewhere(job):
             return False
         if self.serial and not job.started and self.book.in_flight - {key}:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
@@ -60,6 +61,9 @@ class Fleet:
             case "waiting":
                 worker.move(Life.LOADING)
                 worker.waiting_for = message.reason
+            case _ if worker.refused:  # another process after a load that failed: it tries again when it is time
+                if worker.load_again_at is not None:
+                    self.watch(worker.load_again_at)
             case _ if worker.parked or self.book.is_unloaded(worker):
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
@@ -107,12 +111,23 @@ class Fleet:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
             return
-        worker.parked, worker.modest = False, modest
+        if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
+            why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
+            worker.waiting_for, worker.load_again_at = why, until
+            return self.watch(until)
+        worker.parked, worker.refused, worker.modest = False, False, modest
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = worker.room_since = None
         # Its own old memory may still be on its way back: so long it waits at any rate.
         wait_s = self.book.deadlines.settle_s if modest else None
-        self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s))
+        return self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s, worker.raised))
+
+    def ran_out(self, worker: Worker, phase: str, now: float) -> None:
+        """Memory was short on a worker's device, in this phase of its life."""
+        deadlines, device = self.book.deadlines, worker.plan.device
+        hold_s = deadlines.oom_hold_s
+        if self.book.shortages.happened(device, phase, now, window_s=deadlines.oom_window_s, hold_s=hold_s):
+            self.book.note("warning", f"{device} ran out of memory again: nothing new begins there for {hold_s:g} s")
 
     def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
         worker.waiting_for = message.reason
@@ -132,6 +147,7 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = ""
         worker.load_ms = message.load_ms
+        worker.load_ooms = 0
         if self.book.absent.pop(worker.plan.stage, ""):
             self.book.fleet_changed = True
             self.book.note("info", f"stage {worker.plan.stage} is back")
@@ -151,14 +167,22 @@ class Fleet:
         worker.loading_since = None
         worker.waiting_for = message.reason
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
+        if message.code == "no_vram" and worker.raised > 1:  # there is not so much; what was enough before may do
+            worker.raised = 1.0
+            return self._load(worker, modest=worker.modest)
+        if message.code == "oom":
+            self.ran_out(worker, message.phase, now)
         if worker.step_down():
             self.book.note("warning", f"{worker.plan.role} degrades: it tries {worker.degraded}")
+            worker.raised, worker.load_ooms = 1.0, 0
             if message.code == "no_vram":  # it has touched nothing yet
                 return self._load(worker, modest=worker.modest)
             return self.renew(worker, "its load failed")
-        worker.modest = False
+        worker.modest, worker.refused = False, True
         worker.hopeless = message.code == "bad_model"
         optional = worker.stage.optional
+        if message.code == "oom":
+            self._load_ran_out(worker, now)
         if self._call_standby(worker.plan.stage):
             return None
         if self.ready:
@@ -171,8 +195,17 @@ class Fleet:
         """Nobody serves this stage: whoever of its workers has been refused tries again after a while."""
         for worker in self.book.workers_of(stage):
             if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
-                worker.load_again_at = now + self.book.deadlines.retry_delay_s
-                self.watch(worker.load_again_at)
+                if not worker.load_ooms:  # else it has a time of its own
+                    worker.load_again_at = now + self.book.deadlines.retry_delay_s
+                    self.watch(worker.load_again_at)
+
+    def _load_ran_out(self, worker: Worker, now: float) -> None:
+        """It was granted what it asked for and that was not enough: later, each time, and with more."""
+        worker.load_ooms += 1
+        worker.raised = retries.raised(worker.raised)
+        if self.ready:
+            worker.load_again_at = now + retries.load_wait(worker.load_ooms, self.book.deadlines.retry_delay_s)
+            self.watch(worker.load_again_at)
 
     def _call_standby(self, stage: str) -> bool:
         """Whether some worker of the stage may yet load; calls the next one on standby when no other can."""
@@ -292,7 +325,8 @@ class Fleet:
                 self._condemn(worker, worker.incarnation, "hung while loading its model")
             elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
                 if not worker.plan.standby or self._is_called(worker):
-                    self._load(worker)
+                    others = self.book.workers_of(worker.plan.stage)
+                    self._load(worker, modest=any(other.life is Life.LOADED for other in others))
                 else:
                     worker.load_again_at, worker.waiting_for = None, ""
         self.look_at = self._next_overdue()
@@ -305,7 +339,8 @@ class Fleet:
         times = []
         for worker in self.book.workers.values():
             times.append(worker.hung_at())
-            times.append(worker.load_again_at)
+            if worker.life is Life.EMPTY:  # else its process is not there yet, and says so when it is
+                times.append(worker.load_again_at)
             if worker.loading_since is not None and not worker.condemned:
                 times.append(worker.loading_since + self.book.deadlines.load_timeout_s)
         return min((t for t in times if t is not None), default=None)
@@ -326,7 +361,9 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)
         self._forget_silence(role, incarnation)
         worker.leaving = worker.condemned = False
-        worker.loading_since = worker.load_again_at = None
+        worker.loading_since = None
+        if not worker.refused:
+            worker.load_again_at = None
         self._knows_its_slots(role)
         self.book.free(self.book.slots.gone(worker.peer))
 
@@ -342,7 +379,7 @@ class Fleet:
         self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
         self._forget_silence(role, incarnation)
         worker.loading_since = worker.load_again_at = None
-        worker.condemned = False
+        worker.condemned = worker.refused = False
         worker.waiting_for = reason
         self.book.fleet_changed = True
         if known:

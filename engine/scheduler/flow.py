@@ -10,6 +10,7 @@ from engine.scheduler.workers import Batch, Life, Worker
 from ipc.errors import ERROR_CODES
 from ipc.messages import (
     Admit,
+    Grow,
     Held,
     JobOutcome,
     Outcome,
@@ -224,17 +225,55 @@ class Flow:
         if result.retry:  # else it is the utterance that cannot be done
             pace.failed_in_row, pace.last_failure = pace.failed_in_row + 1, result.error
         if result.code == "oom":
-            job.oom_failures += 1
-            self.book.totals.oom_errors += 1
-            self.book.totals.last_oom = now
-            wait, code = retries.oom_wait(job.oom_failures, deadlines.retry_delay_s), "no_vram"
-        else:
-            job.failures += 1
-            wait = retries.reported_wait(job.failures, self.book.boot.max_retries, deadlines.retry_delay_s)
-            code = result.code if result.code in ERROR_CODES else "failed"
-        if not result.retry or wait is None or now + wait >= job.deadline:
+            return self._starved(job, worker, result, now)
+        job.failures += 1
+        wait = retries.reported_wait(job.failures, self.book.boot.max_retries, deadlines.retry_delay_s)
+        code = result.code if result.code in ERROR_CODES else "failed"
+        return self._wait(job, worker, result, wait if result.retry else None, code, now)
+
+    def _starved(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
+        """Out of memory, in a batch of its own: once on each device that has its model, then whole tries later."""
+        job.starved_on.add(worker.plan.device)
+        if result.retry and self.has_elsewhere(job):
+            self.book.totals.retries += 1
+            self._record(job, worker, result, State.RETRYING.value, result.error)
+            self.status(job, f"{result.error}; at once on another device")
+            job.move(State.PENDING)
+            return self.enter(job, now)
+        job.oom_failures += 1
+        wait = retries.oom_wait(job.oom_failures, self.book.deadlines.retry_delay_s) if result.retry else None
+        if wait is not None:
+            self._raise_estimate(worker, wait, now)
+            wait = max(wait, self._held_for(job.stage, now))
+        return self._wait(job, worker, result, wait, "no_vram", now)
+
+    def has_elsewhere(self, job: Job) -> bool:
+        """Whether its stage has a model where this job has not run out of memory."""
+        return any(
+            worker.life is Life.LOADED and not (worker.leaving or worker.ordered or worker.condemned)
+            and worker.plan.device not in job.starved_on
+            for worker in self.book.workers_of(job.stage)
+        )  # fmt: skip
+
+    def _held_for(self, stage: str, now: float) -> float:
+        """How long all devices of a stage pause."""
+        ends = [self.book.shortages.held_until(w.plan.device) or now for w in self.book.workers_of(stage)]
+        return min(ends) - now
+
+    def _raise_estimate(self, worker: Worker, wait: float, now: float) -> None:
+        """What it has leased was not enough: until the next try it asks for more, at most once in a while."""
+        before, after = worker.raised, retries.raised(worker.raised)
+        if after > before and now >= worker.raised_at + self.book.deadlines.retry_delay_s:
+            worker.raised, worker.raised_at = after, now
+            self.book.send(worker.peer, Grow(round((after - before) * worker.plan.estimate_bytes), wait))
+
+    def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
+        """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""
+        if wait is None or now + wait >= job.deadline:
             self._record(job, worker, result, State.FAILED.value, result.error)
-            return self._give_up(job, code, result.error, now)
+            leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
+            why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            return self._give_up(job, code, result.error + why, now)
         job.move(State.RETRYING)
         job.retry_at = now + wait
         self.book.totals.retries += 1
@@ -242,13 +281,14 @@ class Flow:
         self.book.note("info", f"session {job.session.id} index {job.index} stage {job.stage}: attempt {job.attempts} "
                                f"failed ({result.error}), again in {wait:.1f} s")  # fmt: skip
         self.status(job, f"{result.error}; again in {wait:.1f} s")
-        self.book.timer(job.retry_at, "retry", job.key)
+        return self.book.timer(job.retry_at, "retry", job.key)
 
     def retry(self, key: Key, now: float) -> None:
         """The back-off is over."""
         job = self.book.job(key)
         if job is not None and not job.ended and job.state is State.RETRYING and job.retry_at <= now:
             job.move(State.PENDING)
+            job.starved_on.clear()
             self.enter(job, now)
 
     def skip_queue(self, stage: str, now: float) -> None:

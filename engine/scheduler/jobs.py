@@ -66,6 +66,7 @@ class Job:
     attempts: int = 0  # at the current stage, counted before dispatch
     failures: int = 0
     oom_failures: int = 0
+    starved_on: set[str] = field(default_factory=set)  # devices that had too little memory for it in this try
     charges: int = 0
     suspect: bool = False
     queued_ns: int = 0
@@ -127,6 +128,7 @@ class Job:
         self.at += 1
         self.attempts = self.failures = self.oom_failures = self.charges = 0
         self.suspect = False
+        self.starved_on.clear()
 
     def record(self, record: StageRecord) -> None:
         self.records.append(record)

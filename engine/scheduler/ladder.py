@@ -6,8 +6,9 @@ how much room there is on each device (``Room``), and when it has been enough fo
 
 * a worker that others stand in for loads, while they go on serving; when it has loaded they get no more work, and are
   parked after their last batch;
-* a worker that runs a smaller variant, and has nothing to do, starts anew with the best one that fits. Its own memory
-  counts as room, and nothing better than what the node was planned with is tried.
+* a worker that runs a smaller variant, and has nothing to do, starts anew with the best one that fits; one that rests
+  (parked) will come back with that. Its own memory counts as room, and nothing better is tried than what the plan
+  would begin with on otherwise empty devices.
 
 Either asks only for room that is there: nobody has to leave for it, and if somebody was faster it goes back to where
 it was. So a change costs at least ``promote_s`` of quiet, and nothing goes up and down with every breath.
@@ -88,6 +89,8 @@ class Ladder:
 
     def _promote(self, worker: Worker, target: int) -> None:
         loaded, worker.variant, worker.room_since = worker.life is Life.LOADED, target, None
+        if worker.parked:
+            return None
         self.promoted_total += 1
         what = worker.plan.smaller[target - 1].name if target else "its own model"
         self.book.note("info", f"{worker.plan.role} has room for {what} again")
@@ -98,17 +101,23 @@ class Ladder:
 
     def _target(self, worker: Worker, workers: list[Worker]) -> int | None:
         """The best variant that there is room for, if that is better than what is; None: nothing is."""
-        if worker.leaving or worker.condemned or worker.parked or worker.hopeless:
+        if worker.leaving or worker.condemned or worker.hopeless or worker.ordered or self._is_closed(worker):
             return None
-        room = self._rooms.get(worker.plan.device, 0)
+        room = self._rooms.get(self.book.boot.books.get(worker.plan.device, worker.plan.device), 0)
         if worker.life is Life.LOADED:
-            better = range(worker.plan.variant, worker.variant)
+            better = range(worker.plan.best, worker.variant)
             room += worker.needs(worker.variant)
+        elif worker.parked and worker.life is Life.EMPTY:
+            better = range(worker.plan.best, worker.variant)
         elif worker.life is Life.EMPTY and worker.load_again_at is None and self._is_stood_in_for(worker, workers):
-            better = range(worker.plan.variant, len(worker.plan.smaller) + 1)
+            better = range(worker.plan.best, len(worker.plan.smaller) + 1)
         else:
             return None
         return next((variant for variant in better if worker.needs(variant) <= room), None)
+
+    def _is_closed(self, worker: Worker) -> bool:
+        """Whether nothing may begin on its device: an operator drains it, or it has run out of memory."""
+        return self.book.is_drained(worker) or self.book.shortages.held_until(worker.plan.device) is not None
 
     def _is_stood_in_for(self, worker: Worker, workers: list[Worker]) -> bool:
         """Whether a worker further down serves in its place, and none before it does."""

@@ -145,6 +145,9 @@ class Scheduler:
                 self.book.release(peer, result.ticket)
             return
         worker.spoke_at = now
+        if message.fits or any(result.code == "oom" for result in message.results):
+            worker.ran_out(message.fits, now)
+            self.fleet.ran_out(worker, "run", now)
         running = worker.batches[0] if worker.batches else None
         for result in message.results:
             self.flow.done(worker, result, now)
@@ -204,6 +207,7 @@ class Scheduler:
     def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
         self._began = self._began or now
+        self.book.shortages.age(now)
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
                 self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
@@ -279,12 +283,15 @@ class Scheduler:
             "skipped": totals.skipped,
             "cancelled": totals.cancelled,
             "expired": totals.expired,
-            "oom_errors": totals.oom_errors,
-            "last_oom_s": None if totals.last_oom is None else round(now - totals.last_oom, 1),
+            "oom_errors": book.shortages.total,
+            "oom": book.shortages.snapshot(now),
+            "last_oom_s": None if book.shortages.last is None else round(now - book.shortages.last, 1),
+            "runs": sum(worker.runs for worker in book.workers.values()),
             "retries": totals.retries,
             "stale": totals.stale,
             "deaths": totals.deaths,
             "parked": self.residency.parked_total,
+            "promoted": self.ladder.promoted_total,
             "concurrency": self.concurrency(),
             "jobs": self._jobs(now, 200),
             "slots": book.slots.snapshot(),

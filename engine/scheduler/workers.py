@@ -10,6 +10,7 @@ when it was sent or when the ``Done`` of the one before it arrived, whichever wa
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -78,6 +79,12 @@ class Worker:
     fruitless: int = 0  # lives in a row that ended no utterance well
     leaving: bool = False  # gets no more batches; parked when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    refused: bool = False  # its last load failed: it loads again when ``load_again_at`` says so, or never
+    load_ooms: int = 0  # loads in a row that ran out of memory
+    raised: float = 1.0  # how many times its estimate it is to lease
+    raised_at: float = -math.inf
+    fits: int = 0  # the largest batch, after one ran out of memory; 0: as configured
+    fits_since: float = 0.0
     ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
     dismissed: bool = False  # ... and has been told
     loaded_at: float = 0.0
@@ -97,6 +104,7 @@ class Worker:
         self.peer = peer_name(self.plan.role, incarnation)
         self.leaving = self.dismissed = False
         self.ordered = ""
+        self.fits = 0
         self.idle_since = None
 
     def move(self, life: Life) -> None:
@@ -124,8 +132,9 @@ class Worker:
         return False
 
     def needs(self, variant: int) -> int:
-        """Bytes that a variant of its model takes on its device, as far as is known."""
-        return self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+        """Bytes that it would ask for with a variant of its model."""
+        estimate = self.plan.smaller[variant - 1].estimate_bytes if variant else self.plan.estimate_bytes
+        return round(estimate * self.raised)
 
     @property
     def degraded(self) -> str:
@@ -138,7 +147,21 @@ class Worker:
     @property
     def may_serve(self) -> bool:
         """Whether its stage may count on it: it has its model, will have, or has given it away only for a while."""
+        if self.refused:
+            return False
         return self.life in (Life.ABSENT, Life.LOADING, Life.LOADED) or (self.parked and self.life is Life.EMPTY)
+
+    def ran_out(self, fits: int, now: float) -> None:
+        """A run found too little memory; batches of ``fits`` (0: not even one) had enough."""
+        self.fits, self.fits_since = max(1, fits), now
+
+    def batch_limit(self, window_s: float, now: float) -> int:
+        """Items that a batch may have now: as configured, or less after a shortage, twice as many each ``window_s``."""
+        while self.fits and now >= self.fits_since + window_s:
+            self.fits, self.fits_since = self.fits * 2, self.fits_since + window_s
+            if self.fits >= self.stage.max_batch:
+                self.fits = 0
+        return min(self.fits or self.stage.max_batch, self.stage.max_batch)
 
     def send(self, batch: Batch) -> None:
         """Put a batch on board."""

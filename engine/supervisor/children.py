@@ -13,6 +13,7 @@ them ends.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import msgspec
 
 from engine import logs
 from engine.boot import Boot
-from engine.process import start_time
+from engine.process import now, start_time
 
 READ_BYTES = 65_536
 READS_A_TURN = 8  # a child that floods its log must not keep the supervisor from its work
@@ -134,6 +135,11 @@ class Children:
         self._children[boot.role] = child
         return child
 
+    @property
+    def living(self) -> list[str]:
+        """Roles whose process is not confirmed dead."""
+        return list(self._children)
+
     def signal(self, role: str, number: signal.Signals) -> None:
         """Send a signal; none if the process is dead already."""
         child = self._children.get(role)
@@ -151,12 +157,16 @@ class Children:
         os.close(child.pidfd)
         return code
 
-    def kill_all(self) -> None:
-        """The last resort of a supervisor that cannot go on."""
+    def kill_all(self, patience_s: float) -> None:
+        """The last resort of a supervisor that cannot go on. Nobody waits longer for what a driver holds."""
         for role in list(self._children):
             self.signal(role, signal.SIGKILL)
+        until = now() + patience_s
         for child in list(self._children.values()):
-            self.reap(child)
+            end = select.poll()
+            end.register(child.pidfd, select.POLLIN)
+            if end.poll(max(0.0, until - now()) * 1000):
+                self.reap(child)
 
 
 def command(module: str, *arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
 A stage is **alive** when one of its workers has its model, or has parked it to give others room, and **progressing**
 unless it has work of which nothing has begun or ended for longer than a run may take. The node is **ready** when it
 serves, its core processes are up and heard, and every stage that it cannot do without is alive and progressing.
+What else an operator should know, a device that is lost or a worker that cannot be killed, is in ``notes``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from typing import Any
 
 from engine.config import DeadlinesSection
-from engine.supervisor.lifecycle import Lifecycle, Phase
+from engine.supervisor.lifecycle import MEND_LOST, Lifecycle, Phase
 from engine.supervisor.roster import State
 
 STALE_S = 5.0  # a scheduler's report older than this is no news of any stage
@@ -20,7 +21,7 @@ FAILED_IN_ROW = 10  # a stage whose last runs all failed, so many, is not well
 
 
 def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str, Any]:
-    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}}."""
+    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}, "notes": [text]}."""
     report: dict[str, Any]
     reported_at, report = life.reports.get("scheduler", (math.inf, {}))
     stages = {name: of_stage(row) for name, row in report.get("stages", {}).items()}
@@ -40,7 +41,24 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
         reasons += [
             f"stage {name}: {row['reason']}" for name, row in stages.items() if row["reason"] and name not in optional
         ]
-    return {"ready": not reasons, "reason": "; ".join(reasons), "phase": life.phase.value, "stages": stages}
+    return {
+        "ready": not reasons,
+        "reason": "; ".join(reasons),
+        "phase": life.phase.value,
+        "stages": stages,
+        "notes": notes(life),
+    }
+
+
+def notes(life: Lifecycle) -> list[str]:
+    """Of devices and workers that are lost, one line each."""
+    lost = [f"device {device} is quarantined: {reason}; {MEND_LOST}" for device, reason in life.quarantined.items()]
+    stuck = [
+        f"{r.role} (pid {r.pid}) cannot be killed, a driver holds it: its memory counts as lost until it ends"
+        for r in life.roster
+        if r.state is State.STUCK
+    ]
+    return lost + stuck
 
 
 def of_stage(row: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +73,12 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("failed_in_row", 0) >= FAILED_IN_ROW:
         reason = f"its last {row['failed_in_row']} runs failed, the last one with: {row.get('last_failure')}"
         return {"alive": True, "progressing": False, "reason": reason}
-    return {"alive": True, "progressing": True, "reason": "", "note": _lost(row)}
+    return {
+        "alive": True,
+        "progressing": True,
+        "reason": "",
+        "note": "; ".join(filter(None, [_lost(row), _degraded(row)])),
+    }
 
 
 def _lost(row: dict[str, Any]) -> str:
@@ -63,6 +86,10 @@ def _lost(row: dict[str, Any]) -> str:
     lost, workers = row.get("lost", 0), row.get("workers", 0)
     why = f": {row['why']}" if row.get("why") else ""
     return f"{lost} of {workers} workers will not come back until the node is started again{why}" if lost else ""
+
+
+def _degraded(row: dict[str, Any]) -> str:
+    return f"degraded: {row['degraded']}" if row.get("degraded") else ""
 
 
 def _of_process(life: Lifecycle, role: str, deadlines: DeadlinesSection, now: float) -> str:

@@ -9,7 +9,8 @@
   gateway is told to ``Serve``, and its ``Serving`` makes the node ready.
 * **serving**: whoever dies comes back while the restart budget lasts, and is introduced anew. A worker whose budget is
   spent stays away, and the rest serves on; without scheduler, gateway or arbiter the node ends, in order and with one
-  line.
+  line. On a device that is lost (*quarantined*) no worker lives any more; on one whose programs share a context server
+  (MPS) a fault of one worker is a fault of all.
 * **draining**: no new work; what runs may end within ``drain_s``, what ended may be fetched for ``flush_s`` more. The
   line that says so waits for the scheduler's count of what is in flight, ``COUNT_S`` at most.
 * **stopping**: ``Stop`` to workers, scheduler, gateway, arbiter in that order, ``stop_s`` each, then SIGKILL. A second
@@ -42,7 +43,7 @@ from engine.supervisor.events import (
     Warn,
 )
 from engine.supervisor.orders import Orders
-from engine.supervisor.roster import LIVING, Post, Record, Roster, State
+from engine.supervisor.roster import LIVING, Post, Record, Roster, State, Unkillable
 from ipc.errors import DragomanError, IllegalMove
 from ipc.messages import (
     Alive,
@@ -54,6 +55,7 @@ from ipc.messages import (
     Flushed,
     Gone,
     Preload,
+    Quarantine,
     Ready,
     Report,
     Serve,
@@ -63,6 +65,7 @@ from ipc.messages import (
 )  # fmt: skip
 
 KEPT_DEATHS = 100  # for the statistics
+MEND_LOST = "reset it (nvidia-smi --gpu-reset), then start the node again"
 COUNT_S = 0.2  # how long a draining node waits for the scheduler's count of what is in flight
 
 
@@ -94,7 +97,11 @@ class Order:
 
 
 class Lifecycle:
-    """The supervisor's core. ``may_fail``: workers whose stage the node can do without. ``orders``: of operators."""
+    """The supervisor's core.
+
+    may_fail: workers whose stage the node can do without. orders: of operators. shared: devices whose programs share a
+    context server (MPS).
+    """
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class Lifecycle:
         deadlines: DeadlinesSection,
         may_fail: Collection[str] = (),
         orders: Orders | None = None,
+        shared: Collection[str] = (),
     ) -> None:
         self.roster = roster
         self.orders = orders or Orders({}, {}, ())
@@ -113,7 +121,9 @@ class Lifecycle:
         self.deaths: deque[dict[str, Any]] = deque(maxlen=KEPT_DEATHS)
         self._addresses = endpoints
         self._limits = deadlines
+        self.quarantined: dict[str, str] = {}  # device -> why
         self._may_fail = frozenset(may_fail)
+        self._shared = frozenset(shared)
         self._code, self._line = OK, ""
         self._drained = self._flushed = False
         self._workers_ready = self._serve_told = False
@@ -167,6 +177,10 @@ class Lifecycle:
         self.orders.check()
         living = [r.role for r in self.roster.living()]
         assert self.phase is not Phase.ENDED or not living or self._killed_at is not None, f"ended with {living}"
+        for r in self.roster:
+            assert r.device not in self.quarantined or r.state is not State.WAITING, (
+                f"{r.role} is to live on a lost device"
+            )
 
     def snapshot(self) -> dict[str, Any]:
         return {"phase": self.phase.value, "mode": self.mode, "mode_reason": self.mode_reason}
@@ -174,7 +188,10 @@ class Lifecycle:
     # ------------------------------------------------------------ starting and serving
 
     def _tick(self, now: float) -> list[Any]:
-        return list(self.roster.tick(now))
+        actions: list[Any] = []
+        for action in self.roster.tick(now):
+            actions += self._stuck(self.roster[action.role]) if isinstance(action, Unkillable) else [action]
+        return actions
 
     def _heard(self, role: str, incarnation: int, message: Any, now: float) -> list[Any]:
         if not self.roster.is_current(role, incarnation):
@@ -204,6 +221,8 @@ class Lifecycle:
                 actions.append(self.roster.condemn(worker, reason, now))
             case Excused(worker, died):
                 self.roster.excuse(worker, died)
+            case Quarantine(device, reason):
+                actions += self._quarantine(device, reason, now)
             case Drained() if self.phase is Phase.DRAINING:
                 self._drained = True  # for now: the gateway may not have read that the node stops, and admit more
             case Flushed():
@@ -231,10 +250,12 @@ class Lifecycle:
         missed: list[Any] = []
         if role == "arbiter":  # it may remember leases of any life
             missed += [Gone(r.role, r.incarnation - (r.state in LIVING)) for r in workers if r.incarnation]
+            missed += [_stuck_news(r) for r in workers if r.state is State.STUCK]
         if role == "scheduler":
             dead = [r for r in workers if r.incarnation and r.state not in LIVING]
             missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
             missed.append(self.orders.standing())  # it was born with them; some may have come since
+            missed += [_stuck_news(r) for r in workers if r.state is State.STUCK]
             if self.phase in (Phase.SERVING, Phase.DRAINING):
                 missed.append(Serve())
         if role in ("scheduler", "gateway") and self.phase is Phase.DRAINING:
@@ -260,12 +281,23 @@ class Lifecycle:
         roles = self.orders.obey(verb, target, self.roster, value, usual)
         told = self._post("scheduler", self.orders.standing())
         if verb == "restart":
-            for role in roles:
-                if self.roster[role].state is State.SPENT:
-                    self.roster.revive(role, now)
+            roles = self._revive(roles, now)
         if verb == "load":
             told += self._post("scheduler", Preload(target))
         return Order(roles, told)
+
+    def _revive(self, roles: list[str], now: float) -> list[str]:
+        """Give those that were given up another life, where their device is there; those that (will) have one."""
+        spent = [role for role in roles if self.roster[role].state is State.SPENT]
+        lost = [role for role in spent if self.roster[role].device in self.quarantined]
+        if lost == roles:
+            raise DragomanError(f"{lost[0]} cannot start: {self._why_lost(self.roster[lost[0]])}", MEND_LOST)
+        for role in set(spent) - set(lost):
+            self.roster.revive(role, now)
+        return [role for role in roles if role not in lost]
+
+    def _why_lost(self, record: Record) -> str:
+        return f"{record.device} is quarantined: {self.quarantined[record.device]}"
 
     # ------------------------------------------------------------ deaths
 
@@ -278,18 +310,28 @@ class Lifecycle:
         return f"exit code {code}: {words}" if words else f"exit code {code}"
 
     def _died(self, role: str, code: int, reason: str, now: float) -> list[Any]:
+        was_stuck = self.roster[role].state is State.STUCK
         asked = self.roster.exited(role, code)
         self.reports.pop(role, None)
         if self.phase in (Phase.STOPPING, Phase.ENDED):
             return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
-        if code == PARKED and record.is_worker:
+        lost = record.device in self.quarantined
+        reason = self._why_lost(record) if lost else reason
+        if code == PARKED and record.is_worker and not lost:
             self.roster.renew(role, now)
             news = Gone(role, record.incarnation, "parked", parked=True)
             return self._post("scheduler", news) + self._post("arbiter", news)
+        if was_stuck:
+            return self._freed(record, lost, now)
         self.deaths.append({"role": role, "incarnation": record.incarnation, "reason": reason, "seen_s": now})
-        final = not self.roster.can_restart(role, now)
-        if final and self.phase is Phase.STARTING and role not in self._may_fail:
+        if record.blameless and not lost:
+            self.roster.renew(role, now)
+            record.reason = reason
+            news = Gone(role, record.incarnation, reason)
+            return [Warn(f"{role} ended: {reason}"), *self._post("scheduler", news), *self._post("arbiter", news)]
+        final = lost or not self.roster.can_restart(role, now)
+        if final and not lost and self.phase is Phase.STARTING and role not in self._may_fail:
             self._fail(f"{role} cannot start: {reason}")
             return []
         if final and not record.is_worker:
@@ -297,12 +339,60 @@ class Lifecycle:
             return []
         if role == "gateway":
             self._serve_told = self._flushed = self._drained = False
-        if final:
+        if final and not lost:
             reason += f"; {self.roster.why_spent(role)}"
         record.reason = reason
         news = Gone(role, record.incarnation, reason, final)
         actions: list[Any] = [Warn(self._after_death(record, reason, final, now))]
+        actions += self._post("scheduler", news) + self._post("arbiter", news)
+        return actions + self._share_fault(record, now)
+
+    def _share_fault(self, record: Record, now: float) -> list[Any]:
+        """What broke one client of a context server has broken all of them, whether they know it yet or not."""
+        if record.device not in self._shared:
+            return []
+        actions: list[Any] = []
+        for other in self.roster:
+            if other.device == record.device and other.state in (State.STARTING, State.UP):
+                other.blameless = True
+                why = f"{record.role} died, and all workers on {record.device} share one context server (MPS)"
+                actions.append(self.roster.condemn(other.role, why, now))
+        return actions
+
+    # ------------------------------------------------------------ what holds a device
+
+    def _quarantine(self, device: str, reason: str, now: float) -> list[Any]:
+        """No worker lives on this device from here on."""
+        if device in self.quarantined:
+            return []
+        self.quarantined[device] = reason
+        actions: list[Any] = [
+            Warn(f"{device} is quarantined: {reason}; nothing runs there until the node is started again")
+        ]
+        for record in [r for r in self.roster if r.device == device]:
+            if record.state in (State.STARTING, State.UP):
+                actions.append(self.roster.condemn(record.role, self._why_lost(record), now))
+            elif record.state is State.WAITING and record.incarnation:
+                self.roster.give_up(record.role)
+                record.reason = self._why_lost(record)
+                actions += self._post("scheduler", Gone(record.role, record.incarnation, record.reason, final=True))
+        return actions
+
+    def _stuck(self, record: Record) -> list[Any]:
+        """The node goes on without this worker; its memory is not back."""
+        record.reason = f"it cannot be killed, a driver holds it ({record.reason or 'killed'})"
+        news = _stuck_news(record)
+        actions: list[Any] = [Warn(f"{record.role} (pid {record.pid}): {record.reason}; its memory counts as lost")]
         return actions + self._post("scheduler", news) + self._post("arbiter", news)
+
+    def _freed(self, record: Record, lost: bool, now: float) -> list[Any]:
+        """A worker that could not be killed has ended after all; the scheduler has buried it long ago."""
+        if lost or not self.roster.can_restart(record.role, now):
+            self.roster.give_up(record.role)
+        else:
+            self.roster.restart(record.role, now)
+        news = Gone(record.role, record.incarnation, "it has ended after all")
+        return [Warn(f"{record.role} has ended after all"), *self._post("arbiter", news)]
 
     def _after_death(self, record: Record, reason: str, final: bool, now: float) -> str:
         """Plan the next life, or none; returns the line for the log."""
@@ -355,7 +445,8 @@ class Lifecycle:
         self._at_once = True
         self._count_due = None  # nobody waits for anything now
         self._cancel_spawns()
-        return [self.roster.kill(r.role, now) for r in self.roster.living() if r.state is not State.KILLED]
+        doomed = (State.KILLED, State.STUCK)
+        return [self.roster.kill(r.role, now) for r in self.roster.living() if r.state not in doomed]
 
     def _advance(self, now: float) -> list[Any]:
         """Take the next step of the ladder when the present one is done."""
@@ -392,7 +483,7 @@ class Lifecycle:
 
     def _is_beyond(self, record: Record, now: float) -> bool:
         """A process that even SIGKILL does not end (a driver holds it): nobody can do more, so nobody waits."""
-        if record.state is State.KILLED and now >= record.due:
+        if record.state is State.STUCK or (record.state is State.KILLED and now >= record.due):
             self._killed_at = now
             return True
         return False
@@ -406,3 +497,7 @@ class Lifecycle:
         if phase not in MOVES[self.phase]:
             raise IllegalMove(f"node: {self.phase.value} -> {phase.value}")
         self.phase = phase
+
+
+def _stuck_news(record: Record) -> Gone:
+    return Gone(record.role, record.incarnation, record.reason, final=True, stuck=True)

@@ -12,20 +12,34 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from engine import corrections_file, devices, exits, failpoints, knobs, logs, placement, process, published
+from engine import (
+    corrections_file,
+    devices,
+    exits,
+    failpoints,
+    knobs,
+    logs,
+    placement,
+    placement_words,
+    process,
+    published,
+)
 from engine.boot import SchedulerBoot
 from engine.config import Config
-from engine.supervisor import environment, health, plan, stats, survey
+from engine.supervisor import claims, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
+from engine.supervisor.claims import Claims
 from engine.supervisor.events import (
     Announce,
     End,
@@ -54,6 +68,8 @@ from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
 
 JOURNAL_BYTES = 2**20  # what the arbiter must not forget
+CLAIM_AGAIN_S = 0.1  # a lock that somebody holds is asked for again after so long
+KEPT_LINES = 500  # of the log, for who asks for its end
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
 ROUTERS = ("supervisor", "scheduler", "arbiter")
@@ -91,6 +107,7 @@ class Supervisor:
         self._ready = ready or (lambda news: None)
         self._modules = {**MODULES, "worker": WORKER_MODULE, **(modules or {})}
         self._hooks = parse_hooks(os.environ.get(HOOKS, ""))
+        self._tail: deque[str] = deque(maxlen=KEPT_LINES)
         self._poll = Poll()
         self._watched: dict[int, Child] = {}  # pidfd -> child
         self._outputs: dict[int, Child] = {}  # output pipe -> child
@@ -99,6 +116,15 @@ class Supervisor:
         """Start, serve, stop; the exit code. Raises DragomanError when the node cannot start."""
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
+        self._children = Children(logs.LineHandler(tail=self._tail))
+        self._claims = Claims(claims.folder(), self.folder.path, shared=self.config.devices.share)
+        try:
+            self._claim_gpus()
+            return self._serve()
+        finally:
+            self._claims.close(nobody_left=not self._children.living)
+
+    def _serve(self) -> int:
         self.folder.open()
         try:
             self._open()
@@ -106,13 +132,31 @@ class Supervisor:
                 return self._loop()
             finally:
                 self._measuring.keep()
-                self._children.kill_all()
+                self._children.kill_all(self.config.deadlines.stop_s)
                 self._router.close()
                 self._operators.close()
         finally:
             self.folder.close()
 
     # ------------------------------------------------------------ start
+
+    def _claim_gpus(self) -> None:
+        """Wait for the GPUs that this node's workers will use; in one order, so that no two nodes wait for each other.
+
+        Raises DragomanError naming who has one when ``gpu_wait_s`` is over.
+        """
+        names = {self.plan.uuids[role]: worker.device for role, worker in self.plan.workers.items()}
+        until = process.now() + self.config.deadlines.gpu_wait_s
+        for uuid in sorted(names.keys() - {""}):
+            told = ""
+            while holder := self._claims.take(uuid):
+                if process.now() >= until:
+                    raise DragomanError(f"{names[uuid]} ({uuid}) is in use by {holder}", claims.SHARE)
+                if holder != told:
+                    self._announce(f"waiting for {names[uuid]}, which is in use by {holder}")
+                    told = holder
+                if self._host_fd in select.select([self._host_fd] if self._embedded else [], [], [], CLAIM_AGAIN_S)[0]:
+                    raise DragomanError("the program that this node is part of has ended")
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
         found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
@@ -128,14 +172,14 @@ class Supervisor:
             history,
         )
         self._measuring = Measuring(made.needs, file)
+        self._shared = [device.name for device in found if device.mps]
         return made, {device.name: device.kind for device in found}
 
     def _open(self) -> None:
         """Everything a child may need exists before the first one starts."""
-        self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level)
+        self._logger = logs.configure("supervisor", self.folder.node, self.config.node.log_level, self._tail)
         if self._hooks:
             self._logger.warning("test hooks are in force: %s", ", ".join(sorted(self._hooks)))
-        self._children = Children(logs.LineHandler())
         self._rings = {name: self._make_ring(name, blocks) for name, blocks in self.plan.rings.items()}
         self._journal_fd = memory.create("journal", JOURNAL_BYTES)
         self._death_fd, self._life_fd = os.pipe()  # the writing end stays here, and closes with this process
@@ -147,7 +191,7 @@ class Supervisor:
         pinned = {name: section.pinned for name, section in self.config.stages.items()}
         homes = {role: (body.stage, body.device) for role, body in self.plan.workers.items()}
         orders = Orders(homes, pinned, self._devices)
-        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders)
+        self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders, self._shared)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)
@@ -166,7 +210,7 @@ class Supervisor:
         for stage in made.scheduler.stages:
             if stage.absent:
                 yield f"stage {stage.name} is absent ({stage.absent}): its utterances skip it"
-        yield from placement.lines(made.placement)
+        yield from placement_words.lines(made.placement)
         for name in self.config.pipelines.keys() - made.config.pipelines.keys():
             yield f"pipeline {name} is left out: all its stages are absent"
         sizes = ", ".join(f"{name} {segment_bytes(blocks) / 2**20:.1f}" for name, blocks in made.rings.items())
@@ -235,6 +279,8 @@ class Supervisor:
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
+        if uuid := self.plan.uuids.get(wanted.role, ""):
+            inherited += (self._claims.fd(uuid),)
         try:
             child = self._children.spawn(boot, self._modules[kind], self._environment(wanted.role), inherited)
         except OSError as error:
@@ -297,6 +343,7 @@ class Supervisor:
         return {
             "stats": lambda args: self.stats(),
             "health": lambda args: self.health(),
+            "log": lambda args: {"lines": list(self._tail)},
             **orders,
             "drain": lambda args: self.order("drain", args) if args else self.drain(),
         }
@@ -315,8 +362,9 @@ class Supervisor:
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""
-        name, rings, placed = self.folder.node, self.plan.ring_bytes, placement.document(self.plan.placement)
-        now, rows = process.now(), self._measuring.rows()
+        name, rings, now = self.folder.node, self.plan.ring_bytes, process.now()
+        placed = placement_words.document(placement.measured(self.plan.placement, stats.load_times(self._life)))
+        rows = self._measuring.rows()
         return stats.compose(name, self._life, self._devices, rings, self.health(), now, os.getpid(), placed, rows)
 
     def health(self) -> dict[str, Any]:

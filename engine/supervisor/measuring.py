@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.supervisor.needs import Need
 from ipc.messages import Measured
 
 KEEP_S = 5.0  # between two writings
+UNKEPT = 100  # measurements that wait to be written; of more the oldest are lost
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Measuring:
         self._needs = needs
         self._file = file
         self._seen: dict[str, _Seen] = {}  # by role
-        self._unkept: list[tuple[Need, Sample]] = []
+        self._unkept: deque[tuple[Need, Sample]] = deque(maxlen=UNKEPT)
         self._due = 0.0
         self._failed = ""
 

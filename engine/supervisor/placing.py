@@ -6,8 +6,9 @@ A stage on "auto" may be on any GPU, or on the CPU where there is none; one whos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from engine import placement
+from engine import placement, placement_words
 from engine.boot import DevicePlan
 from engine.config import Config, StageSection
 from engine.devices import Device, HostMemory
@@ -31,18 +32,24 @@ def place(
 ) -> Placement:
     """The plan. Raises ConfigError for a device that is not there, DragomanError when a stage fits nowhere."""
     rings = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
-    rooms = [
-        Room(limits(plan_device(config, device, shared)), device.kind, _free(device, memory, rings))
-        for device in devices
-    ]
+    rooms = [_room(config, device, devices, memory.available_bytes - rings, shared) for device in devices]
     made = placement.plan(
         rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
     )
     if made.verdict is placement.Verdict.NOWHERE:
         names = ", ".join(f"stages.{lack.stage}.variants" for lack in made.nowhere)
         mend = f"use a smaller model, give it smaller ones ({names}), or another device"
-        raise DragomanError(placement.headline(made), mend)
+        raise DragomanError(placement_words.headline(made), mend)
     return made
+
+
+def _room(
+    config: Config, device: Device, devices: Sequence[Device], host_bytes: int, shared: Mapping[str, str]
+) -> Room:
+    """A device as the plan sees it, with the bounds and the free bytes of the one whose memory it shares."""
+    owner = next(one for one in devices if one.name == shared.get(device.name, device.name))
+    bounds = replace(limits(plan_device(config, owner, shared)), name=device.name)
+    return Room(bounds, device.kind, _free(owner, host_bytes), shared.get(device.name, ""))
 
 
 def books(devices: Sequence[Device]) -> dict[str, str]:
@@ -66,14 +73,16 @@ def plan_device(config: Config, device: Device, shared: Mapping[str, str]) -> De
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
+        ceiling_is_own=section.share,
+        ecc_errors=device.ecc_errors,
         book=shared.get(device.name, ""),
     )
 
 
-def _free(device: Device, memory: HostMemory, rings: int) -> int:
-    """Free bytes when no model is loaded yet, the node's own rings taken."""
-    if device.kind == "cpu":
-        return max(0, memory.available_bytes - rings)
+def _free(device: Device, host_bytes: int) -> int:
+    """Free bytes when no model is loaded yet; ``host_bytes``: of main memory, beside the node's own rings."""
+    if device.memory_source in ("host", "unified"):
+        return max(0, host_bytes)
     return device.total_bytes if device.free_bytes < 0 else device.free_bytes
 
 

@@ -27,7 +27,8 @@ from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
 from engine.corrections import History
 from engine.devices import Device, HostMemory
-from engine.placement import Placement, lacking
+from engine.placement import Placement
+from engine.placement_words import lacking
 from engine.supervisor import placing
 from engine.supervisor.needs import Need, Needs, needs_of
 from engine.supervisor.rings import GATEWAY, readers, sizes
@@ -137,16 +138,18 @@ def make(
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
     plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed, needs) for name in config.stages)
-    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
-    reads = readers(config, roles, surveys, rings)
     kinds = {device.name: device for device in devices}
+    workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
+    used = {kinds[worker.device].name: kinds[worker.device].uuid for worker in workers.values()}
+    _check_shares(config, used)
+    reads = readers(config, roles, surveys, rings)
     return Plan(
         config=config,
         scheduler=SchedulerBoot(
             stages=plans,
             pipelines=config.pipelines,
             mode=config.node.mode,
-            mode_reason=mode_reason(config.node.mode, devices),
+            mode_reason=mode_reason(config.node.mode, devices, placed),
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
@@ -180,9 +183,10 @@ def _that_can_run(config: Config, surveys: Mapping[str, Survey]) -> Config:
     return msgspec.structs.replace(config, pipelines=kept)
 
 
-def mode_reason(mode: str, devices: Sequence[Device]) -> str:
+def mode_reason(mode: str, devices: Sequence[Device], placed: Placement) -> str:
     """Why the node runs as it does, in a few words."""
     where = "" if any(device.kind == "cuda" for device in devices) else ", no GPU: every stage on the CPU"
+    where += f", {placed.verdict.value} on {' and '.join(placed.crowded)}" if placed.crowded else ""
     return f"as configured{where}" if mode == "serial" else f"stages overlap{where}"
 
 
@@ -243,6 +247,7 @@ def _stage(
                 standby=device.name not in own,
                 smaller=_smaller(survey, needs[name, device.name]),
                 variant=placed.variant_of(name),
+                best=min(placed.best[name], placed.variant_of(name)),
             )
             for role, device in roles
         ),
@@ -297,6 +302,17 @@ def _worker(
 
 def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
+
+
+def _check_shares(config: Config, used: Mapping[str, str]) -> None:
+    """That a GPU which others may use too has a bound on what this node takes. ``used``: device -> UUID."""
+    section = config.devices
+    for name, uuid in used.items():
+        if section.share and uuid and not {name, uuid} & section.max_bytes.keys():
+            text = (
+                f"devices.share lets other nodes use {name} too, and devices.max_bytes does not bound this one's part"
+            )
+            raise ConfigError(text, f'set devices.max_bytes, for example {{"{name}" = 12_000_000_000}}')
 
 
 # ---------------------------------------------------------------- the gateway's part

@@ -8,12 +8,14 @@
        │                    ▼                     ▼                          │
        │                 killed ◄──abort_s── condemned                       │
        │                    │ exit                │ exit                     │ exit, or stop_s ──► killed
-       └──restart── gone ◄──┴─────────────────────┴──────────────────────────┘
-                     └──give up──► spent ──an operator's restart──► waiting
+        └──restart── gone ◄──┴─────────────────────┴──────────────────────────┘           killed ──stuck_s──► stuck
+                      └──give up──► spent ──an operator's restart──► waiting              stuck ──exit──► gone
 
 A **condemned** process gets SIGABRT (it writes its stacks to the log) and, ``abort_s`` later, SIGKILL. Only the pidfd
 says that a process is dead; then the restart budget decides between ``waiting`` and ``spent``. A process that had made
-progress comes back at once, one that died before that waits, twice as long each time.
+progress comes back at once, one that died before that waits, twice as long each time. A worker that does not even end
+on SIGKILL, because a driver holds it in the kernel, is **stuck**: it runs no more, so the node goes on as after its
+death, but what it has of its device is not back until it has ended after all.
 
 **Silence.** A worker is busy with its model for as long as a run takes, so its silence is only reported (the scheduler
 knows what it is doing); any other process that says nothing for ``silent_s`` is condemned. When this process itself has
@@ -46,6 +48,7 @@ class State(enum.Enum):
     CONDEMNED = "condemned"  # SIGABRT sent
     STOPPING = "stopping"  # asked to leave
     KILLED = "killed"  # SIGKILL sent
+    STUCK = "stuck"  # ... long ago
     GONE = "gone"  # confirmed dead
     SPENT = "spent"  # dead, and none will follow unless an operator says so
 
@@ -56,11 +59,12 @@ MOVES: dict[State, frozenset[State]] = {
     State.UP: frozenset({State.CONDEMNED, State.STOPPING, State.KILLED, State.GONE}),
     State.CONDEMNED: frozenset({State.KILLED, State.GONE}),
     State.STOPPING: frozenset({State.KILLED, State.GONE}),
-    State.KILLED: frozenset({State.GONE}),
+    State.KILLED: frozenset({State.GONE, State.STUCK}),
+    State.STUCK: frozenset({State.GONE}),
     State.GONE: frozenset({State.WAITING, State.SPENT}),
     State.SPENT: frozenset({State.WAITING}),
 }
-LIVING = frozenset({State.STARTING, State.UP, State.CONDEMNED, State.STOPPING, State.KILLED})
+LIVING = frozenset({State.STARTING, State.UP, State.CONDEMNED, State.STOPPING, State.KILLED, State.STUCK})
 HEARING = frozenset({State.UP, State.CONDEMNED, State.STOPPING})  # has spoken and may be written to
 
 
@@ -92,7 +96,14 @@ class Post:
     message: Any
 
 
-Action = Spawn | Signal | Post
+@dataclass(frozen=True)
+class Unkillable:
+    """A worker has not ended on SIGKILL."""
+
+    role: str
+
+
+Action = Spawn | Signal | Post | Unkillable
 
 
 @dataclass
@@ -108,6 +119,8 @@ class Record:
     heard: float = 0.0
     silence_told: float = 0.0
     due: float = 0.0  # when the present state's limit passes: spawn, first word, SIGKILL
+    killed_at: float = 0.0
+    blameless: bool = False  # it is condemned for another's fault: its next life is not charged
     fruitful: bool = False
     spoke: bool = False
     fruitless: int = 0  # deaths without progress since the last progress
@@ -118,6 +131,11 @@ class Record:
     @property
     def is_worker(self) -> bool:
         return "@" in self.role
+
+    @property
+    def device(self) -> str:
+        """The device that a worker lives on ("asr@cuda:0/1": "cuda:0")."""
+        return self.role.partition("@")[2].rpartition("/")[0]
 
     @property
     def boot_failed(self) -> bool:
@@ -202,7 +220,7 @@ class Roster:
         """SIGKILL now."""
         record = self._records[role]
         record.move(State.KILLED)
-        record.due = now + self._limits.stop_s
+        record.killed_at, record.due = now, now + self._limits.stop_s
         return Signal(role, signal.SIGKILL)
 
     def exited(self, role: str, code: int) -> bool:
@@ -279,6 +297,8 @@ class Roster:
         for record in self:
             if record.state in (State.WAITING, State.STARTING, State.CONDEMNED, State.STOPPING):
                 times.append(record.due)
+            elif record.state is State.KILLED and record.is_worker:
+                times.append(record.killed_at + self._limits.stuck_s)
             elif record.state is State.UP:
                 times.append(record.silence_told + self._limits.silent_s)
         return min(times)
@@ -330,6 +350,9 @@ class Roster:
                 yield from self._silence(record, now)
             case State.CONDEMNED | State.STOPPING if record.due <= now:
                 yield self.kill(record.role, now)
+            case State.KILLED if record.is_worker and record.killed_at + limits.stuck_s <= now:
+                record.move(State.STUCK)
+                yield Unkillable(record.role)
 
     def _silence(self, record: Record, now: float) -> Iterator[Action]:
         record.silence_told = now
@@ -345,7 +368,7 @@ class Roster:
         record.incarnation += 1
         record.pid = record.start_time = record.code = 0
         record.phase = record.reason = ""
-        record.fruitful = record.spoke = False
+        record.fruitful = record.spoke = record.blameless = False
         record.heard = record.silence_told = now
         record.due = now + self._limits.boot_s
         return Spawn(record.role, record.incarnation)

@@ -25,7 +25,7 @@ def compose(
 ) -> dict[str, Any]:
     """The document. ``devices``: name -> kind ("cpu" or "cuda"). ``health``: see ``health.judge``. ``pid``: ours.
 
-    ``placement``: the plan from the start (``engine.placement.document``). ``estimates``: what each worker's model is
+    ``placement``: the plan from the start (``placement_words.document``). ``estimates``: what each worker's model is
     thought to need, see ``Measuring.rows``.
     """
     reports = {role: {**report, "age_ms": round((now - at) * 1000)} for role, (at, report) in lifecycle.reports.items()}
@@ -50,6 +50,7 @@ def compose(
         "failed": failed,
         "rejected": gateway.get("rejected", 0),
         "oom_errors": scheduler.get("oom_errors", 0),
+        "oom": scheduler.get("oom", {}),
         "last_oom": scheduler.get("last_oom_s"),
         "queue_usage": _usage(scheduler),
         "jobs": scheduler.get("jobs", []),
@@ -68,6 +69,17 @@ def compose(
         "arbiter": arbiter,
         "workers": {role: report for role, report in reports.items() if "@" in role},
     }
+
+
+def load_times(lifecycle: Lifecycle) -> dict[str, float]:
+    """Stage -> the longest of the last loads of its workers, in seconds."""
+    _, report = lifecycle.reports.get("scheduler", (0.0, {}))
+    found: dict[str, float] = {}
+    for role, row in report.get("workers", {}).items():
+        if row.get("load_ms"):
+            stage = role.partition("@")[0]
+            found[stage] = max(found.get(stage, 0.0), row["load_ms"] / 1000)
+    return found
 
 
 def _device(name: str, scheduler: Mapping[str, Any], gateway: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from engine import failpoints, logs
 from engine.boot import Boot, VariantPlan, WorkerBoot
-from engine.exits import OK, PARKED
+from engine.exits import FAULTED, OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
 from engine.worker.runner import Runner, stage_error
 from ipc.errors import PeerGone
@@ -30,6 +30,7 @@ from ipc.messages import (
     Denied,
     Done,
     Granted,
+    Grow,
     Here,
     Inquire,
     LeaseRequest,
@@ -67,6 +68,8 @@ class Worker:
         self.runner: Runner | None = None
         self.state = "empty"
         self.lease = 0
+        self.granted = Granted(0, 0, 0)
+        self.phase = ""  # of the load
         self.variant = 0  # of its model: 0 the one configured, then the smaller ones
         self.request: LeaseRequest | None = None
         self.last_words: tuple[Any, ...] = ()  # to the arbiter, about the last lease
@@ -134,8 +137,15 @@ class Worker:
             for message in batch:
                 match message:
                     case Granted(id=id_, lease=lease) if self.request and id_ == self.request.id:
+                        if self.request.grows:
+                            self.request = None
+                            continue
+                        self.granted = message
                         self.lease, self.request, self.waiting_for, self.last_words = lease, None, "", ()
                         self.load()
+                    case LeaseWait() | Denied() if self.request and self.request.grows:
+                        if isinstance(message, Denied):
+                            self.request = None
                     case LeaseWait(reason=reason):
                         self.waiting_for = reason
                         self._to_scheduler(LeaseWait(reason))
@@ -159,22 +169,31 @@ class Worker:
                 failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease(message)
+            case Grow(nbytes=nbytes, wait_s=wait_s):
+                self.ask_for_more(nbytes, wait_s)
             case Park():
                 self.leaving = self.parked = True
 
     # ---------------------------------------------------------------- the model
 
     def ask_for_lease(self, load: Load) -> None:
-        """Nothing is loaded before the arbiter has granted the memory."""
+        """Nothing is loaded before the arbiter has granted the memory: the estimate, ``raised`` so many times."""
         if self.state != "empty":
             return
         self.state, self.variant = "waiting", load.variant
         chosen = self.chosen
         self.request = LeaseRequest(
-            time.monotonic_ns(), self.boot.role, self.plan.device, chosen.estimate_bytes, chosen.model, load.wait_s,
-            variant=self.variant,
+            time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
+            chosen.model, load.wait_s, variant=self.variant,
         )  # fmt: skip
         self._to_arbiter(self.request)
+
+    def ask_for_more(self, nbytes: int, wait_s: float) -> None:
+        """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
+        if self.state == "loaded" and self.request is None:
+            id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
+            self.request = LeaseRequest(id_, self.boot.role, device, nbytes, model, wait_s, grows=True)
+            self._to_arbiter(self.request)
 
     @property
     def chosen(self) -> VariantPlan:
@@ -219,17 +238,25 @@ class Worker:
             chosen.model, plan.library_device, chosen.compute_type, plan.threads, plan.max_batch, chosen.options
         )  # fmt: skip
         stage = find(plan.kind)(config)
+        self.phase = "load"
         stage.load()
+        self.phase = "warm_up"
         stage.warm_up()
         return Runner(self.boot, stage)
 
     def _load_failed(self, error: Exception) -> None:
+        """Give the lease back. What the library has taken of a GPU by now, only the end of the process gives back."""
         cause = stage_error(error)
         logs.get().warning("cannot load %s: %s", self.chosen.model or self.plan.kind, cause.text)
         self.state = "empty"
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))
-        self._to_scheduler(Denied(cause.text, cause.code))
+        text = cause.text
+        if cause.code == "oom":
+            granted, free = gib(self.granted.nbytes), gib(self.granted.free_bytes)
+            text += f" ({self.phase.replace('_', '-')} of {self.boot.role}: {granted} granted, {free} were free then)"
+        self._to_scheduler(Denied(text, cause.code, phase=self.phase))
+        self.leaving = self.parked = self.plan.library_device != "cpu"
 
     # ---------------------------------------------------------------- the work
 
@@ -239,13 +266,20 @@ class Worker:
             return
         run = self.runs.popleft()
         results = self.runner.run(run)
+        if self.runner.fault and self.plan.library_device != "cpu":
+            self._leave_broken(self.runner.fault)
         failpoints.reach("worker.ran")
         self.ran_at = now()
         self.counts["runs"] += 1
         for result in results:
             self.counts["utterances"] += 1
             self.counts["failed"] += result.state == "failed"
-        self._to_scheduler(Done(tuple(results)))
+        self._to_scheduler(Done(tuple(results), self.runner.fits))
+
+    def _leave_broken(self, fault: str) -> None:
+        """The device answers this process with nothing but errors from here on: what it had runs again elsewhere."""
+        logs.get().error("this process cannot use its GPU any more, another one follows: %s", fault)
+        leave(FAULTED)
 
     # ---------------------------------------------------------------- what is told
 
@@ -301,6 +335,11 @@ class Worker:
     def _to_arbiter(self, message: Any) -> None:
         if self.arbiter is not None and message is not None:
             self.arbiter.post(message)
+
+
+def gib(nbytes: int) -> str:
+    """Bytes for people."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def _peak_bytes() -> int:

@@ -20,6 +20,11 @@ from ipc.ring import Ring
 from stages.base import Item, Output, Stage, StageError
 
 _OOM_WORDS = ("out of memory", "bad_alloc", "failed to allocate", "cudaerrormemoryallocation")
+_FAULT_WORDS = (  # after one of these a CUDA context fails every later call: only another process mends it
+    "illegal memory access", "illegal address", "illegal instruction", "misaligned address", "device-side assert",
+    "unspecified launch failure", "cudaerrorlaunchfailure", "cuda_error_launch_failed", "invalid program counter",
+    "hardware stack error", "uncorrectable ecc", "gpu is lost", "fallen off the bus", "execution_failed",
+)  # fmt: skip
 _STALE = StageError("stale_input", "the input's slot was reused", retry=True)
 
 
@@ -33,20 +38,33 @@ def stage_error(error: BaseException) -> StageError:
     return StageError("failed", text, retry=True)
 
 
+def fault(error: StageError) -> str:
+    """The text of an error after which this process has no use of its GPU any more; else ""."""
+    return error.text if any(word in error.text.lower() for word in _FAULT_WORDS) else ""
+
+
 class Runner:
-    """One stage and the rings it reads and writes."""
+    """One stage and the rings it reads and writes.
+
+    ``fits``: of the last run, the size of batches that had memory, when the whole had not; else 0.
+    ``fault``: why no later run can end well (a sticky CUDA error); else "".
+    """
 
     def __init__(self, boot: Boot, stage: Stage) -> None:
         self.stage = stage
         self.role = boot.role
+        self.fits = 0
+        self.fault = ""
+        self._halved = False
         self.rings = {g.name: Ring(g.name, g.fd, g.blocks, writable=g.writable) for g in boot.rings}
 
     def run(self, run: Run) -> list[RunResult]:
         """Run one batch; one result per item, in order."""
         begun = time.monotonic_ns()
+        self.fits, self._halved = 0, False
         inputs = [self._item(item) for item in run.items]
         fresh = [item for item in inputs if item is not None]
-        outputs = iter(self._call(fresh) if fresh else ())
+        outputs = iter(self._call(fresh, len(fresh)) if fresh else ())
         answers = [
             self._kept(item, _STALE if input_ is None else next(outputs))
             for item, input_ in zip(run.items, inputs, strict=True)
@@ -67,16 +85,38 @@ class Runner:
             item.session, item.index, item.attempt, item.source, item.target, item.text, audio, ref.sample_rate
         )  # fmt: skip
 
-    def _call(self, items: Sequence[Item]) -> Sequence[Output | StageError]:
-        """The stage's answers. A batch that raises as a whole is run again one by one."""
+    def _call(self, items: Sequence[Item], most: int) -> list[Output | StageError]:
+        """The stage's answers. What runs out of memory runs again in batches half as large as ``most``, down to one."""
+        answers = self._try(items)
+        starved = [n for n, answer in enumerate(answers) if isinstance(answer, StageError) and answer.code == "oom"]
+        if not starved and self._halved:
+            self.fits = min(self.fits or most, most)
+        if not starved or len(items) == 1 or self.fault:
+            return answers
+        half, self._halved = max(1, most // 2), True
+        logs.get().warning("a batch of %d ran out of memory; running in batches of %d", len(items), half)
+        for first in range(0, len(starved), half):
+            part = starved[first : first + half]
+            for n, answer in zip(part, self._call([items[n] for n in part], half), strict=True):
+                answers[n] = answer
+        return answers
+
+    def _try(self, items: Sequence[Item]) -> list[Output | StageError]:
+        """One call of the stage; where a batch raises, but not for want of memory, one for each item."""
         try:
-            return self.stage.run(items)
+            answers = list(self.stage.run(items))
         except Exception as error:
-            if len(items) == 1:
-                logs.get().warning("session %s index %d: %s", items[0].session, items[0].index, error)
-                return [stage_error(error)]
+            cause = stage_error(error)
+            logs.get().warning("session %s index %d: %s", items[0].session, items[0].index, error)
+            self.fault = self.fault or fault(cause)
+            if len(items) == 1 or cause.code == "oom" or self.fault:
+                return [cause] * len(items)
             logs.get().warning("a batch of %d failed (%s); running one by one", len(items), error)
-        return [self._call([item])[0] for item in items]
+            return [self._try([item])[0] for item in items]
+        for answer in answers:
+            if isinstance(answer, StageError):
+                self.fault = self.fault or fault(answer)
+        return answers
 
     def _kept(self, item: RunItem, answer: Output | StageError) -> tuple[Output | StageError, Ref | None]:
         """The answer and where its array lies now, if the input was intact to the end and the slot is long enough."""

@@ -631,7 +631,7 @@ def test_what_is_kept_does_not_change_with_the_book():
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 3", b"leases 2")]
+    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 4", b"leases 3")]
 )
 def test_what_another_version_kept_is_refused(damage):
     data = kept.encode(Bench().book.keep())
@@ -704,6 +704,43 @@ def test_a_load_while_a_neighbours_memory_comes_back_leaves_no_deficit_for_ever(
     assert bench.row()["grantable_bytes"] == 13 * GIB
 
 
+def grow(bench: Bench, worker: str, nbytes: int, wait_s: float = 5.0) -> list:
+    message = LeaseRequest(next(bench._ids), worker, GPU, nbytes, "", wait_s, grows=True)
+    return bench.feed(FromWorker(f"{worker}#1", message))
+
+
+def test_a_model_that_takes_more_than_was_thought_leases_more_and_nobody_else_is_granted_that():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 10 * GIB, 14 * GIB)
+    (granted,) = grow(bench, "asr@cuda:0/0", 4 * GIB)
+    assert isinstance(granted, Granted) and bench.states() == ["held", "held"], "nobody waits for it to have loaded"
+    assert bench.row()["grantable_bytes"] == 10 * GIB
+    assert isinstance(bench.ask("nmt@cuda:0/0", 10 * GIB)[0], Granted), "and it takes nobody's turn"
+
+
+def test_what_a_model_has_leased_besides_ends_with_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 10 * GIB, 14 * GIB)
+    grow(bench, "asr@cuda:0/0", 4 * GIB)
+    bench.arbiter_dies()
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert bench.states() == [] and bench.row()["grantable_bytes"] == 24 * GIB
+
+
+def test_more_than_there_is_is_waited_for_as_long_as_was_said_and_then_denied():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 10 * GIB, 2 * GIB)
+    assert isinstance(grow(bench, "asr@cuda:0/0", 4 * GIB)[0], LeaseWait)
+    bench.later(5.1)
+    assert isinstance(bench.read(2 * GIB)[0], Denied)
+    assert bench.states() == ["held"], "what it has stays"
+
+
 def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_shares():
     bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
     bench.read(24 * GIB, device="cpu")
@@ -713,6 +750,16 @@ def test_a_device_without_memory_of_its_own_stands_in_the_book_whose_memory_it_s
     assert bench.row("cpu")["grantable_bytes"] == 14 * GIB
     (refused,) = bench.ask("nmt@cpu/0", 15 * GIB, device="cpu")
     assert isinstance(refused, LeaseWait) and "on cpu" in refused.reason
+
+
+def test_a_part_of_a_shared_device_is_what_this_node_takes_whatever_others_use():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=10 * GIB, safety_margin=0.0, ceiling_is_own=True))
+    bench.read(12 * GIB)  # another node has its 12
+    assert bench.row()["grantable_bytes"] == 10 * GIB
+    bench.load("asr@cuda:0/0", 8 * GIB, 4 * GIB)
+    assert bench.row()["grantable_bytes"] == 2 * GIB
+    bench.read(GIB)  # others have taken more than was agreed: what is there counts
+    assert bench.row()["grantable_bytes"] == GIB
 
 
 @pytest.mark.xfail(strict=True, reason="a driver's sum cannot tell whose growth it is; its figures by process could")

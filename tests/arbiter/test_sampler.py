@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
+from engine.arbiter.events import DeviceLost
 from engine.arbiter.room import Reading
-from engine.arbiter.sampler import Sampler, host_source, nvml_source
+from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.devices import HostMemory
 
 LONG_S = 600.0  # a period no test waits for
@@ -60,7 +61,9 @@ class FailingNvml:
     """A driver that fails once, then answers."""
 
     class NVMLError(Exception):
-        pass
+        def __init__(self, text, value=999):
+            super().__init__(text)
+            self.value = value
 
     def __init__(self):
         self.calls = 0
@@ -77,8 +80,11 @@ class FailingNvml:
     def nvmlDeviceGetMemoryInfo(self, handle):
         self.calls += 1
         if self.calls == 1:
-            raise self.NVMLError("GPU is lost")
+            raise self.NVMLError("Unknown Error")
         return type("Memory", (), {"total": 24, "free": 14})
+
+    def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+        raise self.NVMLError("Not Supported", 3)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
         raise self.NVMLError("not supported")
@@ -95,35 +101,68 @@ class Listing(FailingNvml):
 
 
 def test_what_processes_have_is_read_with_the_device_where_the_driver_tells_it():
-    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, Listing()), LONG_S)
+    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", 0, True)}, Listing()), LONG_S)
     sampler.start()
     (reading,), _ = await_readings(sampler)
     assert reading.processes == {7: 4}
 
 
 def test_a_driver_error_is_told_and_reading_goes_on():
-    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a"}, FailingNvml()), LONG_S)
+    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a")}, FailingNvml()), LONG_S)
     sampler.start()
-    assert await_readings(sampler) == ([], "cuda:0: GPU is lost")
+    assert await_readings(sampler) == ([], "cuda:0: Unknown Error")
     sampler.ask()
     (reading,), failure = await_readings(sampler)
     assert (reading.device, reading.total_bytes, reading.free_bytes, failure) == ("cuda:0", 24, 14, "")
 
 
 class OneLost(FailingNvml):
-    """A driver with a GPU that is lost, and others that are not."""
+    """A driver with a GPU that is lost, one that does not answer, and another."""
 
     def nvmlDeviceGetMemoryInfo(self, handle):
         if handle == "GPU-b":
-            raise self.NVMLError("GPU is lost")
+            raise self.NVMLError("GPU is lost", 15)
+        if handle == "GPU-d":
+            raise self.NVMLError("Unknown Error")
         return type("Memory", (), {"total": 24, "free": 14})
 
 
-def test_a_gpu_that_is_lost_keeps_no_other_s_figures_from_us():
-    sampler = Sampler("gpu", nvml_source({"cuda:0": "GPU-a", "cuda:1": "GPU-b", "cuda:2": "GPU-c"}, OneLost()), LONG_S)
+def test_a_gpu_that_is_lost_is_told_and_keeps_no_other_s_figures_from_us():
+    gpus = {f"cuda:{number}": Gpu(f"GPU-{letter}") for number, letter in enumerate("abcd")}
+    sampler = Sampler("gpu", nvml_source(gpus, OneLost()), LONG_S)
     sampler.start()
-    readings, failure = await_readings(sampler)
-    assert ([reading.device for reading in readings], failure) == (["cuda:0", "cuda:2"], "cuda:1: GPU is lost")
+    news, failure = await_readings(sampler)
+    assert [(type(one), one.device) for one in news] == [
+        (Reading, "cuda:0"), (DeviceLost, "cuda:1"), (Reading, "cuda:2"),
+    ]  # fmt: skip
+    assert failure == "cuda:3: Unknown Error" and news[1].reason == "GPU is lost"
+
+
+def test_a_gpu_that_tells_no_memory_is_watched_all_the_same():
+    class Dumb(FailingNvml):
+        errors = 2
+
+        def nvmlDeviceGetMemoryInfo(self, handle):
+            raise AssertionError("it is not asked")
+
+        def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+            return self.errors
+
+    nvml = Dumb()
+    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", ecc_errors=2, tells_memory=False)}, nvml), LONG_S)
+    sampler.start()
+    assert await_readings(sampler) == ([], "")  # they were there before the node
+    nvml.errors = 3
+    sampler.ask()
+    ((lost,), _) = await_readings(sampler)
+    assert lost == DeviceLost("cuda:0", "1 uncorrectable ECC error in its memory")
+
+
+def test_what_is_declared_is_all_free():
+    sampler = Sampler("declared", declared_source({"cuda:0": 5}), LONG_S)
+    sampler.start()
+    ((reading,), _) = await_readings(sampler)
+    assert (reading.device, reading.total_bytes, reading.free_bytes) == ("cuda:0", 5, 5)
 
 
 @pytest.mark.parametrize("names", [["cpu"], ["cpu", "numa1"]])

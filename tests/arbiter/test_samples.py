@@ -231,6 +231,23 @@ def test_growth_in_runs_is_told_as_the_book_has_it_and_not_for_every_byte():
     assert (phase, nbytes) == ("run", 3 * GIB + 2**19 + 2**29) and note
 
 
+def test_what_a_holder_leases_besides_is_growth_of_its_model_and_no_load():
+    device = Device()
+    device.load("asr", 4 * GIB, 4 * GIB)
+    first = device.leases["asr"]
+    device.ask("asr", 2 * GIB)
+    device.run("asr", grown=2 * GIB)
+    device.settle("asr")
+    device.read()
+    assert [(one.phase, one.nbytes) for one in device.told] == [("load", 4 * GIB), ("run", 6 * GIB)]
+    device.leases["asr"] = first
+    device.ask("nmt", 2 * GIB)
+    device.true["nmt"] = GIB
+    device.settle("nmt")
+    device.read()
+    assert device.questions == [Inquire(first)]
+
+
 def test_an_arbiter_that_comes_in_mid_load_takes_no_difference_it_has_seen_only_half_of():
     device = Device()
     device.ask("asr", 4 * GIB)

@@ -139,6 +139,12 @@ def test_devices_are_shown_with_their_memory_and_a_sick_driver_is_noted() -> Non
     assert about("devices", devices=[], device_error="driver mismatch").state == "note"
 
 
+@pytest.mark.parametrize(("gib", "state"), [(8, "note"), (12, "ok"), (16, "ok")])
+def test_less_than_twelve_gigabytes_on_a_gpu_is_noted_with_the_advice(gib: int, state: str) -> None:
+    found = about("GPU memory", devices=[{**GPU, "total_bytes": gib * GIB - 200 * 2**20}, CPU])
+    assert found.state == state and "12 GB or more are advised, 16 GB recommended" in found.text
+
+
 def test_little_memory_is_noted() -> None:
     assert about("memory", memory_available=GIB).state == "note"
 

@@ -28,6 +28,18 @@ def test_a_configuration_that_would_start_is_ok(tmp_path: Path) -> None:
     assert {f.state for f in found(tmp_path / "node.toml", SIMULATED).values()} == {"ok"}
 
 
+def test_the_placement_plan_is_told_in_words_and_for_programs(tmp_path: Path) -> None:
+    finding = found(tmp_path / "node.toml", SIMULATED)["placement"]
+    assert finding.text.startswith("all resident; cpu: ears 48 MiB; ")
+    assert finding.details["verdict"] == "all resident" and finding.details["places"][0]["device"] == "cpu"
+
+
+def test_models_that_take_turns_are_a_note(tmp_path: Path) -> None:
+    two = SIMULATED.replace("[pipelines]", '[stages.mind]\nkind = "simulated"\n[devices]\nmax_models = 1\n[pipelines]')
+    finding = found(tmp_path / "node.toml", two)["placement"]
+    assert finding.state == "note" and finding.text.startswith("by turns on cpu") and finding.mend
+
+
 @pytest.mark.parametrize(
     ("text", "topic", "says"),
     [

@@ -334,6 +334,30 @@ def test_every_field_is_in_the_sample_the_environment_sample_and_the_reference_w
             assert f"| `{row.name}` |" in page
 
 
+@pytest.mark.parametrize(
+    ("variants", "says"),
+    [
+        ("[{}]", r"stages.asr.variants\[0\] is the stage as it is"),
+        ("[{ compute_typ = 'int8' }]", r"variants\[0\].compute_typ is unknown; did you mean compute_type"),
+        ("'int8'", "variants is 'int8'; it must be a list of tables"),
+        ("[{ options = { nonsense = 1 } }]", r"variants\[0\].options cannot be used: .*nonsense"),
+    ],
+)
+def test_a_wrong_variant_is_named(tmp_path, variants, says):
+    file = tmp_path / "node.toml"
+    file.write_text(f"[stages.asr]\nmodel = 'models/asr'\nvariants = {variants}\n[pipelines]\nfull = ['asr']\n")
+    with pytest.raises(ConfigError, match=says):
+        config_file.load(file, {})
+
+
+def test_variants_come_from_file_and_environment_and_their_paths_from_the_file_s_folder(tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text("[stages.asr]\nmodel = 'x'\nvariants = [{ model = 'models/s' }]\n[pipelines]\nfull = ['asr']\n")
+    assert config_file.load(file, {}).stages["asr"].variants[0].model == str(tmp_path / "models/s")
+    environ = {"DRAGOMAN_STAGES_ASR_VARIANTS": "[{ compute_type = 'int8' }]"}
+    assert config_file.load(file, environ).stages["asr"].variants[0].compute_type == "int8"
+
+
 def test_the_variables_of_the_environment_sample_are_understood(tmp_path):
     lines = [line[1:] for line in config_file.render_env_sample().splitlines() if line.startswith("#DRAGOMAN_")]
     assert len(lines) > 50

@@ -7,7 +7,11 @@ import threading
 import pytest
 
 from engine import devices
+from engine.arbiter.events import Waits
+from engine.arbiter.leases import Leases
+from engine.arbiter.room import Reading
 from engine.devices import Device, HostMemory, discover, host_memory
+from engine.limits import Limits
 from ipc.errors import ConfigError, DragomanError
 
 GIB = 2**30
@@ -309,6 +313,47 @@ def test_inside_a_container_the_groups_path_may_be_the_hosts(machine):
     machine.write("proc/self/cgroup", "4:memory:/docker/abc\n")
     machine.v1("", 4 * GIB, GIB)
     assert machine.memory() == HostMemory(4 * GIB, 3 * GIB)
+
+
+def test_v1_and_v2_side_by_side_both_count(machine):
+    """As systemd's hybrid layout has them: memory under v1, and a v2 tree beside it, without or with a limit."""
+    machine.write("proc/self/cgroup", "4:memory:/job\n0::/job\n")
+    machine.v1("/job", 8 * GIB, 5 * GIB)
+    assert machine.memory() == HostMemory(8 * GIB, 3 * GIB)
+    machine.v2("/unified/job", 6 * GIB, 4 * GIB, cache=GIB)
+    assert machine.memory() == HostMemory(6 * GIB, 3 * GIB)
+
+
+def test_a_container_that_sees_only_its_own_group(machine):
+    """A cgroup namespace shows "/" and the limit lies at the root of the mount."""
+    machine.write("proc/self/cgroup", "0::/\n")
+    machine.v2("", 2 * GIB, GIB, cache=GIB // 2)
+    assert machine.memory() == HostMemory(2 * GIB, GIB + GIB // 2)
+
+
+@pytest.mark.parametrize("text", ["", "max\n", "-1\n", "rubbish\n"])
+def test_a_limit_that_is_none_is_none(machine, text):
+    machine.write("proc/self/cgroup", "0::/app\n")
+    machine.v2("/app", 8 * GIB, GIB)
+    machine.write("cgroup/app/memory.max", text)
+    assert machine.memory() == HostMemory(64 * GIB, 32 * GIB)
+
+
+def test_the_book_of_the_cpu_follows_a_limit_that_is_changed_while_it_runs(machine):
+    """Grants, reserve and margin are the same as for any device; only where the figures come from differs."""
+    machine.write("proc/self/cgroup", "0::/app\n")
+    machine.v2("/app", 8 * GIB, 2 * GIB, cache=GIB)
+    book = Leases([Limits("cpu", machine.memory().total_bytes, reserve_bytes=GIB, safety_margin=0.0)], Waits())
+
+    def grantable(now):
+        seen = machine.memory()
+        book.handle(Reading("cpu", seen.total_bytes, seen.available_bytes, now), now)
+        book.check()
+        return book.snapshot(now)["devices"]["cpu"]["grantable_bytes"]
+
+    assert grantable(1.0) == 6 * GIB  # 8 - (2 - 1) used, 1 reserved
+    machine.v2("/app", 4 * GIB, 2 * GIB, cache=GIB)
+    assert grantable(2.0) == 2 * GIB
 
 
 def test_available_is_never_more_than_the_kernel_says_nor_less_than_nothing(machine):

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import placement
+from engine import placement_words as words
 from engine.arbiter.events import FromWorker, Send, Waits
 from engine.arbiter.leases import Leases
 from engine.arbiter.room import Reading
 from engine.limits import Limits
-from engine.placement import GIB, LOAD_BYTES_PER_S, Room, Variant, Verdict, Wish, plan
+from engine.placement import LOAD_BYTES_PER_S, Room, Variant, Verdict, Wish, plan
+from engine.placement_words import GIB
 from ipc.messages import Granted, LeaseRequest, Settled
 
 MB = 10**6
@@ -94,7 +96,7 @@ def test_the_table_of_cards(
 def test_who_is_quantised_is_named_and_no_more_than_must_be() -> None:
     rooms = [room(12)]
     found = plan(rooms, pipeline(LARGE, rooms))
-    assert placement.headline(found) == "all resident when quantised: nmt m2m100-418m int8_float16"
+    assert words.headline(found) == "all resident when quantised: nmt m2m100-418m int8_float16"
     assert [found.variant_of(stage) for stage in LARGE] == [0, 0, 1, 0]
 
 
@@ -104,8 +106,8 @@ def test_taking_turns_names_the_device_and_the_seconds_of_loading_it_adds() -> N
     loads = {stage: real(models[0]).load_s for stage, models in LARGE.items()}
     assert found.added_s == pytest.approx(sum(loads.values())), "the recogniser's turn costs all the others theirs"
     assert found.crowded == ("cuda:0",)
-    assert f"adds about {found.added_s:.1f} s of loading" in placement.headline(found)
-    assert "by turns on cuda:0" in placement.headline(found)
+    assert f"adds about {found.added_s:.1f} s of loading" in words.headline(found)
+    assert "by turns on cuda:0" in words.headline(found)
 
 
 def wish(stage: str, gib: float, *devices: str, **fields) -> Wish:
@@ -119,17 +121,31 @@ def test_a_round_loads_what_optimal_replacement_would() -> None:
     assert found.verdict is Verdict.TURNS and found.added_s == pytest.approx(8.0)
 
 
+def test_measured_loads_take_the_place_of_guesses() -> None:
+    found = plan([room(8, safety_margin=0.0)], [wish("a", 4), wish("b", 4), wish("c", 4)])
+    assert placement.measured(found, {"a": 0.5, "b": 0.5, "c": 0.5}).added_s == pytest.approx(1.0)
+    assert placement.measured(found, {}).added_s == found.added_s
+
+
+def test_a_search_without_an_end_in_sight_ends() -> None:
+    """Eight GPUs that all differ, and models of which no two fit together."""
+    rooms = [room(8 + number / 10, number) for number in range(8)]
+    names = tuple(one.name for one in rooms)
+    found = plan(rooms, [wish(f"s{number}", 5 + number / 100, *names) for number in range(9)])
+    assert found.verdict is Verdict.TURNS
+
+
 def test_a_stage_that_fits_nowhere_is_named_with_the_bytes_needed_and_there() -> None:
     found = plan([room(6)], [wish("asr", 8), wish("nmt", 1)])
     assert found.verdict is Verdict.NOWHERE
-    said = placement.headline(found)
+    said = words.headline(found)
     assert said == "stage asr fits nowhere: it needs 8.0 GiB on cuda:0, which can give at most 5.4 GiB"
 
 
 def test_a_stage_that_the_node_can_do_without_stops_nothing() -> None:
     found = plan([room(6)], [wish("asr", 2), wish("repair", 8, dispensable=True)])
     assert found.verdict is Verdict.RESIDENT and found.devices_of("repair") == ()
-    assert "its utterances skip it" in placement.lines(found)[-1]
+    assert "its utterances skip it" in words.lines(found)[-1]
 
 
 def test_a_spare_device_serves_where_no_other_ever_can() -> None:
@@ -145,9 +161,15 @@ def test_other_programs_memory_is_not_ours_and_who_waits_for_it_is_said() -> Non
     assert found.verdict is Verdict.TURNS and not found.waits
     found = plan([room(16, free=4)], [wish("a", 4), wish("b", 2)])
     assert [lack.stage for lack in found.waits] == ["a"]
-    assert (
-        "stage a needs 4.0 GiB, 3.6 GiB can be granted now: it waits for other programs" in placement.lines(found)[-1]
-    )
+    assert "stage a needs 4.0 GiB, 3.6 GiB can be granted now: it waits for other programs" in words.lines(found)[-1]
+
+
+def test_devices_that_share_a_memory_are_counted_together() -> None:
+    cpu = Room(Limits("cpu", 16 * GIB), "cpu", 16 * GIB)
+    gpu = Room(Limits("cuda:0", 16 * GIB), "cuda", 16 * GIB, book="cpu")
+    assert plan([gpu, cpu], [wish("a", 7), wish("b", 7, "cpu")]).verdict is Verdict.RESIDENT
+    found = plan([gpu, cpu], [wish("a", 8), wish("b", 8, "cpu")])
+    assert found.verdict is Verdict.TURNS and found.crowded == ("cpu",) and found.added_s == pytest.approx(16.0)
 
 
 def test_the_configured_bounds_are_kept() -> None:
@@ -181,19 +203,21 @@ def test_models_that_never_leave_may_leave_no_room_for_another() -> None:
 
 
 @given(
-    sizes=st.lists(st.integers(1, 8 * 1024), min_size=1, max_size=6),
+    parts=st.lists(st.integers(1, 100), min_size=1, max_size=6),
+    fill=st.integers(70, 100),
     free=st.integers(1024, 24 * 1024),
     foreign=st.integers(0, 8 * 1024),
-    ceiling=st.one_of(st.just(0), st.integers(1024, 24 * 1024)),
-    reserve=st.integers(0, 2048),
+    ceiling=st.one_of(st.just(0), st.just(0), st.integers(1024, 24 * 1024)),
+    reserve=st.sampled_from([0, 0, 500, 2048]),
     shares=st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6),
     order=st.randoms(),
 )
 def test_where_all_are_resident_the_arbiter_grants_all_in_any_order(
-    sizes: list[int], free: int, foreign: int, ceiling: int, reserve: int, shares: list[float], order
+    parts: list[int], fill: int, free: int, foreign: int, ceiling: int, reserve: int, shares: list[float], order
 ) -> None:
-    """``shares``: how much of its lease each model really takes."""
+    """``parts``, ``fill``: of what is free, how much the models need. ``shares``: of its lease, what each one takes."""
     mib = 2**20
+    sizes = [part * free * fill // 100 // sum(parts) for part in parts]
     limits = Limits("cuda:0", (free + foreign) * mib, ceiling * mib, reserve * mib, max_models=6)
     wishes = [wish(f"s{number}", size / 1024) for number, size in enumerate(sizes)]
     found = plan([Room(limits, "cuda", free * mib)], wishes)
@@ -221,7 +245,7 @@ def test_where_all_are_resident_the_arbiter_grants_all_in_any_order(
 def test_the_plan_as_a_document_says_what_its_lines_say() -> None:
     rooms = [room(8)]
     found = plan(rooms, pipeline(LARGE, rooms))
-    document = placement.document(found)
+    document = words.document(found)
     assert document["verdict"] == "by turns" and document["added_s"] > 0
     assert {row["stage"] for row in document["places"]} == set(LARGE)
-    assert document["text"] in placement.lines(found)[0]
+    assert document["text"] in words.lines(found)[0]

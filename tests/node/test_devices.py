@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from bench.standin_driver import GIB, Driver, Gpu
 from engine.node import Node
 from ipc.errors import DragomanError
-from tests.node.rehearsal import config, kill, process_of, wait_until
+from tests.node.rehearsal import config, identities, kill, process_of, wait_until
 from tests.node.test_standin_gpus import CONTEXT, HOME, all_held, gpus, on_gpus, translate, two  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
@@ -140,3 +142,40 @@ def test_declared_memory_is_granted_and_no_more(gpus: Gpus) -> None:  # noqa: F8
         assert row["promised_bytes"] == 4 * GIB and row["grantable_bytes"] == GIB // 2
         kill(process_of(node, "asr@cuda:0/0")["pid"])
         assert {o.outcome for o in translate(node, 2)} == {"ok"}
+
+
+# ---------------------------------------------------------------- MPS
+
+
+@pytest.fixture
+def mps_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As far as a node can see: a socket that somebody listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.bind(str(tmp_path / "control"))
+        control.listen()
+        monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+        yield
+
+
+@pytest.mark.usefixtures("mps_daemon")
+def test_under_mps_a_fault_of_one_worker_ends_all_of_its_device_and_of_no_other(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    driver.set_compute_mode(0, "exclusive_process")  # as NVIDIA advises: MPS alone may enter
+    driver.set_compute_mode(1, "exclusive_process")
+    where = {name: {"devices": [home]} for name, home in HOME.items()}
+    with Node(config(stages=where, deadlines={"abort_s": 0.3})) as node:
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
+        assert "an MPS daemon serves it" in doctor()["cuda:0"]["text"]
+        before = identities(node)
+        kill(before["asr@cuda:0/0"][0], signal.SIGSEGV)
+        wait_until(lambda: changed(node, before) == {"asr@cuda:0/0", "tts@cuda:0/0"})
+        wait_until(lambda: {row["phase"] for row in node.stats()["processes"] if "@" in row["role"]} == {"loaded"})
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
+        assert changed(node, before) == {"asr@cuda:0/0", "tts@cuda:0/0"}
+        reasons = {row["role"]: row["reason"] for row in node.stats()["deaths"]}
+        assert "share one context server (MPS)" in reasons["tts@cuda:0/0"]
+
+
+def changed(node: Node, before: dict[str, tuple[int, int]]) -> set[str]:
+    """The roles that have another process than before."""
+    return {role for role, one in identities(node).items() if before[role] != one}

@@ -37,7 +37,13 @@ def test_a_node_is_ready_by_message_and_answers_its_operators(start_node: StartN
     assert set(lives(node)) == ROLES
     assert (stats["mode"], stats["gpu_count"], stats["phase"]) == ("pipelined", 0, "serving")
     assert stats["success_rate"] == 1.0 and stats["per_gpu"][0]["device"] == "cpu"
-    assert ctl.ask(node.ctl_endpoint, "health") == {"ready": True, "reason": "", "phase": "serving", "stages": {}}
+    assert ctl.ask(node.ctl_endpoint, "health") == {
+        "ready": True,
+        "reason": "",
+        "phase": "serving",
+        "stages": {},
+        "notes": [],
+    }
     with pytest.raises(DragomanError, match="no verb 'dance'; there are stats, health, drain"):
         ctl.ask(node.ctl_endpoint, "dance")
 

@@ -29,7 +29,7 @@ from ipc.messages import (
 from ipc.ring import generation
 
 GATEWAY_PEER = "gateway#1"
-DEADLINES = DeadlinesSection(retry_delay_s=1.0)
+DEADLINES = DeadlinesSection(retry_delay_s=1.0, oom_hold_s=1.5, oom_window_s=3.0)  # a tenth of the usual ones
 
 
 def text_stage(name: str, workers: int | tuple[WorkerPlan, ...] = 1, **fields) -> StagePlan:

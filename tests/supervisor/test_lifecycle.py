@@ -24,6 +24,7 @@ from ipc.messages import (
     Failing,
     Flushed,
     Gone,
+    Quarantine,
     Ready,
     Report,
     Serve,
@@ -40,9 +41,10 @@ ROLES = ("arbiter", "scheduler", "gateway", WORKER, OTHER)
 class World:
     """A lifecycle, and what came out of it."""
 
-    def __init__(self, may_fail: tuple[str, ...] = (), restart_budget: int = 5) -> None:
+    def __init__(self, may_fail: tuple[str, ...] = (), restart_budget: int = 5, shared: tuple[str, ...] = ()) -> None:
         self.now = 0.0
-        self.life = Lifecycle(Roster(ROLES, LIMITS, restart_budget), {"scheduler": "ipc://s"}, LIMITS, may_fail)
+        roster = Roster(ROLES, LIMITS, restart_budget)
+        self.life = Lifecycle(roster, {"scheduler": "ipc://s"}, LIMITS, may_fail, shared=shared)
         self.actions = self.do(Tick())
 
     def do(self, event: Any, after: float = 0.0) -> list[Any]:
@@ -466,7 +468,7 @@ class AnyLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(restart_budget=2)
+        self.world = World(restart_budget=2, shared=("cpu",))
         self.ended = False
 
     def act(self, actions: list[Any]) -> None:
@@ -487,6 +489,7 @@ class AnyLife(RuleBasedStateMachine):
         message=st.sampled_from([
             Alive("started"), Alive("loaded"), Report({"active": 1}), Ready("pipelined", ""), Failing("no model"),
             Condemn(WORKER, 1, "hung"), Condemn(OTHER, 2, "hung"), Drained(), Serving(("ipc://x",)), Flushed(),
+            Quarantine("cpu", "lost"),
         ]),
         incarnation=st.integers(1, 3),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine.boot import Boot, GatewayBoot, WorkerBoot
-from engine.config import Config, DeviceSection, NodeSection, StageSection
+from engine.config import Config, DeviceSection, NodeSection, StageSection, VariantSection
 from engine.devices import Device, HostMemory
 from engine.supervisor import plan, rings
 from engine.supervisor.survey import Survey, survey
@@ -69,6 +69,50 @@ def test_repair_has_a_worker_on_standby_on_the_cpu_beside_its_gpus() -> None:
     assert mend.optional and made.workers["mend@cpu/0"].library_device == "cpu"
     alone = plan.make(config(stages), [CPU], MEMORY, 8, {**known, "mend": degrading}, "ipc:///tmp/x/client")
     assert [w.standby for s in alone.scheduler.stages if s.name == "mend" for w in s.workers] == [False]
+
+
+def test_a_stage_on_auto_is_where_it_has_room_and_on_standby_elsewhere() -> None:
+    stages = {name: StageSection(kind="simulated", estimate_bytes=12 * GIB) for name in ("a", "b", "c")}
+    made = make(config(stages), [*GPUS, CPU])
+    assert made.placement.verdict.value == "by turns", "a GPU of 24 GB gives 21.6"
+    stages.pop("c")
+    made = make(config(stages), [*GPUS, CPU])
+    assert made.placement.verdict.value == "all resident"
+    roles = {w.role: w.standby for stage in made.scheduler.stages for w in stage.workers}
+    assert sorted(roles.values()) == [False, False, True, True] and not any("cpu" in role for role in roles)
+
+
+def test_a_stage_may_be_given_the_cpu_to_fall_back_to() -> None:
+    stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True)}
+    (a,) = make(config(stages), [*GPUS, CPU]).scheduler.stages
+    assert [(w.role, w.standby) for w in a.workers] == [("a@cuda:0/0", False), ("a@cpu/0", True)]
+
+
+def test_a_stage_that_no_gpu_can_ever_hold_is_on_its_spare_device_and_says_that_it_is_degraded() -> None:
+    stages = {"a": StageSection(kind="simulated", cpu_fallback=True, options={"vram_bytes": 30 * GIB})}
+    made = make(config(stages), [*GPUS, CPU])
+    (a,) = made.scheduler.stages
+    assert [(w.role, w.standby) for w in a.workers] == [("a@cpu/0", True)]
+
+
+def test_a_stage_that_fits_nowhere_ends_the_start_unless_the_node_can_do_without_it() -> None:
+    huge = StageSection(kind="simulated", estimate_bytes=30 * GIB)
+    with pytest.raises(DragomanError, match=r"stage a fits nowhere: it needs 30\.0 GiB on cuda:0 or cuda:1.*21\.6 GiB"):
+        make(config({"a": huge}), [*GPUS, CPU])
+    stages = {"a": msgspec.structs.replace(huge, required=False), "b": StageSection(kind="simulated")}
+    made = make(config(stages), [*GPUS, CPU])
+    assert "fits nowhere" in made.scheduler.stages[0].absent and "a@cuda:0/0" not in made.workers
+
+
+def test_smaller_variants_are_surveyed_planned_and_told_to_their_workers() -> None:
+    smaller = VariantSection(compute_type="int8", options={"vram_bytes": GIB})
+    stages = {"a": StageSection(kind="simulated", options={"vram_bytes": 30 * GIB}, variants=(smaller,))}
+    made = make(config(stages), [*GPUS, CPU])
+    assert made.placement.verdict.value == "all resident when quantised"
+    (a,) = made.scheduler.stages
+    assert {w.variant for w in a.workers} == {w.best for w in a.workers} == {1}
+    told = made.workers["a@cuda:0/0"].smaller[0]
+    assert (told.compute_type, told.options["vram_bytes"]) == ("int8", GIB) and told.estimate_bytes < 2 * GIB
 
 
 def test_cores_are_divided_among_the_workers_unless_said() -> None:

@@ -104,3 +104,71 @@ def test_one_bad_item_does_not_fail_its_batch(rings):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA failed with error out of memory")])
 def test_out_of_memory_is_told_apart(error):
     assert stage_error(error).code == "oom" and stage_error(error).retry
+
+
+class Crowded(Stage):
+    """Has memory for batches of ``room`` items, and none at all for indices in ``hungry``."""
+
+    room = 1
+    hungry: tuple[int, ...] = ()
+    raises = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.batches: list[list[int]] = []
+
+    def run(self, items):
+        self.batches.append([item.index for item in items])
+        starved = len(items) > self.room
+        if starved and self.raises:
+            raise RuntimeError("CUDA failed with error out of memory")
+        oom = StageError("oom", "out of memory", retry=True)
+        return [oom if starved or item.index in self.hungry else Output(text=str(item.index)) for item in items]
+
+
+def crowd(rings, size: int, **facts):
+    runner, *_ = rings
+    runner.stage = Crowded(StageConfig())
+    for name, value in facts.items():
+        setattr(runner.stage, name, value)
+    results = runner.run(Run(tuple(RunItem(n + 1, "s.1", n, 1, text="x") for n in range(size))))
+    assert [result.ticket for result in results] == list(range(1, size + 1))
+    return runner, [result.code or result.text for result in results]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize(
+    ("size", "room", "fits", "calls"),
+    [(4, 4, 0, 1), (4, 2, 2, 3), (4, 1, 1, 7), (5, 2, 2, 4), (7, 3, 3, 4), (1, 1, 0, 1)],
+)
+def test_a_batch_that_runs_out_of_memory_is_halved_until_it_fits(rings, raises, size, room, fits, calls):
+    runner, answers = crowd(rings, size, room=room, raises=raises)
+    assert answers == [str(n) for n in range(size)]
+    assert runner.fits == fits and len(runner.stage.batches) == calls
+
+
+def test_only_what_has_too_little_memory_alone_is_out_of_memory(rings):
+    runner, answers = crowd(rings, 4, room=2, hungry=(1,))
+    assert answers == ["0", "oom", "2", "3"] and runner.fits == 2
+
+
+def test_a_shortage_of_one_run_is_not_the_next_ones(rings):
+    runner, _ = crowd(rings, 4, room=2)
+    runner.run(Run((item(9, text="x"),)))
+    assert runner.fits == 0
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_after_a_sticky_cuda_error_the_process_is_of_no_use_and_nothing_is_tried_again(rings, raised):
+    runner, *_ = rings
+    text = "CUDA error: an illegal memory access was encountered"
+    runner.stage.script = [RuntimeError(text) if raised else StageError("failed", text, retry=True)] * 2
+    runner.run(Run((item(1, text="x"), item(2, text="y"))))
+    assert text in runner.fault
+
+
+def test_a_usual_failure_is_not_sticky(rings):
+    runner, *_ = rings
+    runner.stage.script = [RuntimeError("CUDA failed with error out of memory")]
+    runner.run(Run((item(1, text="x"),)))
+    assert not runner.fault

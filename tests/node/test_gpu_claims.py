@@ -1,0 +1,105 @@
+"""Two nodes and one GPU: the second waits and is told for whom, unless both are told to share it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.standin_driver import GIB, Driver, Gpu
+from engine.node import Node
+from ipc.errors import ConfigError, DragomanError
+from tests.node.rehearsal import config, process_of, wait_until
+from tests.node.test_standin_gpus import CONTEXT, gpus, translate, two  # noqa: F401 - a fixture
+from tests.node.unkillable import stuck_in_its_exit
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+
+Gpus = Callable[..., Driver]
+
+
+def on(device: str, wait_s: float = 0.05, **rest: Any) -> dict[str, Any]:
+    """A node whose translation is on a GPU."""
+    return config(
+        stages={"nmt": {"devices": [device], "estimate_bytes": 4 * GIB + CONTEXT}},
+        options={"nmt": {"vram_bytes": 4 * GIB}},
+        deadlines={"gpu_wait_s": wait_s},
+        **rest,
+    )
+
+
+def locks() -> list[str]:
+    folder = Path(os.environ["TMPDIR"]) / "dragoman-gpus"
+    return [file.name for file in folder.iterdir()] if folder.exists() else []
+
+
+def test_a_second_node_waits_is_told_for_whom_and_another_gpu_is_free(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    with Node(on("cuda:0")) as first:
+        with pytest.raises(DragomanError) as refused, Node(on("cuda:0")):
+            pass
+        assert f"cuda:0 ({driver.uuids[0]}) is in use by node " in refused.value.text
+        assert f"/{first.name} (pid {first.pid})" in refused.value.text and "devices.share" in refused.value.mend
+        assert "\n" not in str(refused.value)
+        with Node(on("cuda:1")) as other:
+            assert {o.outcome for o in translate(other, 1)} == {"ok"}
+        assert {o.outcome for o in translate(first, 1)} == {"ok"}
+    assert locks() == []
+
+
+def test_it_starts_when_the_first_one_ends(gpus: Gpus, tmp_path: Path) -> None:  # noqa: F811
+    gpus(*two())
+    second = Node(on("cuda:0", wait_s=60.0))
+    with Node(on("cuda:0")):
+        starting = threading.Thread(target=second.start)
+        starting.start()
+        wait_until(lambda: second._process is not None)
+    starting.join(60)
+    try:
+        assert not starting.is_alive() and {o.outcome for o in translate(second, 1)} == {"ok"}
+    finally:
+        second.close()
+    assert locks() == []
+
+
+def test_a_killed_node_s_gpu_is_free_when_the_last_of_its_workers_is_gone(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    first = Node(on("cuda:0")).start()
+    worker = process_of(first, "nmt@cuda:0/0")["pid"]
+    with stuck_in_its_exit(worker):
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(10)
+        with pytest.raises(DragomanError) as refused, Node(on("cuda:0")):
+            pass
+        assert "is in use by what is left of node " in refused.value.text and driver.truth(0) > 0
+    first.close()
+    with Node(on("cuda:0", wait_s=10.0)) as second:
+        assert {o.outcome for o in translate(second, 1)} == {"ok"}
+
+
+def test_two_nodes_that_say_so_share_a_gpu_each_within_its_part(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(Gpu(12 * GIB, context_bytes=CONTEXT))
+    part = {"share": True, "max_bytes": {"cuda:0": 6 * GIB}}
+    with Node(on("cuda:0", devices=part)) as first, Node(on("cuda:0", devices=part)) as second:
+        for node in (first, second):
+            assert {o.outcome for o in translate(node, 2)} == {"ok"}
+            wait_until(lambda node=node: node.stats()["arbiter"]["devices"]["cuda:0"]["foreign_bytes"] > 4 * GIB)
+            row = node.stats()["arbiter"]["devices"]["cuda:0"]
+            assert row["grantable_bytes"] < 2 * GIB  # what is left of its part, of which the other takes nothing
+        assert driver.truth(0) == 2 * (4 * GIB + CONTEXT)
+        with pytest.raises(DragomanError, match="is in use by node"), Node(on("cuda:0")):
+            pass
+    assert locks() == []
+
+
+def test_who_shares_says_how_much_it_takes(gpus: Gpus) -> None:  # noqa: F811
+    gpus(*two())
+    with pytest.raises(ConfigError, match=r"devices\.share lets other nodes use cuda:0 too") as refused:
+        Node(on("cuda:0", devices={"share": True})).start()
+    assert "devices.max_bytes" in refused.value.mend

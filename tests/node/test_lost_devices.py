@@ -1,0 +1,155 @@
+"""A GPU that is lost, and a holder of its memory that nobody can end: said, counted, and no matter to the rest."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.standin_driver import Driver
+from engine.node import Node
+from tests.node.rehearsal import Marks, config, kill, process_of, wait_until
+from tests.node.test_standin_gpus import HOME, VRAM, all_held, gpus, on_gpus, taken, translate, two  # noqa: F401
+from tests.node.unkillable import stuck_in_its_exit
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+
+ROOT = Path(__file__).parents[2]
+Gpus = Callable[..., Driver]
+EAGER = {"silent_s": 0.5, "stuck_s": 1.0, "abort_s": 0.1, "settle_s": 1.0}
+
+
+def roles(node: Node) -> set[str]:
+    return {row["role"] for row in node.stats()["processes"]}
+
+
+def health(node: Node) -> dict[str, Any]:
+    return node.stats()["health"]
+
+
+def device(node: Node, name: str) -> dict[str, Any]:
+    return node.stats()["arbiter"].get("devices", {}).get(name, {})
+
+
+def command(node: Node, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(ROOT / "run_node.py"), verb, *arguments, "--connect", node.ctl_endpoint]
+    return subprocess.run(words, capture_output=True, text=True)
+
+
+def both(**rest: Any) -> dict[str, Any]:
+    """asr and nmt on each GPU, the others on the first."""
+    one = {name: {"devices": ["cuda:0"]} for name in HOME}
+    return config(stages=one | {name: {"devices": ["cuda:0", "cuda:1"]} for name in ("asr", "nmt")}, **rest)
+
+
+def lose(driver: Driver, how: str) -> str:
+    """Lose the second GPU; the reason that is told."""
+    if how == "lost":
+        driver.lose(1)
+        return "cuda:1 is quarantined: GPU is lost"
+    driver.set(1, ecc_uncorrected=5)
+    return "cuda:1 is quarantined: 2 uncorrectable ECC errors in its memory"
+
+
+@pytest.mark.parametrize("how", ["lost", "ecc"])
+def test_a_lost_gpu_is_quarantined_its_stages_fail_with_the_reason_and_the_others_go_on(how: str, gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    driver.set(1, ecc=2, ecc_uncorrected=3)  # from before this node: no matter
+    with Node(on_gpus()) as node:
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
+        wait_until(lambda: all_held(node))
+        assert health(node)["ready"] and not health(node)["notes"]
+        reason = lose(driver, how)
+        wait_until(lambda: not roles(node) & {"repair@cuda:1/0", "nmt@cuda:1/0"})
+        seen = wait_until(lambda: not health(node)["ready"] and health(node))
+        assert f"stage nmt: {reason}" in seen["reason"] and f"stage repair: {reason}" in seen["reason"]
+        assert not seen["stages"]["asr"]["reason"]
+        row = wait_until(lambda: device(node, "cuda:1").get("quarantined") and device(node, "cuda:1"))
+        assert reason.endswith(row["quarantined"]) and row["lost_bytes"] == taken("repair") + taken("nmt")
+        states = {row["worker"].partition("@")[0]: row["state"] for row in node.stats()["leases"]}
+        assert states == {"asr": "held", "tts": "held", "repair": "lost", "nmt": "lost"}
+        told = command(node, "health")
+        assert told.returncode == 1 and f"device {reason}" in told.stdout
+        assert "quarantined" in command(node, "stats").stdout
+        with node.client() as client, client.session(source="en", target="de", pipeline="transcribe") as session:
+            session.submit(Marks().make("a", 0))
+            assert next(iter(session.outcomes(timeout_s=30))).outcome == "ok"
+        kill(process_of(node, "asr@cuda:0/0")["pid"])
+        wait_until(
+            lambda: [r for r in node.stats()["processes"] if r["role"] == "asr@cuda:0/0" and r["phase"] == "loaded"]
+        )
+        with node.client() as client, client.session(source="en", target="de") as session:
+            session.submit(Marks().make("a", 0))
+            outcome = next(iter(session.outcomes(timeout_s=30)))
+        assert (outcome.outcome, outcome.code) == ("error", "failed") and reason in outcome.error
+
+
+def test_where_other_devices_do_its_work_the_node_serves_on_and_says_so(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    with Node(both()) as node:
+        assert {o.outcome for o in translate(node, 4)} == {"ok"}
+        lost = {role for role in roles(node) if "@cuda:1/" in role}
+        assert lost == {"asr@cuda:1/0", "nmt@cuda:1/0"}
+        driver.lose(1)
+        wait_until(lambda: not roles(node) & lost)
+        assert {o.outcome for o in translate(node, 8)} == {"ok"}
+        seen = wait_until(lambda: health(node)["stages"]["asr"].get("note") and health(node))
+        assert seen["ready"] and "device cuda:1 is quarantined: GPU is lost" in seen["notes"][0]
+        assert command(node, "health").returncode == 0
+        assert node.stats()["scheduler"]["concurrency"]["asr"] == 1
+        doctor = subprocess.run(
+            [sys.executable, str(ROOT / "run_node.py"), "doctor", "--connect", node.ctl_endpoint],
+            capture_output=True, text=True, cwd=ROOT,
+        ).stdout  # fmt: skip
+        assert "device cuda:1 is quarantined" in doctor
+
+
+@pytest.mark.parametrize("victim", ["arbiter", "scheduler"])
+def test_the_quarantine_outlives_any_process_and_the_gpu_s_return(victim: str, gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    with Node(both()) as node:
+        driver.lose(1)
+        wait_until(lambda: not [role for role in roles(node) if "@cuda:1/" in role])
+        driver.restore(1)
+        old = process_of(node, victim)
+        kill(old["pid"])
+        wait_until(lambda: victim in roles(node) and process_of(node, victim)["incarnation"] > old["incarnation"])
+        assert {o.outcome for o in translate(node, 4)} == {"ok"}
+        assert wait_until(lambda: device(node, "cuda:1").get("quarantined")) == "GPU is lost"
+        assert not [role for role in roles(node) if "@cuda:1/" in role] and health(node)["notes"]
+
+
+def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    vram = {name: {"vram_bytes": nbytes // 4} for name, nbytes in VRAM.items()}
+    with Node(both(options=vram, deadlines=EAGER)) as node:
+        wait_until(lambda: [row["state"] for row in node.stats()["leases"]] == ["held"] * 6)
+        before = driver.truth(0)
+        worker = process_of(node, "asr@cuda:0/0")
+        with stuck_in_its_exit(worker["pid"]):
+            wait_until(lambda: process_of(node, "asr@cuda:0/0")["state"] == "stuck")
+            lease = wait_until(lambda: [row for row in node.stats()["leases"] if row["state"] == "lost"])
+            assert [row["worker"] for row in lease] == [f"asr@cuda:0/0#{worker['incarnation']}"]
+            assert {o.outcome for o in translate(node, 4)} == {"ok"}
+            (note,) = health(node)["notes"]
+            assert f"asr@cuda:0/0 (pid {worker['pid']}) cannot be killed" in note and health(node)["ready"]
+            row = device(node, "cuda:0")
+            assert row["lost_bytes"] == max(lease[0]["nbytes"], lease[0]["held_bytes"]) and driver.truth(0) == before
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["phase"] == "loaded")
+        wait_until(lambda: device(node, "cuda:0")["lost_bytes"] == 0)
+        assert {o.outcome for o in translate(node, 4)} == {"ok"} and not health(node)["notes"]
+
+
+def test_a_node_with_a_worker_that_cannot_be_killed_ends_all_the_same(gpus: Gpus) -> None:  # noqa: F811
+    gpus(*two())
+    node = Node(both(deadlines=EAGER)).start()
+    with stuck_in_its_exit(process_of(node, "asr@cuda:0/0")["pid"]):
+        wait_until(lambda: process_of(node, "asr@cuda:0/0")["state"] == "stuck")
+        supervisor = node.pid
+        node.close()
+        assert node.wait(0) == 0, supervisor
