@@ -2,17 +2,18 @@
 
 Utterances go through four stages of the seed's times (asr 3, repair 0.5, nmt 3, tts 0.5 s). A worker is a process that
 starts, asks for its lease, takes context and weights while it loads, and for each run the workspace of its batch; when
-it is parked, its process ends and another one starts. A run of n utterances takes 0.7 + 0.3 n times the run of one, as
-batches on a GPU cost less than their sum. (That factor is an assumption; loads read 1.5 GB/s and take a second more.)
+it is parked, or could not load, its process ends and another one starts. A run of n utterances takes 0.7 + 0.3 n times
+the run of one, as batches on a GPU cost less than their sum. (That factor is an assumption; loads read 1.5 GB/s and
+take a second more.)
 
-A second OOM within ``oom_window_s``, batches that are halved and other answers to it are the scheduler's, not ours.
+A worker answers a shortage as a real one does: a batch runs again in halves, a larger lease is asked for when it is
+told to. All other answers are the scheduler's.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ from ipc.messages import (
     Done,
     Gone,
     Granted,
+    Grow,
     Here,
     JobOutcome,
     LeaseRequest,
@@ -44,6 +46,7 @@ from ipc.messages import (
     Release,
     Room,
     Run,
+    RunItem,
     RunResult,
     Serve,
     Session,
@@ -59,6 +62,7 @@ CONTEXT = 300 * MIB
 READ_BYTES_S = 1.5e9
 LOAD_S = PROCESS_S = 1.0
 HOP_S = 0.0005
+OUTSIDER_S = 120.0  # mean, between two visits of one
 OOM_AFTER = 0.2  # of a run: when it has its workspace, or finds that there is none
 PEER = "gateway#1"
 LIMIT_S = 8000.0  # a node that takes longer has got stuck
@@ -103,6 +107,16 @@ class Figures:
 
 
 @dataclass(eq=False)
+class Batch:
+    """A run on its way: what of it is still to be tried, in which parts, and what has become of the rest."""
+
+    run: Run
+    parts: deque[tuple[RunItem, ...]]
+    results: dict[int, RunResult] = field(default_factory=dict)
+    fits: int = 0
+
+
+@dataclass(eq=False)
 class Worker:
     plan: WorkerPlan
     incarnation: int = 0
@@ -126,6 +140,7 @@ class VirtualNode:
         self.figures = Figures(plan.utterances)
         self.clock = clock = Clock()
         self.chance = chance = random.Random(f"node {plan.seed}")
+        self._others = random.Random(f"others {plan.seed}")  # of their own: they come whatever the node does
         names = [f"cuda:{number}" for number in range(plan.cards)]
         self.devices = {
             name: TrueDevice(name, plan.card_bytes, clock, lambda: chance.uniform(0.05, 0.5)) for name in names
@@ -238,17 +253,23 @@ class VirtualNode:
         if worker.peer != peer or not worker.alive:
             return
         match message:
-            case Load():
-                self._question += 1
-                worker.question = LeaseRequest(
-                    self._question, worker.plan.role, worker.plan.device, worker.plan.estimate_bytes, worker.plan.stage
-                )
-                self.arbiter.hear(FromWorker(peer, worker.question))
+            case Load(wait_s=wait_s, raised=raised):
+                self._ask(worker, round(worker.plan.estimate_bytes * raised), wait_s)
+            case Grow(nbytes=nbytes, wait_s=wait_s) if worker.loaded and worker.question is None:
+                self._ask(worker, nbytes, wait_s, grows=True)
             case Run():
                 worker.runs.append(message)
                 self._run(worker)
             case Park():
                 self._leave(worker)
+
+    def _ask(self, worker: Worker, nbytes: int, wait_s: float | None, *, grows: bool = False) -> None:
+        self._question += 1
+        plan = worker.plan
+        worker.question = LeaseRequest(
+            self._question, plan.role, plan.device, nbytes, plan.stage, wait_s, grows=grows
+        )  # fmt: skip
+        self.arbiter.hear(FromWorker(worker.peer, worker.question))
 
     def _leave(self, worker: Worker) -> None:
         worker.alive = False
@@ -278,41 +299,55 @@ class VirtualNode:
         self.figures.ooms += 1
         for words in (Settled(worker.lease, -1, ok=False), Release(worker.lease)):
             self.arbiter.hear(FromWorker(worker.peer, words))
-        worker.lease = 0
-        self._speak(worker, life, Denied("out of memory while loading", "oom"))
+        self._speak(worker, life, Denied("out of memory while loading", "oom", phase="load"))
+        self._leave(worker)
 
     def _run(self, worker: Worker) -> None:
         if worker.runs and worker.loaded and not worker.busy:
             run = worker.runs.popleft()
             worker.busy = True
-            self.figures.runs += 1
-            seconds = STAGE_S[worker.plan.stage] * (0.7 + 0.3 * len(run.items))
-            self.clock.after(OOM_AFTER * seconds, self._work, worker, worker.incarnation, run, seconds)
+            self._next_part(worker, worker.incarnation, Batch(run, deque([run.items])))
 
-    def _work(self, worker: Worker, life: int, run: Run, seconds: float) -> None:
-        device, nbytes = self.devices[worker.plan.device], WORKSPACE[worker.plan.stage] * len(run.items)
-        if device.take(worker.peer, nbytes):
-            self.clock.after((1 - OOM_AFTER) * seconds, self._done, worker, life, run, nbytes)
-        else:
-            self.figures.ooms += 1
-            self._done(worker, life, run, 0)
+    def _next_part(self, worker: Worker, life: int, batch: Batch) -> None:
+        if not batch.parts:
+            return self._done(worker, batch)
+        part = batch.parts.popleft()
+        self.figures.runs += 1
+        seconds = STAGE_S[worker.plan.stage] * (0.7 + 0.3 * len(part))
+        return self.clock.after(OOM_AFTER * seconds, self._work, worker, life, batch, part, seconds)
 
-    def _done(self, worker: Worker, life: int, run: Run, nbytes: int) -> None:
+    def _work(self, worker: Worker, life: int, batch: Batch, part: tuple[RunItem, ...], seconds: float) -> None:
+        if not worker.alive or worker.incarnation != life:
+            return
+        nbytes = WORKSPACE[worker.plan.stage] * len(part)
+        if self.devices[worker.plan.device].take(worker.peer, nbytes):
+            if len(part) < len(batch.run.items):
+                batch.fits = len(part)
+            return self.clock.after((1 - OOM_AFTER) * seconds, self._ran, worker, life, batch, part, nbytes)
+        self.figures.ooms += 1
+        if half := len(part) // 2:
+            batch.parts.extendleft((part[half:], part[:half]))
+        for item in part if len(part) == 1 else ():
+            batch.results[item.ticket] = self._result(item, fits=False)
+        return self._next_part(worker, life, batch)
+
+    def _ran(self, worker: Worker, life: int, batch: Batch, part: tuple[RunItem, ...], nbytes: int) -> None:
         """The workspace goes back to the driver, as with a runtime that keeps none."""
         if not worker.alive or worker.incarnation != life:
             return
-        worker.busy = False
-        if nbytes:
-            self.devices[worker.plan.device].shrink(worker.peer, nbytes)
+        self.devices[worker.plan.device].shrink(worker.peer, nbytes)
+        batch.results |= {item.ticket: self._result(item, fits=True) for item in part}
+        self._next_part(worker, life, batch)
+
+    def _result(self, item: RunItem, *, fits: bool) -> RunResult:
         now = int(self.clock.now * 1e9)
-        ended: Callable[[Any], RunResult] = (
-            (lambda item: RunResult(item.ticket, "completed", text="x", begun_ns=now, ended_ns=now))
-            if nbytes
-            else (
-                lambda item: RunResult(item.ticket, "failed", "oom", "out of memory", True, begun_ns=now, ended_ns=now)
-            )
-        )
-        self._tell(worker.peer, Done(tuple(ended(item) for item in run.items)))
+        if fits:
+            return RunResult(item.ticket, "completed", text="x", begun_ns=now, ended_ns=now)
+        return RunResult(item.ticket, "failed", "oom", "out of memory", True, begun_ns=now, ended_ns=now)
+
+    def _done(self, worker: Worker, batch: Batch) -> None:
+        worker.busy = False
+        self._tell(worker.peer, Done(tuple(batch.results[item.ticket] for item in batch.run.items), batch.fits))
         self._run(worker)
 
     # ------------------------------------------------------------ the arbiter's words
@@ -324,8 +359,12 @@ class VirtualNode:
         worker = self.workers[peer.rpartition("#")[0]]
         if worker.peer != peer or worker.question is None or message.id != worker.question.id:
             return
-        life = worker.incarnation
+        life, grows = worker.incarnation, worker.question.grows
         match message:
+            case Granted() | Denied() if grows:
+                worker.question = None
+            case LeaseWait() if grows:
+                pass
             case Granted(lease=lease):
                 worker.lease, worker.question = lease, None
                 self.clock.after(HOP_S, self._load, worker, life)
@@ -346,12 +385,12 @@ class VirtualNode:
     # ------------------------------------------------------------ somebody else's program
 
     def _plan_outsider(self) -> None:
-        self.clock.after(self.chance.expovariate(1 / 120.0), self._outsider_comes)
+        self.clock.after(self._others.expovariate(1 / OUTSIDER_S), self._outsider_comes)
 
     def _outsider_comes(self) -> None:
-        device = self.chance.choice(list(self.devices.values()))
+        device = self._others.choice(list(self.devices.values()))
         device.others(device.free_bytes - 100 * MIB)
-        self.clock.after(self.chance.uniform(5.0, 15.0), self._outsider_goes, device)
+        self.clock.after(self._others.uniform(5.0, 15.0), self._outsider_goes, device)
 
     def _outsider_goes(self, device: TrueDevice) -> None:
         device.others(0)

@@ -22,7 +22,9 @@ from engine.arbiter.outlook import Outlook
 from engine.arbiter.room import DeviceMemory
 from engine.limits import Limits
 from engine.scheduler import retries
+from engine.scheduler.shortages import Shortages
 from ipc.errors import DragomanError
+from ipc.messages import Done
 
 QUIET, LOUD = 3, 1  # a seed without outsiders and programs, and one with both
 REQUESTS = 250
@@ -104,7 +106,7 @@ def test_a_book_that_stops_granting_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_lease_that_outlives_its_holder_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leases, "_bury", lambda self, role, incarnation, now: [])
+    monkeypatch.setattr(Leases, "_bury", lambda self, role, incarnation, stuck, now: [])
     monkeypatch.setattr(Leases, "check", lambda self: None)
     assert counts(requests=60)["kept_for_nobody"]
 
@@ -145,9 +147,30 @@ def test_memory_that_runs_out_by_design_costs_few_runs_and_no_utterance(how: str
     assert found.outcomes == {"ok": 200}
 
 
+def test_a_batch_that_runs_out_is_run_again_in_halves_and_one_estimated_too_low_leases_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The virtual worker answers a shortage as a real one does; else the rates above would be of nobody's node."""
+    heard: Counter[str] = Counter()
+    obeyed = VirtualNode._tell
+
+    def tell(self: VirtualNode, peer: str, message: Any) -> None:
+        heard["halved"] += isinstance(message, Done) and message.fits == 1
+        obeyed(self, peer, message)
+
+    monkeypatch.setattr(VirtualNode, "_tell", tell)
+    node = VirtualNode(Plan(**vram.FORCED["outsider"]))  # type: ignore[arg-type]
+    node.run()
+    assert heard["halved"]
+    assert any(one.grows for _, leases in node.arbiter.book.books() for one in leases)
+
+
 def test_a_scheduler_that_tries_again_at_once_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(4, outsider=True)
+    assert VirtualNode(plan).run().oom_rate < 0.05
     monkeypatch.setattr(retries, "OOM", (0.001,) * 1000)
-    assert VirtualNode(Plan(**vram.FORCED["outsider"])).run().oom_rate > 0.05  # type: ignore[arg-type]
+    monkeypatch.setattr(Shortages, "held_until", lambda self, device: None)  # ... and never pauses a device
+    assert VirtualNode(plan).run().oom_rate > 0.05
 
 
 # ---------------------------------------------------------------- what it is measured with
