@@ -32,6 +32,7 @@ from bench.vram_world import World
 A_HISTORY = 1000  # requests
 SHOWN = 20  # broken promises
 SHOWN_COUNTS = (
+    "listed",
     "unseen",
     "unseen_oom",
     "stalled",

@@ -22,6 +22,8 @@ from ipc.messages import Granted, Leave, Room, Vacate
 READ_S = 0.25  # between readings
 ASKED_S = 0.002  # until a reading that somebody waits for
 DOWN_S = (0.05, 0.5)
+FIRST_PID, THEIR_PIDS = 1000, 1_000_000  # of processes here, and by how much a host's numbers differ
+OUTSIDER = 999  # the process of all outsiders
 
 
 class Hearer(Protocol):
@@ -54,6 +56,8 @@ class VirtualArbiter:
         limits: Iterable[Limits],
         waits: Waits,
         hearer: Hearer,
+        listing: str = "",
+        outsiders_listed: float = 0.0,
     ) -> None:
         self.devices = {device.name: device for device in devices}
         self.foreign_read = dict.fromkeys(self.devices, 0)  # other programs' bytes, in the newest reading
@@ -65,6 +69,8 @@ class VirtualArbiter:
         self._limits = tuple(limits)
         self._waits = waits
         self._hearer = hearer
+        self._listing, self._outsiders_listed = listing, outsiders_listed
+        self._pids: dict[str, int] = {}
         self._doom = ""
         self._asked: set[str] = set()
         self.book = Leases(self._limits, waits)
@@ -75,6 +81,10 @@ class VirtualArbiter:
     def doom(self) -> None:
         """Die at the next event."""
         self._doom = self._doom or self._chance.choice(("before", "after"))
+
+    def pid(self, process: str) -> int:
+        """Its number, as long as it lives."""
+        return self._pids.setdefault(process, FIRST_PID + len(self._pids))
 
     @property
     def will_hear(self) -> bool:
@@ -128,8 +138,17 @@ class VirtualArbiter:
         self._asked.discard(device)
         if device not in self.blind:
             true = self.devices[device]
-            self._clock.after(0.001, self._read_arrives, Reading(device, true.total_bytes, true.free_bytes,
-                                                                 self._clock.now), true.foreign_bytes)  # fmt: skip
+            reading = Reading(device, true.total_bytes, true.free_bytes, self._clock.now, self._list(true))
+            self._clock.after(0.001, self._read_arrives, reading, true.foreign_bytes)
+
+    def _list(self, device: TrueDevice) -> dict[int, int] | None:
+        """What the driver says of processes; of those that have nothing, nothing."""
+        if not self._listing:
+            return None
+        other = THEIR_PIDS if self._listing == "theirs" else 0
+        found = {self.pid(process) + other: nbytes for process, nbytes in device.held.items()}
+        found[OUTSIDER + other] = int(self._outsiders_listed * device.foreign_bytes)
+        return {pid: nbytes for pid, nbytes in found.items() if nbytes}
 
     def _read_arrives(self, reading: Reading, foreign_bytes: int) -> None:
         if self.will_hear:

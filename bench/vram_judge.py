@@ -4,7 +4,7 @@
   left and other programs' memory as the newest reading showed it are more than there is. ``above_ceiling``: likewise.
   A driver's sum cannot tell the growth of one from that of another who may grow too, so a book that has nothing else
   may think that others have taken what they have not. An excess up to that is counted as ``unseen`` and not held
-  against it; in a quiet trace there is no such doubt.
+  against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have taken no more since the
   grant than they have now given back. What outsiders have snatched is ``snatched``: no book can know of it before. And
   one beside a holder whose grant was unseen is ``unseen_oom``.
@@ -76,12 +76,12 @@ class Judge:
     """See the module's docstring."""
 
     def __init__(
-        self, clock: Clock, limits: Iterable[Limits], waits: Waits, devices: dict[str, TrueDevice], quiet: bool
+        self, clock: Clock, limits: Iterable[Limits], waits: Waits, devices: dict[str, TrueDevice], exact: bool
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # promise -> when it was broken first, and how
         self._clock = clock
-        self._quiet = quiet
+        self._exact = exact
         self._limits = {one.name: one for one in limits}
         self._waits = waits
         self._devices = devices
@@ -112,7 +112,7 @@ class Judge:
         present = [one for one in self.present[process.device] if one.granted_bytes]
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
         untaken = sum(max(0, one.granted_bytes - self._held(one)) for one in present if one is not process)
-        doubt = 0 if self._quiet else untaken
+        doubt = 0 if self._exact else untaken
         usable = self._limits[process.device].usable_bytes
         for promise, most in (("overcommitted", device.total_bytes), ("above_ceiling", usable)):
             if committed - doubt > most:

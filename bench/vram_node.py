@@ -150,7 +150,7 @@ class VirtualNode:
         waits = Waits(
             self.deadlines.lease_wait_s, self.deadlines.settle_s, self.deadlines.unreadable_s, self.deadlines.grace_s
         )
-        self.arbiter = VirtualArbiter(clock, chance, self.devices.values(), limits, waits, self)
+        self.arbiter = VirtualArbiter(clock, chance, self.devices.values(), limits, waits, self, "ours")
         stages = tuple(self._stage(name, names) for name in STAGE_S)
         self.workers = {plan.role: Worker(plan) for stage in stages for plan in stage.workers}
         boot = SchedulerBoot(
@@ -267,7 +267,8 @@ class VirtualNode:
         self._question += 1
         plan = worker.plan
         worker.question = LeaseRequest(
-            self._question, plan.role, plan.device, nbytes, plan.stage, wait_s, grows=grows
+            self._question, plan.role, plan.device, nbytes, plan.stage, wait_s, grows=grows,
+            pid=self.arbiter.pid(worker.peer),
         )  # fmt: skip
         self.arbiter.hear(FromWorker(worker.peer, worker.question))
 
@@ -294,7 +295,7 @@ class VirtualNode:
         if device.take(worker.peer, nbytes):
             worker.loaded = True
             self._speak(worker, life, Loaded("", load_ms=1000.0 * (LOAD_S + nbytes / READ_BYTES_S)))
-            self.arbiter.hear(FromWorker(worker.peer, Settled(worker.lease, nbytes)))
+            self.arbiter.hear(FromWorker(worker.peer, Settled(worker.lease)))
             return
         self.figures.ooms += 1
         for words in (Settled(worker.lease, -1, ok=False), Release(worker.lease)):

@@ -6,7 +6,8 @@ them when they please, and some can be asked to leave. More is wanted than there
 are programs that nobody has told of leases; they grow and shrink at will.
 
 A third of the traces are *quiet*: workers only, which have all their bytes when they have loaded. There the sum that a
-driver shows says exactly who has what.
+driver shows says exactly who has what. Some drivers also *list* processes: half of them by our numbers, which says it
+too, the others as in a container, by numbers that mean nothing there.
 
 What is asked for follows the truth as estimates do that are corrected by measurement: 1.2 times and some noise for
 the first load of a model, then two per cent above the most that was seen.
@@ -70,6 +71,8 @@ class Trace:
     quiet: bool = False
     outsiders: bool = True
     measured: bool = True  # workers say what they measured after loading
+    listing: str = ""  # "": the driver tells sums; "ours": it lists processes; "theirs": ... by other numbers
+    outsiders_listed: float = 0.0  # share of outsiders' bytes that it lists
     _chance: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,9 @@ class Trace:
         self.quiet = self.seed % 3 == 0
         self.outsiders = not self.quiet and chance.random() < 0.8
         self.measured = chance.random() < 0.5
+        driver = random.Random(f"driver {self.seed}")
+        self.listing = driver.choice(("", "", "ours", "ours", "theirs"))
+        self.outsiders_listed = driver.choice((0.0, 0.5, 1.0))
         smallest = min(one.usable_bytes for one in self.limits)
         self.models = tuple(self._model(n, smallest) for n in range(8))
 

@@ -44,9 +44,11 @@ class World:
             one.name: TrueDevice(one.name, one.total_bytes, clock, lambda: chance.uniform(0.0, lag_s))
             for one in trace.limits
         }
-        self.judge = Judge(clock, trace.limits, self.waits, self.devices, trace.quiet)
+        self.judge = Judge(clock, trace.limits, self.waits, self.devices, trace.quiet or trace.listing == "ours")
         self.packing = Packing(trace.limits, clock)
-        self.arbiter = VirtualArbiter(clock, chance, self.devices.values(), trace.limits, self.waits, self)
+        self.arbiter = VirtualArbiter(
+            clock, chance, self.devices.values(), trace.limits, self.waits, self, trace.listing, trace.outsiders_listed
+        )
         self.processes: dict[str, Process] = {}  # by name: the living, and workers' last lives
         self._roles: dict[tuple[str, str], list[str]] = {}  # (stage, device) -> roles that may begin anew
         self._role_count: dict[tuple[str, str], int] = {}
@@ -113,6 +115,7 @@ class World:
 
     def _arrive(self, request: Request) -> None:
         self.judge.counts["requests"] += 1
+        self.judge.counts["listed"] += self.trace.listing == "ours"
         process = self._program() if request.model is None else self._worker(request)
         process.request, process.life, process.idle, process.heard_at = request, process.life + 1, False, -1.0
         asked = request.asked_bytes if request.model is None else self._estimates.of(request.model)
@@ -122,7 +125,7 @@ class World:
         request.true_bytes = min(request.true_bytes, process.asked_bytes)
         process.question = LeaseRequest(
             next(self._ids), process.role, process.device, process.asked_bytes, process.kind_of_model,
-            request.wait_s, request.preemptible, request.priority,
+            request.wait_s, request.preemptible, request.priority, pid=self.arbiter.pid(process.peer),
         )  # fmt: skip
         process.words = [*[word for word in process.words if isinstance(word, Release)], process.question]
         self.judge.present[process.device].add(process)
@@ -183,6 +186,8 @@ class World:
         """It arrives, if anybody is there to hear; else it is among the words for the next arbiter."""
         if not process.alive and self.chance.random() < 0.5:
             return  # what the dead had sent may arrive, or not
+        if process.external and process.peer not in self.processes:
+            return  # nor is anybody heard in the name of a process that is not there (``Holders.watch``)
         if isinstance(message, LeaseRequest) and message is process.question and self.arbiter.alive:
             self.judge.heard(process)
         if isinstance(message, (Settled, Release)) and self.arbiter.will_hear:

@@ -70,6 +70,7 @@ class Lease:
     model: str  # for people, and to count models
     state: LeaseState
     since: float  # when it came into this state
+    pid: int = 0  # its holder's process, as a driver may list it; 0: not said
     number: int = 0  # the arbiter's number, from the grant on
     held_bytes: int = 0  # what of it lies on the device, as far as is known
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
