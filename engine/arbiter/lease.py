@@ -59,7 +59,7 @@ EXTERNAL = "lease@"  # how the names of holders outside the node begin
 SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Lease:
     """One request and what became of it. Only ``move`` changes ``state``."""
 
