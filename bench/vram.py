@@ -23,9 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench import vram_rehearsal
 from bench.report import ZERO, Goal, Report, at_least
 from bench.vram_judge import PROMISES
 from bench.vram_node import GIB, Plan, VirtualNode
+from bench.vram_rehearsal import ScenarioError
 from bench.vram_trace import Trace
 from bench.vram_world import World
 
@@ -61,19 +63,17 @@ exit codes: 0 every promise was kept, 1 one was broken (which, stands on standar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; returns 1 when a promise is broken, else 0."""
-    found = parser()
-    args = found.parse_args(argv)
+    """Run it; returns 1 when a promise is broken, 2 when a rehearsal cannot be, else 0."""
+    args = parser().parse_args(argv)
     if args.part:
         return play_part(args.seed, args.requests)
-    if bool(args.gpus) != bool(args.scenario):
-        found.error("a rehearsal needs both --gpus and --scenario")
-    if args.gpus:
-        from bench import vram_rehearsal
-
-        report = vram_rehearsal.rehearse(args.gpus, args.scenario)
-    else:
-        report = measure(args.seed, args.requests, max(1, args.jobs))
+    try:
+        report = rehearse(args.gpus, args.scenario) if args.gpus or args.scenario else measure(
+            args.seed, args.requests, args.jobs
+        )  # fmt: skip
+    except ScenarioError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     report.show(args.json)
     return report.exit_code
 
@@ -88,21 +88,27 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--seed", type=int, default=1, metavar="S", help="the first seed (default 1)")
     found.add_argument("--jobs", type=at_least(1), default=1, metavar="J", help="processes that play them (default 1)")
-    found.add_argument("--gpus", type=sizes, metavar="SIZES", help="rehearse: memory of each GPU, as in 8GiB,24GiB")
+    found.add_argument("--gpus", metavar="SIZES", help="rehearse: memory of each GPU, as in 8GiB,24GiB")
     found.add_argument("--scenario", type=Path, metavar="FILE", help="rehearse: what runs on them, a TOML file")
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     return found
 
 
+def rehearse(gpus: str | None, scenario: Path | None) -> Report:
+    if not gpus or not scenario:
+        raise ScenarioError("a rehearsal needs --gpus and --scenario", "as in: --gpus 8GiB,24GiB --scenario FILE")
+    return vram_rehearsal.rehearse(sizes(gpus), scenario)
+
+
 def sizes(text: str) -> tuple[int, ...]:
-    """Bytes of each GPU from "8GiB,24GiB"."""
+    """Bytes of each GPU from "8GiB,24GiB". Raises ScenarioError."""
     units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(GiB|MiB|GB|MB)", part.strip())
         if match is None or not float(match[1]):
-            raise argparse.ArgumentTypeError(f"{part!r} is no size; write it like 8GiB, several like 8GiB,24GiB")
+            raise ScenarioError(f"--gpus: {part!r} is no size", "write it like 8GiB, several like 8GiB,24GiB")
         found.append(int(float(match[1]) * units[match[2]]))
     return tuple(found)
 

@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -30,18 +30,27 @@ PATIENCE_S = 120.0  # without any outcome
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
 
+Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ScenarioError(DragomanError):
+    """This cannot be rehearsed as it stands (exit code 2)."""
+
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[[stages]]: one stage, in the order of the pipeline."""
 
     name: str
-    weights_gib: float  # taken while it loads
-    run_gib: float = 0.0  # ... and from its first run on, for each utterance of its largest batch
-    sleep_ms: float = 10.0  # time of a run
-    load_ms: float = 100.0
-    max_batch: int = 1
+    weights_gib: Gib  # taken while it loads
+    run_gib: Gib = 0.0  # ... and from its first run on, for each utterance of its largest batch
+    sleep_ms: Milliseconds = 10.0  # time of a run
+    load_ms: Milliseconds = 100.0
+    max_batch: Count = 1
     devices: tuple[str, ...] = ("auto",)
-    estimate_gib: float | None = None  # what the node believes that it takes; absent: what it takes
+    estimate_gib: Gib | None = None  # what the node believes that it takes; absent: what it takes
     pinned: bool = False
 
 
@@ -49,18 +58,18 @@ class Outsider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[[outsiders]]: ``at_s`` after the first utterance others begin to hold ``gib`` of a GPU, or what is free."""
 
     gpu: int
-    at_s: float
-    gib: float
+    at_s: Seconds
+    gib: Gib
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     stages: tuple[Stage, ...]
-    utterances: int = 50
-    gap_s: float = 0.0  # between two utterances
-    context_gib: float = 0.3  # of each process on a GPU
-    lag_s: float = 0.1  # how long memory that was given back is shown as used
+    utterances: Count = 50
+    gap_s: Seconds = 0.0  # between two utterances
+    context_gib: Gib = 0.3  # of each process on a GPU
+    lag_s: Seconds = 0.1  # how long memory that was given back is shown as used
     outsiders: tuple[Outsider, ...] = ()
     devices: dict[str, Any] = {}
     deadlines: dict[str, float] = {}
@@ -74,18 +83,18 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(path: Path, gpus: int) -> Scenario:
-    """Raises DragomanError with one line when it cannot be read or makes no sense."""
+    """Raises ScenarioError with one line when it cannot be read or makes no sense."""
     try:
         scenario = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Scenario)
     except OSError as error:
-        raise DragomanError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
+        raise ScenarioError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise DragomanError(f"{path}: {error}", "docs/vram.md lists what a scenario may say") from error
+        raise ScenarioError(f"{path}: {error}", "docs/vram.md lists what a scenario may say") from error
     beyond = [one for one in scenario.outsiders if not 0 <= one.gpu < gpus]
     if beyond:
-        raise DragomanError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
-    if not scenario.stages or scenario.utterances < 1:
-        raise DragomanError(f"{path}: there is nothing to do", "give it at least one stage and one utterance")
+        raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
+    if not scenario.stages:
+        raise ScenarioError(f"{path}: there is nothing to do", "give it at least one stage")
     return scenario
 
 
@@ -222,13 +231,27 @@ def environment(values: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def started(configuration: dict[str, Any], path: Path) -> Iterator[Node]:
+    """The node. What it finds wrong with its configuration, or too large, the scenario has said."""
+    node = Node(configuration)
+    try:
+        node.start()
+    except DragomanError as error:
+        raise ScenarioError(f"{path}: {error.text.removeprefix('configuration: ')}", error.mend) from error
+    try:
+        yield node
+    finally:
+        node.close()
+
+
 def rehearse(totals: tuple[int, ...], path: Path) -> Report:
-    """Raises DragomanError when the scenario is wrong or the node does not start."""
+    """Raises ScenarioError when the scenario is wrong, so that the node does not even start."""
     scenario = read(path, len(totals))
     context = int(scenario.context_gib * GIB)
     gpus = [Gpu(total_bytes=total, context_bytes=context) for total in totals]
     with Driver(gpus, lag_s=scenario.lag_s) as driver, environment(driver.environ(os.environ)):
-        with Node(config(scenario)) as node:
+        with started(config(scenario), path) as node:
             rehearsal = Rehearsal(scenario, driver, node, totals)
             took_s = rehearsal.run()
             stats = node.stats()

@@ -56,6 +56,27 @@ def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("weights_gib = 50", "fits nowhere: it needs 50.3 GiB on cuda:0, which can give at most 7.2 GiB"),
+        ("weights_gib = 1\ndevices = ['cuda:7']", "names 'cuda:7'"),
+        ("weights_gib = 1\n[devices]\nnonsense = 1", "devices.nonsense is unknown"),
+        ("weights_gib = 1\n[deadlines]\nturn_s = -5", "deadlines.turn_s is -5.0"),
+    ],
+)
+def test_what_the_node_cannot_be_started_with_is_told_in_one_line_with_the_scenario_s_name(
+    tmp_path: Path, text: str, complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_text(f"[[stages]]\nname = 'a'\n{text}\n")
+    assert vram.main(["--gpus", "8GiB", "--scenario", str(file)]) == 2
+    told = capfd.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith(f"error: {file}: ")
+    assert complaint in told.err
+
+
+@pytest.mark.timeout(120)
 def test_memory_that_somebody_snatches_shows_as_oom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The model is loaded, its workspace not taken yet: no lease can keep others from taking that."""
     file = tmp_path / "snatched.toml"
