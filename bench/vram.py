@@ -41,6 +41,8 @@ SHOWN_COUNTS = (
     "snatched",
     "granted",
     "denied",
+    "grown",
+    "stuck",
     "parked",
     "asked_to_leave",
     "restarts",

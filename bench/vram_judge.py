@@ -5,8 +5,8 @@
   A driver's sum cannot tell the growth of one from that of another who may grow too, so a book that has nothing else
   may think that others have taken what they have not. An excess up to that is counted as ``unseen`` and not held
   against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
-* ``oom``: an allocation within its lease that found too little, though other programs have taken no more since the
-  grant than they have now given back. What outsiders have snatched is ``snatched``: no book can know of it before. And
+* ``oom``: an allocation within its lease that found too little, though other programs have no more now than in the
+  reading upon which it was granted. What outsiders have snatched is ``snatched``: no book can know of it before. And
   one beside a holder whose grant was unseen is ``unseen_oom``.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
@@ -47,6 +47,8 @@ class Process:
     alive: bool = True
     request: Any = None  # of the trace
     question: LeaseRequest | None = None  # until it is answered
+    more: LeaseRequest | None = None  # besides what it has, until that is answered
+    more_lease: int = 0  # once it has it
     asked_bytes: int = 0
     granted_bytes: int = 0  # by the book, even if it has not heard of it
     lease: int = 0  # once it has
@@ -54,7 +56,8 @@ class Process:
     life: int = 0  # counts requests, so that what was planned for one does not happen to the next
     idle: bool = False
     words: list[Any] = field(default_factory=list)
-    foreign_at_grant: int = 0
+    foreign_known: int = 0  # what others had by the reading upon which it was granted
+    is_stuck: bool = False  # dead, and its memory not free
     is_unseen: bool = False  # its grant was one too many, as the book could not know
     heard_at: float = -1.0  # when the arbiter of now heard the question; below 0: it has not
     turns_at: float = 0.0  # loading time on its device until then
@@ -107,8 +110,20 @@ class Judge:
         if process.granted_bytes:
             return  # the same answer again
         self._answered(process)
+        self._judge(process, nbytes, foreign_read)
+        if not process.external:
+            if self._loading[process.device]:
+                self.broken("two_loads", f"{process.peer} on {process.device}")
+            self._set_loading(process, True)
+
+    def granted_more(self, process: Process, nbytes: int, foreign_read: int) -> None:
+        """Besides what it has."""
+        self.counts["grown"] += 1
+        self._judge(process, nbytes, foreign_read)
+
+    def _judge(self, process: Process, nbytes: int, foreign_read: int) -> None:
         device = self._devices[process.device]
-        process.granted_bytes, process.foreign_at_grant = nbytes, device.foreign_bytes
+        process.granted_bytes, process.foreign_known = process.granted_bytes + nbytes, foreign_read
         present = [one for one in self.present[process.device] if one.granted_bytes]
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
         untaken = sum(max(0, one.granted_bytes - self._held(one)) for one in present if one is not process)
@@ -119,10 +134,6 @@ class Judge:
                 self.broken(promise, f"{process.peer} on {device.name}: {committed} of {most} bytes")
         process.is_unseen = committed - doubt <= usable < committed
         self.counts["unseen"] += process.is_unseen
-        if not process.external:
-            if self._loading[process.device]:
-                self.broken("two_loads", f"{process.peer} on {process.device}")
-            self._set_loading(process, True)
 
     def denied(self, process: Process) -> None:
         self.counts["denied"] += 1
@@ -133,7 +144,7 @@ class Judge:
         self._set_loading(process, False)
 
     def out_of_memory(self, process: Process) -> None:
-        if self._devices[process.device].foreign_bytes > process.foreign_at_grant:
+        if self._devices[process.device].foreign_bytes > process.foreign_known:
             self.counts["snatched"] += 1
         elif any(one.is_unseen for one in self.present[process.device]):
             self.counts["unseen_oom"] += 1
@@ -172,7 +183,7 @@ class Judge:
     def _thought_dead(name: str, arbiter: VirtualArbiter) -> list[dict[str, Any]]:
         """Leases whose memory the book still waits for."""
         rows = arbiter.book.snapshot(0.0)["leases"]
-        return [row for row in rows if row["device"] == name and row["state"] in ("draining", "deficit")]
+        return [row for row in rows if row["device"] == name and row["state"] in ("draining", "deficit", "lost")]
 
     def _could_be_served(self, name: str, waiting: list[Process], doubt: int = 0, dead_models: int = 0) -> bool:
         device, limits = self._devices[name], self._limits[name]

@@ -1,9 +1,10 @@
 """What happens to some GPUs: who asks for how much, and what it really takes; from one seed. Pure.
 
 Two kinds of request come: a node's *workers* load a model of a known kind on their device, some of its workspace
-following with the first runs; *programs* from outside lease bytes on the device with most room, take some part of
-them when they please, and some can be asked to leave. More is wanted than there is, then less, and again. *Outsiders*
-are programs that nobody has told of leases; they grow and shrink at will.
+following with the first runs, and now and then more than was thought, for which they ask first; *programs* from outside
+lease bytes on the device with most room, take some part of them when they please, and some can be asked to leave. More
+is wanted than there is, then less, and again. *Outsiders* are programs that nobody has told of leases; they grow and
+shrink at will.
 
 A third of the traces are *quiet*: workers only, which have all their bytes when they have loaded. There the sum that a
 driver shows says exactly who has what. Some drivers also *list* processes: half of them by our numbers, which says it
@@ -29,6 +30,7 @@ HOLD_S, LOAD_S = 120.0, (0.2, 1.5)  # mean; from, to
 PHASE_S, PHASES = 600.0, (1.3, 0.7)  # demand over capacity, by turns
 START_FACTOR, HEADROOM = 1.2, 1.02
 EXTERNAL_SHARE = 0.25
+GROWING_SHARE, STUCK_SHARE = 0.1, 0.02  # of the workers
 STAGES = ("asr", "nmt", "repair", "tts")
 WORKSPACE = 0.12  # share of a model that comes with the first runs
 
@@ -55,6 +57,8 @@ class Request:
     load_s: float
     hold_s: float
     fate: str
+    grows_bytes: int  # it turns out to need so much more, and asks for it
+    is_stuck: bool  # a driver holds it in the kernel when it dies, with its memory
     wait_s: float | None
     preemptible: bool
     priority: str
@@ -120,9 +124,11 @@ class Trace:
         chance = self._chance
         model = chance.choice(self.models)
         (fate,) = chance.choices(FATES, FATE_SHARES)
+        more = chance.uniform(0.05, 0.25) if chance.random() < GROWING_SHARE else 0.0
         return Request(
             time, device, model, int(model.true_bytes * chance.uniform(0.98, 1.0)), 0, chance.uniform(*LOAD_S),
-            chance.expovariate(1 / HOLD_S), fate, None, False, self._priority(),
+            chance.expovariate(1 / HOLD_S), fate, int(more * model.true_bytes), chance.random() < STUCK_SHARE, None,
+            False, self._priority(),
         )  # fmt: skip
 
     def _priority(self) -> str:
@@ -135,7 +141,7 @@ class Trace:
         fate = chance.choice(("dies waiting", "dies", "dies", "unloads", "unloads", "unloads"))
         return Request(
             time, "", None, int(asked * chance.uniform(0.85, 1.0)), asked, chance.uniform(*LOAD_S),
-            chance.expovariate(1 / HOLD_S), fate, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
+            chance.expovariate(1 / HOLD_S), fate, 0, False, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
             self._priority(),
         )  # fmt: skip
 

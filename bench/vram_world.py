@@ -1,8 +1,9 @@
 """One history of leases in virtual time: the real book over true devices, from one seed.
 
-Workers and programs play the lives that the trace gives them: they ask, load, grow, unload, are asked to leave and go
-or stay, and die in any state. Outsiders take and give back without asking, drivers lag and fall silent, the arbiter
-dies and goes on from its journal. A ``Judge`` watches, a ``Packing`` is the measure of how well memory is used.
+Workers and programs play the lives that the trace gives them: they ask, load, grow, ask for more, unload, are asked to
+leave and go or stay, die in any state and can get stuck in that. Outsiders take and give back without asking, drivers
+lag and fall silent, the arbiter dies and goes on from its journal. A ``Judge`` watches, a ``Packing`` is the measure of
+how well memory is used.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class World:
         self._newest: dict[str, Process] = {}  # role -> its newest life
         self._items: dict[Process, Item] = {}
         self._ids = itertools.count(1)
+        self._grown: set[int] = set()  # questions for more that were granted, heard or not
         self._estimates = Estimates(chance)
         self._coming: Iterator[Request] = trace.requests()
         self._begun = clock.now
@@ -90,7 +92,7 @@ class World:
             for process in self._items:
                 self.judge.broken("deadlocks", f"{process.peer} is still there at the end")
             return True
-        return not self._items
+        return not self._items and not any(process.is_stuck for process in self._newest.values())
 
     def _empty(self) -> None:
         """Nobody is there any more; in a while the book must show it."""
@@ -167,7 +169,7 @@ class World:
     def _depart(self, process: Process) -> None:
         """It neither has a lease nor wants one."""
         process.question, process.granted_bytes, process.lease, process.measured_bytes = None, 0, 0, 0
-        process.is_unseen = False
+        process.is_unseen, process.more, process.more_lease = False, None, 0
         process.life += 1
         self.judge.present[process.device].discard(process)
         if (item := self._items.pop(process, None)) is not None:
@@ -208,7 +210,7 @@ class World:
         self.judge.arbiter_died()
         for process in self._newest.values():
             if not process.alive:
-                self._death_is_told(process)
+                self._death_is_told(process, stuck=process.is_stuck)
         for peer in [one.peer for device in known.devices for one in device.leases if one.external]:
             if peer not in self.processes or not self.processes[peer].alive:
                 role, _, incarnation = peer.rpartition("#")
@@ -222,13 +224,20 @@ class World:
 
     def decided(self, peer: str, granted: Granted) -> None:
         process = self.processes.get(peer)
-        if process is not None and process.question is not None and process.question.id == granted.id:
+        if process is None:
+            return
+        if process.question is not None and process.question.id == granted.id:
             self.judge.granted(process, granted.nbytes, self.arbiter.foreign_read[process.device])
+        elif process.more is not None and process.more.id == granted.id and process.more.id not in self._grown:
+            self._grown.add(granted.id)
+            self.judge.granted_more(process, granted.nbytes, self.arbiter.foreign_read[process.device])
 
     def told(self, peer: str, message: Any) -> None:
         process = self.processes.get(peer)
+        if process is not None and process.more is not None and message.id == process.more.id:
+            return self._more_is_answered(process, message)
         if process is None or not process.alive or process.question is None or message.id != process.question.id:
-            return
+            return None
         if isinstance(message, Denied):
             self.judge.denied(process)
             process.words = []
@@ -240,6 +249,7 @@ class World:
             self.judge.counts["granted"] += 1
             process.lease, process.question, process.words = message.lease, None, []
             self._take_up(process)
+        return None
 
     def wanted(self, message: Vacate | Room) -> None:
         """The scheduler parks somebody idle, if there is one."""
@@ -295,6 +305,7 @@ class World:
             self._estimates.measured(request.model, request.true_bytes)
             self.clock.after(BUSY_SHARE * request.hold_s, self._rest, process, process.life)
         self.clock.after(0.1 * request.hold_s, self._grow_late, process, process.life)
+        self.clock.after(0.2 * request.hold_s, self._ask_for_more, process, process.life)
         self.clock.after(request.hold_s, self._end, process, process.life)
 
     def _grow_late(self, process: Process, life: int) -> None:
@@ -305,6 +316,31 @@ class World:
                 self.judge.out_of_memory(process)
                 self._die(process, life)
 
+    def _ask_for_more(self, process: Process, life: int) -> None:
+        if process.life == life and process.alive and process.request.grows_bytes:
+            process.more = LeaseRequest(
+                next(self._ids), process.role, process.device, process.request.grows_bytes, process.kind_of_model, 5.0,
+                grows=True, pid=self.arbiter.pid(process.peer),
+            )  # fmt: skip
+            process.words = [*process.words, process.more]
+            self._say(process, process.more)
+
+    def _more_is_answered(self, process: Process, message: Any) -> None:
+        if not process.alive or not isinstance(message, (Granted, Denied)):
+            return
+        process.words.remove(process.more)
+        process.more = None
+        if isinstance(message, Granted):
+            process.more_lease = message.lease
+            minus, who, device, model = self._items[process]
+            self.packing.depart(self._items[process])
+            self._items[process] = (minus - message.nbytes, who, device, model)
+            self.packing.arrive(self._items[process])
+            self._repack()
+            if not self.devices[process.device].take(process.peer, message.nbytes):
+                self.judge.out_of_memory(process)
+                self._die(process, process.life)
+
     def _rest(self, process: Process, life: int) -> None:
         if process.life == life and process.alive:
             process.idle = process.request.fate == "parks"
@@ -312,14 +348,15 @@ class World:
     def _end(self, process: Process, life: int) -> None:
         if process.life != life or not process.alive:
             return
-        if process.request.fate == "unloads":
+        if process.request.fate == "unloads" and process.more is None:
             self._let_go(process)
         else:
             self._die(process, life)
 
     def _let_go(self, process: Process, *words: Any) -> None:
         """It unloads, and lives on."""
-        process.words = [*words, Release(process.lease)]
+        more = [Release(process.more_lease)] if process.more_lease else []
+        process.words = [*words, Release(process.lease), *more]
         self.devices[process.device].give_back(process.peer)
         for word in process.words:
             self._say(process, word)
@@ -331,20 +368,35 @@ class World:
             return
         process.alive = False
         process.words = []
-        self.devices[process.device].give_back(process.peer)
+        process.is_stuck = process.request.is_stuck
+        if not process.is_stuck:
+            self.devices[process.device].give_back(process.peer)
         self._depart(process)
         self.clock.after(self.chance.uniform(*DEATH_IS_SEEN_S), self._death_is_seen, process)
 
     def _death_is_seen(self, process: Process) -> None:
+        if process.is_stuck:
+            self.judge.counts["stuck"] += 1
+            self._death_is_told(process, stuck=True)
+            return self.clock.after(self.chance.uniform(1.0, 30.0), self._has_ended, process)
+        return self._is_gone(process)
+
+    def _has_ended(self, process: Process) -> None:
+        """After all."""
+        process.is_stuck = False
+        self.devices[process.device].give_back(process.peer)
+        self._is_gone(process)
+
+    def _is_gone(self, process: Process) -> None:
         self._death_is_told(process)
         self._free_role(process)
         if process.external:
             self.processes.pop(process.peer, None)
 
-    def _death_is_told(self, process: Process) -> None:
+    def _death_is_told(self, process: Process, *, stuck: bool = False) -> None:
         if self.arbiter.will_hear:
             self.judge.load_over(process)
-        self._to_arbiter(Gone(process.role, process.incarnation))
+        self._to_arbiter(Gone(process.role, process.incarnation, stuck=stuck))
 
     # ------------------------------------------------------------ everybody else
 

@@ -35,7 +35,10 @@ def counts(seed: int = QUIET, requests: int = REQUESTS) -> Counter[str]:
     return Counter(vram.one(seed, requests)["counts"])
 
 
-@pytest.mark.parametrize("seed", [QUIET, LOUD, 2])
+LISTED, BY_OTHER_NUMBERS, UNLISTED = 1, 2, 10  # loud seeds by what their drivers list
+
+
+@pytest.mark.parametrize("seed", [QUIET, LISTED, BY_OTHER_NUMBERS, UNLISTED])
 def test_histories_keep_every_promise(seed: int) -> None:
     found = vram.one(seed, REQUESTS)
     assert found["wrong"] == [] and not any(found["counts"].get(promise, 0) for promise in PROMISES)
@@ -43,9 +46,22 @@ def test_histories_keep_every_promise(seed: int) -> None:
     assert 0.5 < found["used"] / found["packed"] <= 1.1
 
 
+def test_a_driver_that_lists_processes_leaves_nothing_unseen_and_one_that_does_not_may() -> None:
+    assert [Trace(seed, 1).listing for seed in (LISTED, BY_OTHER_NUMBERS, UNLISTED)] == ["ours", "theirs", ""]
+    assert not counts(LISTED, 600)["unseen"]
+    assert counts(BY_OTHER_NUMBERS, 600)["unseen"]
+
+
+def test_a_book_that_does_not_read_the_list_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceMemory, "_tells", lambda self, reading, leases: False)
+    assert counts(LISTED, 600)["overcommitted"] + counts(LISTED, 600)["above_ceiling"]
+
+
 def test_what_a_history_is_to_test_happens_in_it() -> None:
     happened = counts(LOUD, 600)
-    assert all(happened[name] for name in ("denied", "parked", "asked_to_leave", "restarts")), happened
+    assert all(happened[name] for name in ("denied", "parked", "asked_to_leave", "restarts", "grown", "stuck")), (
+        happened
+    )
 
 
 def test_the_same_seed_is_the_same_history() -> None:
@@ -65,15 +81,15 @@ def test_a_book_that_forgets_what_it_has_promised_is_noticed(monkeypatch: pytest
 
 
 def test_a_book_that_overlooks_the_ceiling_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Trace(QUIET, REQUESTS)
-    assert any(one.ceiling_bytes for one in given.limits)
+    ceilings = 12  # a quiet seed
+    assert any(one.ceiling_bytes for one in Trace(ceilings, REQUESTS).limits)
     obeyed = DeviceMemory.room
 
     def room(self: DeviceMemory, leases: Any) -> int:
         return obeyed(self, leases) + self.limits.total_bytes - self.limits.usable_bytes
 
     monkeypatch.setattr(DeviceMemory, "room", room)
-    assert counts()["above_ceiling"]
+    assert counts(ceilings)["above_ceiling"]
 
 
 def test_two_loads_at_once_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
