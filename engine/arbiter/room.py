@@ -166,22 +166,31 @@ class DeviceMemory:
         return self._told_by(reading) and (lease.pid in reading.listed or (lease.pid > 0 and lease.state in ALIVE))
 
     def _enter(self, reading: Reading, leases: list[Lease]) -> list[Lease]:
-        """Enter what the list says; returns the leases of which it says nothing.
+        """Enter what the list says; returns the leases of which it says nothing."""
+        ours: dict[int, list[Lease]] = {}
+        others: list[Lease] = []
+        for lease in leases:
+            if self._is_listed(lease, reading):
+                ours.setdefault(lease.pid, []).append(lease)
+            else:
+                others.append(lease)
+        listed = reading.listed
+        self._strangers_bytes = sum(listed.values())
+        for pid, held in ours.items():
+            nbytes = listed.get(pid, 0)
+            self._strangers_bytes -= nbytes
+            self._share(nbytes, held, reading)
+        return others
 
-        Of several leases of one process each has what it was granted, the first also what is too much for all of them.
-        """
-        self._strangers_bytes = _strangers(reading.listed, leases)
-        left = dict(reading.listed)
-        firsts: dict[int, Lease] = {}
-        listed = [lease for lease in leases if self._is_listed(lease, reading)]
-        for lease in sorted(listed, key=lambda one: one.state not in ALIVE):
+    def _share(self, nbytes: int, leases: list[Lease], reading: Reading) -> None:
+        """What one process has: to each of its leases what was granted, and the first what is too much for all."""
+        if len(leases) > 1:
+            leases.sort(key=lambda one: one.state not in ALIVE)
+        for lease in leases:
             self._settle(lease, reading)
-            lease.held_bytes = min(left.setdefault(lease.pid, 0), lease.nbytes)
-            left[lease.pid] -= lease.held_bytes
-            firsts.setdefault(lease.pid, lease)
-        for pid, first in firsts.items():
-            first.held_bytes += left[pid]
-        return [lease for lease in leases if lease not in listed]
+            lease.held_bytes = min(nbytes, lease.nbytes)
+            nbytes -= lease.held_bytes
+        leases[0].held_bytes += nbytes
 
     @staticmethod
     def _settle(lease: Lease, reading: Reading) -> int:
