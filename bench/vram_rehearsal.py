@@ -142,22 +142,23 @@ class Rehearsal:
 
     def run(self) -> float:
         """Returns how long it took. Raises DragomanError when nothing comes any more."""
-        begun = time.monotonic()
-        over = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(begun, over), name="watch")
         self._play_outsiders(0.0)  # who is there from the start is there before the first utterance
-        watch.start()
-        try:
-            self._drive(begun)
-        finally:
-            over.set()
-            watch.join()
+        with self._node.client() as client, client.session() as session:
+            begun = time.monotonic()
+            over = threading.Event()
+            watch = threading.Thread(target=self._watch, args=(begun, over), name="watch")
+            watch.start()
+            try:
+                self._drive(session, begun)
+            finally:
+                over.set()
+                watch.join()
         return time.monotonic() - begun
 
-    def _drive(self, begun: float) -> None:
+    def _drive(self, session: Any, begun: float) -> None:
         """The client's side. ``submit`` waits while the node takes nothing in."""
         count, heard_at = self.scenario.utterances, begun
-        with self._node.client() as client, client.session() as session, progress(count, "rehearsal") as bar:
+        with progress(count, "rehearsal") as bar:
             while len(self.outcomes) < count:
                 now = time.monotonic()
                 while len(self._sent_at) < count and now - begun >= len(self._sent_at) * self.scenario.gap_s:

@@ -29,10 +29,10 @@ at_s = 0.0
 gib = 4.0
 [[outsiders]]
 gpu = 0
-at_s = 1.0
+at_s = 3.0
 gib = 0.0
 [deadlines]
-retry_delay_s = 0.3
+retry_delay_s = 1.0
 oom_hold_s = 0.5
 """
 
