@@ -122,11 +122,12 @@ class Judge:
         self._judge(process, nbytes, foreign_read)
 
     def _judge(self, process: Process, nbytes: int, foreign_read: int) -> None:
-        device = self._devices[process.device]
+        device, before = self._devices[process.device], process.granted_bytes
         process.granted_bytes, process.foreign_known = process.granted_bytes + nbytes, foreign_read
         present = [one for one in self.present[process.device] if one.granted_bytes]
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
-        untaken = sum(max(0, one.granted_bytes - self._held(one)) for one in present if one is not process)
+        may_take = {one: before if one is process else one.granted_bytes for one in present}
+        untaken = sum(max(0, nbytes - self._held(one)) for one, nbytes in may_take.items())
         doubt = 0 if self._exact else untaken
         usable = self._limits[process.device].usable_bytes
         for promise, most in (("overcommitted", device.total_bytes), ("above_ceiling", usable)):
