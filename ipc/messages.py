@@ -524,7 +524,8 @@ class LeaseRequest(_Wire, frozen=True):
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
     outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
-    besides the lease it has, for a model that is loaded.
+    besides the lease it has, for a model that is loaded. ``pid``: of the holder, to be found in a driver's list of
+    processes; 0: not said.
     """
 
     id: int
@@ -537,6 +538,7 @@ class LeaseRequest(_Wire, frozen=True):
     priority: str = "normal"
     variant: int = 0  # of the model, for whoever measures it
     grows: bool = False
+    pid: int = 0
 
 
 class Granted(_Wire, frozen=True):
@@ -549,16 +551,12 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
-
-    ``pid``: of the holder, to be found in a driver's list of processes.
-    """
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
-    pid: int = 0
 
 
 class Release(_Wire, frozen=True):
