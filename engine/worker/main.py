@@ -184,7 +184,7 @@ class Worker:
         chosen = self.chosen
         self.request = LeaseRequest(
             time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
-            chosen.model, load.wait_s, variant=self.variant,
+            chosen.model, load.wait_s, priority=self.plan.priority, variant=self.variant,
         )  # fmt: skip
         self._to_arbiter(self.request)
 
@@ -192,7 +192,9 @@ class Worker:
         """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
         if self.state == "loaded" and self.request is None:
             id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
-            self.request = LeaseRequest(id_, self.boot.role, device, nbytes, model, wait_s, grows=True)
+            self.request = LeaseRequest(
+                id_, self.boot.role, device, nbytes, model, wait_s, priority=self.plan.priority, grows=True
+            )
             self._to_arbiter(self.request)
 
     @property
