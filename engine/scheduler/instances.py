@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.boot import StagePlan
 from engine.scheduler.book import Book
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
@@ -67,8 +66,8 @@ class Extras:
         dues = []
         for stage, extras in self._of_stage.items():
             for extra in extras:
-                self._notice(extra, now)
                 dues.append(self._look_after(extra, now))
+                self._notice(extra, now)
             dues.append(self._look(stage, now))
         return min((due for due in dues if due is not None), default=None)
 
@@ -102,15 +101,11 @@ class Extras:
             return None
         if extra.idle_since is None:
             extra.idle_since = now
-        keep_s = self._keep_s(extra.stage)
+        keep_s = self.book.deadlines.promote_s  # a shorter ``keep_alive_s`` is the business of ``residency``
         if now < extra.idle_since + keep_s:
             return extra.idle_since + keep_s
         self.residency.park(extra, f"idle for {keep_s:g} s")
         return None
-
-    def _keep_s(self, plan: StagePlan) -> float:
-        most = self.book.deadlines.promote_s
-        return min(plan.keep_alive_s, most) if plan.keep_alive_s >= 0 else most
 
     def _why_leave(self, extra: Worker) -> str:
         if extra.fits:
@@ -150,11 +145,7 @@ class Extras:
     def _takes_part(self, worker: Worker) -> bool:
         """Whether it has its model and is to be given work."""
         staying = not (worker.leaving or worker.ordered or worker.condemned)
-        return worker.life is Life.LOADED and staying and not self._is_closed(worker)
-
-    def _is_closed(self, worker: Worker) -> bool:
-        """Whether nothing may begin on its device: an operator drains it, or it has run out of memory."""
-        return self.book.is_drained(worker) or self.book.shortages.held_until(worker.plan.device) is not None
+        return worker.life is Life.LOADED and staying and self.book.shortages.held_until(worker.plan.device) is None
 
     def _is_pressed(self, stage: str, working: list[Worker]) -> bool:
         return bool(self.book.queues[stage].waiting and working) and all(worker.batches for worker in working)
@@ -212,8 +203,10 @@ class Extras:
 
 
 def _claim(worker: Worker) -> int:
-    """Bytes that a worker may yet ask for, beside those it has; extra ones and those on standby have no claim."""
-    if worker.plan.extra or worker.plan.standby or worker.hopeless or worker.life is Life.LOST:
+    """Bytes that a worker may yet ask for, beside those it has; on standby, or as an extra one at rest, it may not."""
+    if worker.plan.extra:
+        return worker.needs(worker.variant) if worker.life is Life.LOADING else 0
+    if worker.plan.standby or worker.hopeless or worker.life is Life.LOST:
         return 0
     best = worker.needs(worker.plan.best)
     return max(0, best - worker.needs(worker.variant)) if worker.life is Life.LOADED else best

@@ -86,7 +86,7 @@ class Residency:
             called, self.book.called = self.book.called, {}
             for stage in called:
                 self.fleet.call(stage)
-        mortal = [w for w in self.book.workers.values() if w.stage.keep_alive_s >= 0 and not w.plan.extra]
+        mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
         if not self._wants and not mortal:
             return None
         dues = [self._make_room(device, want, now) for device, want in self._wants.items()]

@@ -16,6 +16,7 @@ from ipc.messages import (
     Loaded,
     Loading,
     Orders,
+    Over,
     Park,
     Preload,
     Room,
@@ -183,6 +184,29 @@ def test_a_backlog_that_ends_in_between_begins_anew() -> None:
     assert not found.loads(EXTRA)
 
 
+def test_work_that_waits_for_more_of_its_kind_is_no_backlog() -> None:
+    found = Pressed(text_stage("b", workers=plans(), timeout_base_s=1e6, max_batch=4, max_delay_ms=60_000))
+    found.room(NEEDS)
+    found.pile_up(3)
+    found.advance(50)
+    assert not found.loads(EXTRA)
+
+
+def test_work_that_waits_for_its_client_is_no_backlog() -> None:
+    """Of a session over its byte budget; another one keeps the worker busy."""
+    found = Pressed()
+    found.open("t")
+    found.room(NEEDS)
+    found.pile_up(1)
+    found.ran(REGULAR, seconds=1.0)
+    found.tell(Over(("s",)))
+    for index in range(3):
+        found.admit(index, "t")
+    found.pile_up(20)
+    found.advance(0.5)
+    assert not found.loads(EXTRA)
+
+
 def test_the_next_one_needs_more_than_the_one_before() -> None:
     found = Pressed(text_stage("b", workers=plans(extras=2), timeout_base_s=1e6))
     found.room(2 * NEEDS)
@@ -240,6 +264,18 @@ def test_room_for_a_better_variant_is_none() -> None:
     found.room(1000)
     (load,) = found.loads(EXTRA)
     assert load.variant == 1, "it loads what the others have loaded"
+
+
+def test_the_same_room_is_not_taken_twice() -> None:
+    """Two stages are pressed, and the arbiter has not said yet that one of them has taken the room."""
+    a, b = (text_stage(name, workers=plans(name), timeout_base_s=1e6) for name in "ab")
+    found = Pressed(a, b)
+    found.pile_up(20)
+    for _ in range(10):
+        found.ran("a@cuda:0/0")
+    found.advance(100)
+    found.room(2 * NEEDS - 1)
+    assert len(found.loads("a@cuda:0/1")) + len(found.loads(EXTRA)) == 1
 
 
 def test_it_comes_where_there_is_most_room() -> None:
@@ -310,7 +346,9 @@ def test_one_that_has_nothing_to_do_leaves_and_rests() -> None:
     found.advance(REST - 0.5)
     assert not found.parks(EXTRA)
     runs = len(found.messages(Run, found.peer(EXTRA)))
-    found.pile_up(1)
+    for _ in range(20):
+        found.pile_up(1)
+        found.ran(REGULAR)
     assert len(found.messages(Run, found.peer(EXTRA))) == runs, "who stays at any rate goes first"
     found.advance(0.6)
     assert found.parks(EXTRA) == 1 and not found.parks(REGULAR)
@@ -407,6 +445,17 @@ def test_one_that_dies_has_its_work_done_by_the_others_and_does_not_come_back_at
     assert set(found.ended().values()) == {"ok"}
 
 
+def test_who_is_refused_tries_again_as_if_there_were_no_extra_one() -> None:
+    found = helped()
+    found.kill(REGULAR)
+    found.lives[REGULAR] += 1
+    found.board[found.peer(REGULAR)] = []
+    found.say(REGULAR, Here(), Denied("no", "no_vram"))
+    before = len(found.loads(REGULAR))
+    found.advance(DEADLINES.retry_delay_s + 0.1)
+    assert len(found.loads(REGULAR)) == before + 1
+
+
 def test_a_stage_without_its_regular_workers_is_lost_whatever_extra_ones_there_are() -> None:
     found = Pressed()
     found.kill(REGULAR, final=True)
@@ -444,6 +493,14 @@ def test_an_unloaded_stage_comes_back_by_its_regular_worker() -> None:
         found.leave(role)
     found.pile_up(1)
     assert found.life(REGULAR) is Life.LOADING and found.life(EXTRA) is Life.EMPTY
+
+
+def test_a_worker_that_rests_comes_back_whatever_extra_ones_there_are() -> None:
+    found = helped()
+    found.order(Orders(errands=(Errand(REGULAR, found.lives[REGULAR], False),)))
+    found.leave(REGULAR)
+    found.pile_up(1)
+    assert found.life(REGULAR) is Life.LOADING
 
 
 def test_one_that_a_new_scheduler_finds_stays_until_it_is_idle() -> None:

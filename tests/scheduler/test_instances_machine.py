@@ -92,12 +92,19 @@ class InstancesMachine(RuleBasedStateMachine):
         """Promises about every call of an extra worker."""
         device, now = device_of(role), self.world.now
         assert load.wait_s == 0, "somebody may be asked to make room for it"
-        assert self.rooms[device] >= NEEDS, "there is no room"
+        assert self.rooms[device] >= NEEDS + self._owed(device), "there is no room that nobody else may want"
         assert device not in self.drained, "an operator wants it empty"
         assert self.world.core.book.queues["b"].waiting, "nothing waits"
         regulars = [self.world.core.book.workers[one] for one in REGULARS if one.startswith(f"b@{device}")]
         assert all(one.life is Life.LOADED and one.batches for one in regulars), "the regular worker is not busy"
         assert now >= self.called_at.get(device, -1e9), "one has left just now"
+
+    def _owed(self, device: str) -> int:
+        """Bytes that regular workers may yet want there."""
+        here = [self.world.core.book.workers[one] for one in REGULARS if device_of(one) == device]
+        away = sum(one.life is not Life.LOADED for one in here)
+        smaller = sum(one.life is Life.LOADED and one.variant > 0 for one in here)
+        return away * NEEDS + smaller * (NEEDS - SMALLER[0].estimate_bytes)
 
     @rule(role=ROLES, how=st.sampled_from(["ok", "ok", "ok", "no_vram", "oom"]))
     def answer_a_load(self, role: str, how: str) -> None:
@@ -156,7 +163,12 @@ class InstancesMachine(RuleBasedStateMachine):
         self.rooms[device], self.wanted[device] = 0, by
         self._hear("arbiter#1", Room(device, 0))
         before = set(self.told_to_leave)
+        extras = [self.world.core.book.workers[one] for one in EXTRAS if device_of(one) == device and one != by]
+        ready = any(self._works(one.plan.role) for one in extras)
+        was_quiet = not any(one.leaving and not one.parked for one in self.world.core.book.at(device))
         self._hear("arbiter#1", Vacate(device, 500 if by else 0, by))
+        if by and by not in EXTRAS and ready and was_quiet:
+            assert any(one.leaving for one in extras), "an extra worker is at ease while somebody lacks memory"
         went = {role for role in self.told_to_leave - before if device_of(role) == device}
         if by in EXTRAS:
             assert not went & set(REGULARS), "somebody leaves for an extra worker"
@@ -185,13 +197,18 @@ class InstancesMachine(RuleBasedStateMachine):
         self.world.advance(seconds)
         self._read()
 
-    @rule()
-    def backlog(self) -> None:
+    @rule(nbytes=st.sampled_from([NEEDS, NEEDS + 400, 2 * NEEDS, 5 * NEEDS]), come=st.booleans())
+    def backlog(self, nbytes: int, come: bool) -> None:
         """Enough work, and room, for one to come unless something is in the way."""
+        for role in (*REGULARS, *EXTRAS) if come else ():
+            self.leave(role)
+            self.answer_a_load(role, "ok")
         for device in DEVICES:
-            self.room(device, 5 * NEEDS)
+            self.room(device, nbytes)
         self.admit(5)
         self.wait(5.0)
+        for role in EXTRAS if come else ():
+            self.answer_a_load(role, "ok")
 
     @invariant()
     def a_wish_for_memory_finds_no_extra_worker_at_ease(self) -> None:
