@@ -76,7 +76,8 @@ def running(node: Node, device: str = "cuda:0") -> int:
 
 
 def leased(node: Node) -> set[str]:
-    return {row["worker"].partition("#")[0] for row in node.stats()["leases"]}
+    """Who holds a lease; what the dead are still held to account for is their successors' business."""
+    return {row["worker"].partition("#")[0] for row in node.stats()["leases"] if row["state"] in ("granted", "held")}
 
 
 def lives(node: Node) -> dict[str, int]:
