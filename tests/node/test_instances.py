@@ -76,7 +76,7 @@ def running(node: Node, device: str = "cuda:0") -> int:
 
 
 def leased(node: Node) -> set[str]:
-    """Who holds a lease; what the dead are still held to account for is their successors' business."""
+    """Whose leases are alive; the book may wait for a part of what the dead had."""
     return {row["worker"].partition("#")[0] for row in node.stats()["leases"] if row["state"] in ("granted", "held")}
 
 
