@@ -50,6 +50,7 @@ class WorkerPlan(_Plan, frozen=True):
     ring_blocks: int = 0  # 0: emits no arrays
     estimate_bytes: int = 0  # what its model takes on its device, as far as is known
     standby: bool = False  # loads only while none of the stage's workers before it can
+    extra: bool = False  # loads only while work piles up and there is room; nobody counts on it
     smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
     variant: int = 0  # the one to begin with
     best: int = 0  # the one to come to when other programs leave it room: better ones would crowd the device
@@ -137,6 +138,7 @@ class WorkerBoot(_Body, frozen=True):
     estimate_bytes: int
     options: dict[str, Any] = {}
     smaller: tuple[VariantPlan, ...] = ()  # variants 1, 2, ...: the scheduler says which to load
+    priority: str = "normal"  # high | normal | low: of its requests for memory, among those that wait
 
 
 class Boot(_Plan, frozen=True):

@@ -107,6 +107,7 @@ class StageSection(_Section, frozen=True):
     devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": the GPUs that have room, else the CPU
     cpu_fallback: bool = False  # works on the CPU while its own devices have no room; repair on "auto" always may
     instances: int = 1  # workers on each of these devices
+    max_instances: int = 0  # ... at most, while work piles up and there is room; 0: as instances
     max_batch: int = 1  # utterances in one run; of asr by profile
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio

@@ -131,11 +131,11 @@ class Flow:
                 job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now
             )
         job.queued_ns = int(now * 1e9)
-        for worker in self.book.workers_of(plan.name):
+        for worker in self.book.regulars_of(plan.name):
             if worker.life is Life.LOADED:
                 break
         else:
-            workers = self.book.workers_of(plan.name)
+            workers = self.book.regulars_of(plan.name)
             if all(worker.life is Life.LOST for worker in workers):
                 why = next((worker.waiting_for for worker in workers if worker.waiting_for), "")
                 return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
@@ -265,6 +265,8 @@ class Flow:
         before, after = worker.raised, retries.raised(worker.raised)
         if after > before and now >= worker.raised_at + self.book.deadlines.retry_delay_s:
             worker.raised, worker.raised_at = after, now
+            if worker.plan.extra:  # nobody makes room for it: it leaves instead
+                return
             self.book.send(worker.peer, Grow(round((after - before) * worker.plan.estimate_bytes), wait))
 
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:

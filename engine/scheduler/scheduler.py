@@ -16,6 +16,7 @@ from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
+from engine.scheduler.instances import Extras
 from engine.scheduler.jobs import State
 from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
@@ -73,6 +74,7 @@ class Scheduler:
         self.residency = Residency(self.book, self.fleet)
         self.orders = Orders(self.book, self.fleet, self.residency)
         self.ladder = Ladder(self.book, self.fleet)
+        self.extras = Extras(self.book, self.fleet, self.residency, self.ladder, self.dispatch)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -220,6 +222,7 @@ class Scheduler:
         self.orders.turn()
         self._look = earliest(self.residency.turn(now), self.ladder.turn(now))
         self._wake = self.dispatch.turn(now)
+        self._look = earliest(self._look, self.extras.turn(now))
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
         return self.book.take(now)
@@ -257,7 +260,7 @@ class Scheduler:
         """Stage -> workers that are there or expected x batch, for stages that have any."""
         out: dict[str, int] = {}
         for worker in self.book.workers.values():
-            spare = worker.plan.standby and worker.life is not Life.LOADED
+            spare = (worker.plan.standby or worker.plan.extra) and worker.life is not Life.LOADED
             if worker.life is not Life.LOST and not spare and worker.plan.stage not in self.book.absent:
                 size = 0 if self.book.is_drained(worker) else worker.stage.max_batch
                 out[worker.plan.stage] = out.get(worker.plan.stage, 0) + size
@@ -338,11 +341,12 @@ class Scheduler:
             "workers": len(workers),
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
-            "parked": sum(worker.parked for worker in workers),
+            "parked": sum(worker.parked for worker in self.book.regulars_of(name)),
+            "instances": self.extras.snapshot(name),
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
             ),
-            "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
+            "why": next((w.waiting_for for w in self.book.regulars_of(name) if w.waiting_for), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
@@ -364,6 +368,7 @@ class Scheduler:
             "device": worker.plan.device,
             "variant": worker.variant,
             "standby": worker.plan.standby,
+            "extra": worker.plan.extra,
             "waiting_for": worker.waiting_for,
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,

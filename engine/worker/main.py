@@ -184,7 +184,7 @@ class Worker:
         chosen = self.chosen
         self.request = LeaseRequest(
             time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
-            chosen.model, load.wait_s, variant=self.variant, pid=os.getpid(),
+            chosen.model, load.wait_s, priority=self.plan.priority, variant=self.variant, pid=os.getpid(),
         )  # fmt: skip
         self._to_arbiter(self.request)
 
@@ -192,8 +192,10 @@ class Worker:
         """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
         if self.state == "loaded" and self.request is None:
             id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
-            pid = os.getpid()
-            self.request = LeaseRequest(id_, self.boot.role, device, nbytes, model, wait_s, grows=True, pid=pid)
+            self.request = LeaseRequest(
+                id_, self.boot.role, device, nbytes, model, wait_s,
+                priority=self.plan.priority, grows=True, pid=os.getpid(),
+            )  # fmt: skip
             self._to_arbiter(self.request)
 
     @property
