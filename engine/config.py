@@ -115,6 +115,7 @@ class StageSection(_Section, frozen=True):
     estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
     keep_alive_s: float = -1.0  # a model leaves its device after so long without work; -1: only when others need room
     pinned: bool = False  # its model never leaves its device for another
+    skip_above: float = 0.0  # of repair: transcripts with a mean log-probability above it are left as they are; 0: none
     required: bool = True  # false: the node starts without it when its model or library is missing
     options: dict[str, Any] = {}  # the stage's own knobs
 

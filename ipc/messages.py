@@ -96,6 +96,7 @@ class Open(_Strict, frozen=True):
     window: int = 64
     first_index: int = 0
     partials: bool = False
+    on_deadline: str = "fail"
 
 
 class Submit(_Strict, frozen=True):
@@ -283,7 +284,7 @@ class Session(_Wire, frozen=True):
     target: str = ""
     models: dict[str, str] = {}
     priority: str = "normal"
-    policy: str = "fail"  # what to do at the deadline (only "fail" is sent yet)
+    on_deadline: str = "fail"  # what is given up for a deadline: see ``engine.scheduler.haste``
     partials: bool = False
     window: int = 64
     token: str = ""

@@ -134,6 +134,7 @@ class Books:
                 target=opened.target,
                 models=opened.models,
                 priority=opened.priority,
+                on_deadline=opened.on_deadline,
                 partials=opened.partials,
                 window=session.window,
                 token=session.token,

@@ -138,7 +138,7 @@ class Book:
         return next(self._tickets)
 
     def timer(self, at: float, kind: str, key: Key) -> None:
-        """Call back at ``at``: kind "deadline" or "retry"."""
+        """Call back at ``at``: kind "deadline", "haste" or "retry"."""
         heapq.heappush(self.timers, (at, next(self._order), kind, key))
 
     def due(self, now: float) -> list[tuple[str, Key]]:

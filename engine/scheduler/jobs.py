@@ -80,6 +80,7 @@ class Job:
     ended: bool = False
     texts: dict[str, str] = field(default_factory=dict)
     language: str = ""
+    confidence: float | None = None  # mean log-probability of the transcript
     degraded: list[str] = field(default_factory=list)
     records: list[StageRecord] = field(default_factory=list)
     key: Key = field(init=False)
