@@ -97,6 +97,7 @@ class Open(_Strict, frozen=True):
     first_index: int = 0
     partials: bool = False
     on_deadline: str = "fail"
+    weight: int = 1
 
 
 class Submit(_Strict, frozen=True):
@@ -284,6 +285,7 @@ class Session(_Wire, frozen=True):
     target: str = ""
     models: dict[str, str] = {}
     priority: str = "normal"
+    weight: int = 1  # its share of a stage, against others of its priority
     on_deadline: str = "fail"  # what is given up for a deadline: see ``engine.scheduler.haste``
     partials: bool = False
     window: int = 64

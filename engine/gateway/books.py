@@ -134,6 +134,7 @@ class Books:
                 target=opened.target,
                 models=opened.models,
                 priority=opened.priority,
+                weight=opened.weight,
                 on_deadline=opened.on_deadline,
                 partials=opened.partials,
                 window=session.window,

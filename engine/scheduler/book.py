@@ -81,7 +81,7 @@ class Book:
         self._by_stage = {name: [w for w in self.workers.values() if w.plan.stage == name] for name in self.stages}
         self.absent = {name: stage.absent for name, stage in self.stages.items() if stage.absent}  # stage -> why
         self.lines: dict[str, Line] = {}
-        self.queues = {name: StageQueue() for name in self.stages}
+        self.queues = {name: StageQueue(deadlines.age_s) for name in self.stages}
         self.paces = {name: StagePace() for name in self.stages}
         rings = {w.plan.role: w.plan.ring_blocks for w in self.workers.values() if w.plan.ring_blocks}
         free_early = (hooks or {}).get("scheduler.slots") == "free_early"

@@ -92,13 +92,13 @@ class Dispatch:
 
     def _pick(self, plan: StagePlan, worker: Worker, now: float) -> list[Key]:
         queue = self.book.queues[plan.name]
-        keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True))
+        keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True), now)
         if plan.max_batch <= 1 or not keys or self._job(keys[0]).suspect:
             return keys
         if self.serial:
             self.book.in_flight.add(keys[0])
         rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
-        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False))
+        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now)
 
     def may_run(self, key: Key) -> bool:
         """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""

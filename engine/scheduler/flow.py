@@ -156,7 +156,8 @@ class Flow:
             self.book.paces[plan.name].moved_at = now
         if haste.may_leave_out(job, plan):
             self.book.timer(haste.latest(self.book, job), "haste", job.key)
-        self.book.queues[plan.name].push(job.key, job.session.priority)
+        session = job.session
+        self.book.queues[plan.name].push(job.key, session.priority, now, job.speech_s, session.weight)
         self.book.stir(plan.name)
 
     # ---------------------------------------------------------------- what a worker answered

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ipc.errors import IllegalMove
 from ipc.messages import Admit, Outcome, Ref, Session, StageRecord
 
+CHARS_A_SECOND = 15.0  # of speech, roughly
 Key = tuple[str, int]  # session, utterance index
 
 
@@ -105,6 +106,11 @@ class Job:
     def state(self) -> State:
         """State of the current stage."""
         return self.states[self.at]
+
+    @property
+    def speech_s(self) -> float:
+        """About how much speech it is, in seconds: what it costs its session."""
+        return max(0.1, self.audio_s or len(self.admit.text or "") / CHARS_A_SECOND)
 
     @property
     def at_last(self) -> bool:

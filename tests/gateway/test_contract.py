@@ -87,6 +87,8 @@ def test_ping_tells_the_incarnation(stand: Stand) -> None:
         ({"models": {"asr": "other"}}, "bad_model", "ears"),
         ({"models": {"dance": "ears"}}, "bad_model", "asr"),
         ({"window": 0}, "bad_message", ""),
+        ({"weight": 0}, "bad_message", ""),
+        ({"weight": 101}, "bad_message", ""),
         ({"on_deadline": "hurry"}, "bad_message", "skip_repair"),
         ({"first_index": -1}, "bad_index", ""),
         ({"first_index": 2**63}, "bad_index", ""),
