@@ -164,7 +164,8 @@ class Flood:
     def _send(self) -> None:
         from engine.client import Client
 
-        utterance, indices = mark_samples(9, SAMPLES), []
+        utterance = mark_samples(9, SAMPLES)
+        indices: list[int] = []
         with Client(self._endpoint) as client, client.session() as session:
             for _ in range(self.offered):
                 if self._over.is_set():
@@ -186,7 +187,7 @@ class Flood:
 
 
 def crowd(endpoint: str, seconds: float) -> list[float]:
-    """How far off every answer Busy(capacity) was: what it told over what it took, or the reverse, whichever is more."""
+    """How far off each Busy(capacity) was: what it told over what it took, or the reverse, whichever is more."""
     plain = [Plain(endpoint, f"crowd{number}") for number in range(CROWD)]
     end = time.monotonic() + seconds
     try:
