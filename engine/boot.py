@@ -75,6 +75,7 @@ class StagePlan(_Plan, frozen=True):
     keep_alive_s: float = -1.0  # its models leave when they have been idle for so long; below 0: never for that
     pinned: bool = False  # its models never leave
     optional: bool = False  # the node goes on without it: its utterances skip it with the reason
+    skip_above: float = 0.0  # surer transcripts than this skip it; 0: none
     absent: str = ""  # why the stage cannot run at all ("not installed"); its utterances skip it
     workers: tuple[WorkerPlan, ...] = ()
 

@@ -64,6 +64,7 @@ class DeadlinesSection(_Section, frozen=True):
     share_interval_s: float = 0.1  # least time between two Share messages to one session
     retry_after_s: float = 0.25  # first retry_after told with Busy while the rate is unknown
     unreadable_s: float = 2.0  # nothing is granted upon a reading of a device's memory older than this
+    age_s: float = 30.0  # a session that has waited at a stage for so long goes one priority up for its next utterance
     turn_s: float = 10.0  # how long models at work may keep out another that has no room on their device
     promote_s: float = 30.0  # how long there must be room for a better variant or device before it is taken
     grace_s: float = 10.0  # a program that was asked to give up its lease is overdue after so long
@@ -116,6 +117,7 @@ class StageSection(_Section, frozen=True):
     estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
     keep_alive_s: float = -1.0  # a model leaves its device after so long without work; -1: only when others need room
     pinned: bool = False  # its model never leaves its device for another
+    skip_above: float = 0.0  # of repair: transcripts with a mean log-probability above it are left as they are; 0: none
     required: bool = True  # false: the node starts without it when its model or library is missing
     options: dict[str, Any] = {}  # the stage's own knobs
 

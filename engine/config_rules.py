@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
     "stages.*.keep_alive_s": Between(-1, DAY_S, " s"),
+    "stages.*.skip_above": Between(-100, 0),
     "stages.*.threads": Between(0, 1024),
     "stages.*.estimate_bytes": BYTES,
     "rings": Between(2 * BLOCK, MANY_BYTES, " bytes"),

@@ -96,6 +96,8 @@ class Open(_Strict, frozen=True):
     window: int = 64
     first_index: int = 0
     partials: bool = False
+    on_deadline: str = "fail"
+    weight: int = 1
 
 
 class Submit(_Strict, frozen=True):
@@ -186,6 +188,7 @@ class Busy(_Wire, frozen=True):
     depth: int  # accepted and unended utterances, node-wide
     retry_after_ms: int
     resend_from: int
+    position: int = 0  # in the line for a place, from 1; 0: it is not for a place that it waits
 
 
 class Rejected(_Wire, frozen=True):
@@ -283,7 +286,8 @@ class Session(_Wire, frozen=True):
     target: str = ""
     models: dict[str, str] = {}
     priority: str = "normal"
-    policy: str = "fail"  # what to do at the deadline (only "fail" is sent yet)
+    weight: int = 1  # its share of a stage, against others of its priority
+    on_deadline: str = "fail"  # what is given up for a deadline: see ``engine.scheduler.haste``
     partials: bool = False
     window: int = 64
     token: str = ""

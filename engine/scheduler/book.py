@@ -82,7 +82,7 @@ class Book:
         self._regulars = {name: [w for w in all_ if not w.plan.extra] for name, all_ in self._by_stage.items()}
         self.absent = {name: stage.absent for name, stage in self.stages.items() if stage.absent}  # stage -> why
         self.lines: dict[str, Line] = {}
-        self.queues = {name: StageQueue() for name in self.stages}
+        self.queues = {name: StageQueue(deadlines.age_s) for name in self.stages}
         self.paces = {name: StagePace() for name in self.stages}
         rings = {w.plan.role: w.plan.ring_blocks for w in self.workers.values() if w.plan.ring_blocks}
         free_early = (hooks or {}).get("scheduler.slots") == "free_early"
@@ -149,7 +149,7 @@ class Book:
         return next(self._tickets)
 
     def timer(self, at: float, kind: str, key: Key) -> None:
-        """Call back at ``at``: kind "deadline" or "retry"."""
+        """Call back at ``at``: kind "deadline", "haste" or "retry"."""
         heapq.heappush(self.timers, (at, next(self._order), kind, key))
 
     def due(self, now: float) -> list[tuple[str, Key]]:

@@ -11,13 +11,14 @@ from typing import Any
 
 from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
+from engine.scheduler import haste
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
 from engine.scheduler.instances import Extras
-from engine.scheduler.jobs import State
+from engine.scheduler.jobs import Key, State
 from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
 from engine.scheduler.pace import capacity
@@ -207,13 +208,23 @@ class Scheduler:
 
     # ---------------------------------------------------------------- the turn
 
+    def _ring(self, kind: str, key: Key, now: float) -> None:
+        """A timer has come due."""
+        match kind:
+            case "deadline":
+                self.flow.expire(key, now)
+            case "haste":
+                haste.hurry(self.flow, key, now)
+            case _:
+                self.flow.retry(key, now)
+
     def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
         self._began = self._began or now
         self.book.shortages.age(now)
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
-                self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
+                self._ring(kind, key, now)
         if self.fleet.look_at is not None and self.fleet.look_at <= now:
             self.fleet.overdue(now)
         if self._drain_by is not None:

@@ -127,6 +127,8 @@ def make(
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(config, surveys)
+    for name, section in config.stages.items():
+        _check_skipping(name, section, surveys[name])
     shared = placing.books(devices)
     needs = {
         (name, device.name): needs_of(name, section, surveys[name], device, config.devices, history or History())
@@ -241,6 +243,7 @@ def _stage(
         keep_alive_s=section.keep_alive_s,
         pinned=section.pinned,
         optional=_dispensable(section, survey),
+        skip_above=section.skip_above,
         absent=survey.absent or ("" if homes else _fits_nowhere(name, placed)),
         workers=tuple(
             WorkerPlan(
@@ -309,6 +312,12 @@ def _worker(
 
 def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
+
+
+def _check_skipping(name: str, section: StageSection, survey: Survey) -> None:
+    if section.skip_above and not _dispensable(section, survey):
+        text = f"stages.{name}.skip_above would skip a stage that no utterance can do without"
+        raise ConfigError(text, "set it for repair, or say required = false for this one")
 
 
 def _check_shares(config: Config, used: Mapping[str, str]) -> None:
