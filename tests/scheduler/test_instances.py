@@ -200,7 +200,7 @@ def test_work_that_waits_for_its_client_is_no_backlog() -> None:
     found.pile_up(1)
     found.ran(REGULAR, seconds=1.0)
     found.tell(Over(("s",)))
-    for index in range(3):
+    for index in range(2):
         found.admit(index, "t")
     found.pile_up(20)
     found.advance(0.5)
