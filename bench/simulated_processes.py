@@ -76,7 +76,7 @@ class Life:
         self.world.after(0.0001, 0.002, self.world.supervisor.exited, self, code)
 
     def freeze(self, seconds: float) -> None:
-        self.frozen_until = self.world.now + seconds
+        self.frozen_until = max(self.frozen_until, self.world.now + seconds)
 
     def receive(self, sender: str, thing: Any) -> None:
         self.inbox.append((sender, thing))

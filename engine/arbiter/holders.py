@@ -50,14 +50,17 @@ class Holders:
         return True
 
     def gather(self, processes: Mapping[int, int]) -> dict[int, int]:
-        """Bytes by process, where what a holder's descendants have is the holder's: a script runs others."""
-        holders = set(self._pids.values())
+        """Bytes by process, where what a holder's descendants have is the holder's: a script runs others.
+
+        Not so the node's own processes, which may descend from a holder, too: from a program that embeds the node.
+        """
+        holders, node = set(self._pids.values()), os.getppid()
         found: Counter[int] = Counter()
         for pid, nbytes in processes.items():
             above = pid if holders else 0
-            while above > 1 and above not in holders:
+            while above > 1 and above not in holders and above != node:
                 above = parent(above)
-            found[above if above > 1 else pid] += nbytes
+            found[above if above in holders else pid] += nbytes
         return dict(found)
 
     def dead(self, readable: set[Any]) -> list[Gone]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from engine.arbiter.holders import Holders
 from engine.process import start_time
 from ipc.sockets import Poll
@@ -39,6 +41,17 @@ def test_what_a_child_has_is_its_ancestors_who_holds_a_lease() -> None:
         assert holders.gather(listed) == {parent.pid: 4, os.getpid(): 5, 1: 7}
         holders.forget(peer(parent.pid))
         assert holders.gather(listed) == listed
+
+
+def test_what_the_nodes_own_processes_have_is_never_a_holders_though_it_began_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that embeds the node takes a lease itself: supervisor and workers descend from it."""
+    holders = Holders(Poll())
+    with family() as (supervisor, worker):
+        monkeypatch.setattr(os, "getppid", lambda: supervisor.pid)  # as the arbiter's own is
+        assert holders.watch(peer(os.getpid()))
+        assert holders.gather({worker: 3, os.getpid(): 5}) == {worker: 3, os.getpid(): 5}
 
 
 def test_a_number_without_a_process_is_nobodys() -> None:
