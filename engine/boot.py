@@ -107,6 +107,7 @@ class SchedulerBoot(_Body, frozen=True):
     ring_users: dict[str, tuple[str, ...]] = {}  # ring -> the roles that map it, its producer too
     orders: Orders = Orders()  # what operators have ordered so far
     books: dict[str, str] = {}  # device -> the one whose memory it shares
+    placement: str = "earliest"  # see ``engine.policies``
 
 
 class GatewayBoot(_Body, frozen=True):

@@ -30,6 +30,7 @@ class NodeSection(_Section, frozen=True):
     outbox_session_bytes: int = 64 * 2**20  # results kept for one session
     outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
+    placement: str = "earliest"  # who gets the next batch: earliest | least_queue | round_robin | a package's own
     send_ahead: int = 1  # batches dispatched to a worker beyond the one it runs
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
     max_retries: int = 3  # tries after reported failures, before an utterance ends as error(failed); by profile

@@ -271,10 +271,16 @@ def _each(field: str, value: Any) -> list[tuple[str, Any]]:
 
 def _check_stage(name: str, section: StageSection) -> None:
     kind = section.kind or name
-    if kind not in stages.KINDS:
+    if kind not in stages.kinds():
         field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
         what = f"is {kind!r}, which is" if section.kind else "is"
-        raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.KINDS)}")
+        raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.kinds())}")
+    try:
+        found = stages.find(kind)
+    except KeyError as error:
+        raise Problem(
+            f"stages.{name}.kind" if section.kind else f"stages.{name}", f"is no use: {error.args[0]}"
+        ) from error
     if section.max_instances and section.max_instances < section.instances:
         least = f"is {section.max_instances}, less than instances; set it to {section.instances} or more"
         raise Problem(f"stages.{name}.max_instances", least)
@@ -282,7 +288,7 @@ def _check_stage(name: str, section: StageSection) -> None:
     every |= {f"variants[{n}].options": {**section.options, **one.options} for n, one in enumerate(section.variants)}
     for field, options in every.items():
         try:
-            stages.find(kind).check_options(options)
+            found.check_options(options)
         except ValueError as error:
             raise Problem(f"stages.{name}.{field}", f"cannot be used: {error}") from error
 

@@ -53,6 +53,6 @@ def _check_kinds(members: Sequence[str], skip: Sequence[str], config: Config | N
 def _declared(name: str, config: Config | None) -> Declaration | None:
     section = config.stages.get(name) if config else None
     kind = (section.kind if section else "") or name
-    if kind not in stages.KINDS:
+    if kind not in stages.kinds():
         return None
     return stages.find(kind).declare(section.options if section else {})

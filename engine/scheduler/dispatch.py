@@ -9,8 +9,11 @@ suspect (its worker died) runs alone.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 from engine.boot import StagePlan
+from engine.policies import Candidate, Earliest, Policy
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
@@ -23,10 +26,11 @@ from ipc.messages import Run, RunItem
 class Dispatch:
     """See the module's docstring."""
 
-    def __init__(self, book: Book, flow: Flow, fleet: Fleet) -> None:
+    def __init__(self, book: Book, flow: Flow, fleet: Fleet, policy: Policy) -> None:
         self.book = book
         self.flow = flow
         self.fleet = fleet
+        self.policy = policy
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
@@ -91,7 +95,36 @@ class Dispatch:
             workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
         if self.book.shortages.holds:
             workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]
-        return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
+        return self._by_preference(plan, workers, now) if len(workers) > 1 else workers
+
+    def _by_preference(self, plan: StagePlan, workers: list[Worker], now: float) -> list[Worker]:
+        """As the policy orders them; extra ones after regular ones that are idle, those on standby after all others."""
+        on_device: Counter[str] = Counter()
+        for worker in self.book.workers.values():
+            on_device[worker.plan.device] += sum(len(batch.jobs) for batch in worker.batches)
+        found: list[Worker] = []
+        by_role = {worker.plan.role: worker for worker in sorted(workers, key=Worker.load_of)}
+        is_regular_idle = any(not (w.batches or w.plan.extra or w.plan.standby) for w in workers)
+        rank = {w.plan.role: 2 if w.plan.standby else int(w.plan.extra and is_regular_idle) for w in workers}
+        for group in range(3):
+            candidates = [
+                Candidate(
+                    role, w.plan.device, len(w.batches), w.items, w.mean_s, w.free_in_s(now), w.given_at,
+                    on_device[w.plan.device],
+                )
+                for role, w in by_role.items() if rank[role] == group
+            ]  # fmt: skip
+            if candidates:
+                found += [by_role[role] for role in self._order(plan.name, candidates) if role in by_role]
+        return found
+
+    def _order(self, stage: str, candidates: list[Candidate]) -> Sequence[str]:
+        try:
+            return self.policy.order(stage, candidates)
+        except Exception as error:  # a stranger's policy must not stop the node
+            self.book.note("warning", f"placement {self.book.boot.placement} failed ({error!r}); earliest from now on")
+            self.policy = Earliest()
+            return self.policy.order(stage, candidates)
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys = self._pick(plan, worker, now)

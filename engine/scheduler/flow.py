@@ -6,6 +6,7 @@ from engine.boot import StagePlan
 from engine.scheduler import haste, retries
 from engine.scheduler.book import GATEWAY, Book, Line
 from engine.scheduler.jobs import Job, Key, State
+from engine.scheduler.pace import mean_of
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.errors import ERROR_CODES
 from ipc.messages import (
@@ -180,6 +181,7 @@ class Flow:
         job.ticket = 0
         worker.items += 1
         worker.failed += result.state == "failed"
+        worker.mean_s = mean_of(worker.mean_s, (result.ended_ns - result.begun_ns) / 1e9)
         worker.busy_s += (result.ended_ns - result.begun_ns) / 1e9 / hit[1].size
         if result.state == "failed":
             book.drop(out)

@@ -13,6 +13,11 @@ LEAD_S = 0.005  # from the decision to send until the worker has it, on a busy m
 HOP_S = 0.02  # from stage to stage and to the client, on a busy machine
 
 
+def mean_of(mean: float, value: float) -> float:
+    """An exponential mean with one more value; 0 is none yet."""
+    return mean + WEIGHT * (value - mean) if mean else value
+
+
 @dataclass
 class StagePace:
     """Running figures of one stage; times in seconds."""
@@ -38,7 +43,7 @@ class StagePace:
         per_run = max(processing_s, 1e-6)
         first = not self.mean_s
         self.mean_off_s += WEIGHT * ((0.0 if first else abs(per_run - self.mean_s)) - self.mean_off_s)
-        self.mean_s = per_run if first else self.mean_s + WEIGHT * (per_run - self.mean_s)
+        self.mean_s = mean_of(self.mean_s, per_run)
         stay = waiting_s + processing_s
         if first:
             self.stay_s = stay

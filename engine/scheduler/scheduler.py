@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine import policies
 from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
 from engine.scheduler import haste
@@ -71,7 +72,7 @@ class Scheduler:
         self.book = Book(boot, deadlines, epoch, hooks)
         self.flow = Flow(self.book)
         self.fleet = Fleet(self.book, self.flow)
-        self.dispatch = Dispatch(self.book, self.flow, self.fleet)
+        self.dispatch = Dispatch(self.book, self.flow, self.fleet, policies.find(boot.placement)())
         self.residency = Residency(self.book, self.fleet)
         self.orders = Orders(self.book, self.fleet, self.residency)
         self.ladder = Ladder(self.book, self.fleet)

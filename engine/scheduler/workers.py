@@ -74,6 +74,8 @@ class Worker:
     items: int = 0
     failed: int = 0
     busy_s: float = 0.0
+    mean_s: float = 0.0  # of its runs, over about 50
+    given_at: float = 0.0  # when it was last sent a batch
     load_ms: float = 0.0
     spoke_at: float = 0.0  # when its last message came
     fruitless: int = 0  # lives in a row that ended no utterance well
@@ -165,6 +167,7 @@ class Worker:
 
     def send(self, batch: Batch) -> None:
         """Put a batch on board."""
+        self.given_at = batch.sent
         if not self.batches:
             batch.began = batch.sent
         self.batches.append(batch)
@@ -186,6 +189,13 @@ class Worker:
         if self.condemned or not self.batches or self.batches[0].began is None:
             return None
         return self.batches[0].began + self.batches[0].limit_s
+
+    def free_in_s(self, now: float) -> float:
+        """Seconds until what is on board should have run."""
+        if not self.batches:
+            return 0.0
+        left = self.mean_s - (now - (self.batches[0].began or now))
+        return max(0.0, left) + self.mean_s * (len(self.batches) - 1)
 
     def load_of(self) -> tuple[bool, int, bool, int]:
         """For choosing: on standby, batches on board, an extra one, utterances run so far."""

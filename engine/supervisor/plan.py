@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from engine import policies
 from engine.boot import (
     ArbiterBoot,
     Boot,
@@ -129,6 +130,12 @@ def make(
     config = _that_can_run(config, surveys)
     for name, section in config.stages.items():
         _check_skipping(name, section, surveys[name])
+    try:
+        policies.find(config.node.placement)
+    except LookupError as error:
+        raise ConfigError(
+            f"node.placement: {error}", "name one of them, or install the package that brings it"
+        ) from error
     shared = placing.books(devices)
     needs = {
         (name, device.name): needs_of(name, section, surveys[name], device, config.devices, history or History())
@@ -152,6 +159,7 @@ def make(
             pipelines=config.pipelines,
             mode=config.node.mode,
             mode_reason=mode_reason(config.node.mode, devices, placed),
+            placement=config.node.placement,
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
