@@ -2,8 +2,10 @@
 
 A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
-when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
-suspect (its worker died) runs alone.
+when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for; one that
+is not full is not sent ahead, since while its worker is busy it may yet fill. Nor is anything where runs take longer than
+``LONG_S``: it would spare the worker a millisecond between two of them, and bind the jobs to this one although another
+may be free before it. A suspect (its worker died) runs alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from engine.scheduler.jobs import Job, Key, State
 from engine.scheduler.queues import StageQueue
 from engine.scheduler.workers import Batch, Worker
 from ipc.messages import Run, RunItem
+
+LONG_S = 0.25  # a mean run beyond which nothing is sent ahead
 
 
 class Dispatch:
@@ -51,6 +55,10 @@ class Dispatch:
             if plan.max_batch > 1 and (due := self._fills_until(plan, now)) is not None:
                 self.book.stir(plan.name)
                 return due
+            if len(queue) < plan.max_batch:
+                workers = [worker for worker in workers if not worker.batches]
+                if not workers:  # the end of a run is an event
+                    break
             for worker in workers:
                 if self._fill(plan, worker, now):
                     break
@@ -68,7 +76,7 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self.send_ahead
+        ahead = self.send_ahead if self.book.paces[plan.name].mean_s <= LONG_S else 0
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self.book.shortages.holds:
             workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]
