@@ -1,4 +1,4 @@
-"""A node in virtual time, as far as capacity is concerned: the real gateway, scheduler and lease book, and who uses them.
+"""A node in virtual time, as far as capacity is concerned: the real gateway, scheduler and lease book, and their users.
 
 Simulated are the workers (a run takes as long as ``bench.capacity_times`` says), the devices' memory and the sessions.
 Messages take no time and the supervisor starts a dead worker's successor at once; see ``docs/capacity.md`` for all that
@@ -31,6 +31,7 @@ GATEWAY_PEER = "gateway#1"
 TURN_END = TurnEnd()
 NEVER = float("inf")
 STEP_S = 60.0  # of progress
+LONGEST_END_S = 3600.0
 START_S = 600.0  # a node that has not loaded by then never will
 # Acknowledgements ride with whatever comes next: on the seconds' scale of the stages it is no matter when they arrive.
 DEADLINES = DeadlinesSection(ride_s=1.0)
@@ -95,16 +96,16 @@ class CapacityNode:
         busy = {role: worker.busy_s for role, worker in self.workers.items()}
         for number in range(self.day.sessions):
             self._sit_down(number)
-        if self.day.gpu_mtbf_h:
-            for device in self.cards.used:
-                self._plan_outage(device)
+        for device in self.cards.used:
+            self._plan_outage(device)
         while (left := began + speaks_s - self.clock.now) > 0:
             self._pass(min(STEP_S, left))
             progress(min(STEP_S, left))
         self.is_over = True
         self._count(speaks_s, busy)
-        while not all(speaker.idle for speaker in self.speakers.values()):
-            self._pass(STEP_S)  # each has a deadline
+        latest = self.clock.now + LONGEST_END_S + 10 * speaks_s  # whatever is not over by then is lost
+        while self.clock.now < latest and not all(speaker.idle for speaker in self.speakers.values()):
+            self._pass(STEP_S)
         self._judge()
         return self.figures
 
@@ -248,7 +249,8 @@ class CapacityNode:
     # ---------------------------------------------------------------- trouble
 
     def _plan_outage(self, device: str) -> None:
-        self.after(self.chance.expovariate(1 / (3600 * self.day.gpu_mtbf_h)), self._fail, device)
+        if mtbf := self.day.gpu_mtbf_h:
+            self.after(self.chance.expovariate(1 / (3600 * mtbf)), self._fail, device)
 
     def _fail(self, device: str) -> None:
         """All workers of a GPU die at once; an operator drains it until it is back."""

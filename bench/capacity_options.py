@@ -31,7 +31,12 @@ def add(parser: argparse.ArgumentParser, day: Day) -> None:
         ("--utterance", number(0.1, MOST_AUDIO_S), "S", "mean length of an utterance in seconds"),
         ("--spread", number(0, 2), "X", "sigma of its logarithm (lengths are log-normal); 0: all are alike"),
         ("--batch", whole(1, 64), "N", "utterances in one run at most"),
-        ("--factor", number(0, 1), "X", "what each further utterance of a run adds, as a share of the first one's time"),
+        (
+            "--factor",
+            number(0, 1),
+            "X",
+            "what each further utterance of a run adds, as a share of the first one's time",
+        ),
         ("--send-ahead", whole(0, 8), "N", "as node.send_ahead"),
         ("--mtbf", number(0, 1e6), "H", "mean hours between two deaths of one worker; 0: none die"),
         ("--gpu-mtbf", number(0, 1e6), "H", "mean hours between two failures of one GPU; 0: none fail"),
@@ -40,13 +45,16 @@ def add(parser: argparse.ArgumentParser, day: Day) -> None:
     ):
         default = _default(day, name)
         parser.add_argument(name, type=kind, metavar=letter, default=default, help=f"{what} (default {default:g})")
-    how_much = spoken.add_argument
-    load = "none" if day.load is None else f"{day.load:g}"
-    how_much("--load", type=number(0.01, 2), metavar="X", default=None,
-             help=f"how much is spoken, as a share of what full batches of the slowest stage can do (default {load})")  # fmt: skip
+    load = "follows from --pause" if day.load is None else f"{day.load:g}"
     pause = "follows from --load" if day.load is not None else f"{day.pause_s:g}"
-    how_much("--pause", type=number(0, 86_400), metavar="S", default=None,
-             help=f"mean pause in seconds between two utterances of a session (default: {pause})")  # fmt: skip
+    spoken.add_argument(
+        "--load", type=number(0.01, 2), metavar="X",
+        help=f"how much is spoken, as a share of what full batches of the slowest stage can do (default: {load})",
+    )  # fmt: skip
+    spoken.add_argument(
+        "--pause", type=number(0, 86_400), metavar="S",
+        help=f"mean pause in seconds between two utterances of a session (default: {pause})",
+    )  # fmt: skip
     parser.add_argument(
         "--times", type=_times, metavar="STAGE=S,...", default=dict(day.times),
         help="seconds that a stage takes for one utterance, asr=3, or base+per second of audio, asr=1.5+0.3 "

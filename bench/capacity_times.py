@@ -1,8 +1,8 @@
 """How long stages take, and so how much a node can do at most. Pure.
 
-One utterance alone takes ``base + per_audio x seconds of audio``. A run of n takes what the longest of them takes alone,
-since a batch is padded to it, times ``1 + (n - 1) x factor``: with a factor of 0 a device does n for the price of one,
-with 1 batches gain nothing.
+One utterance alone takes ``base + per_audio x seconds of audio``. A run of n takes what the longest of them takes
+alone, since a batch is padded to it, times ``1 + (n - 1) x factor``: with a factor of 0 a device does n in the time of
+one, with 1 batches gain nothing.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def full_run_s(time: StageTime, speech: Speech, batch: int, factor: float) -> fl
     return time.alone_s(longest) * (1 + (batch - 1) * factor)
 
 
-def rates(
-    times: Mapping[str, StageTime], speech: Speech, workers: int, batch: int, factor: float
-) -> dict[str, float]:
+def rates(times: Mapping[str, StageTime], speech: Speech, workers: int, batch: int, factor: float) -> dict[str, float]:
     """Stage -> utterances a second that ``workers`` of it can do at most, each run a full batch."""
     return {name: workers * batch / full_run_s(time, speech, batch, factor) for name, time in times.items()}
 

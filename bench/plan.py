@@ -1,7 +1,7 @@
-"""bench plan: how many sessions do so many GPUs serve, what limits them, and what would one more GPU or a bigger batch do?
+"""bench plan: how many sessions do so many GPUs serve, what limits them, what would a GPU more or other batches do?
 
-Plays the day as ``bench simulate`` does, then the same with one GPU more and with batches twice as large, and looks for
-the most sessions of this rhythm that each of them serves. docs/capacity.md says what a simulation leaves out.
+Plays the day as ``bench simulate`` does, then the same with one GPU more and with batches twice and half as large, and
+looks for the most sessions of this rhythm that each serves. docs/capacity.md says what a simulation leaves out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.capacity_node import CapacityNode
 from bench.report import Report
 from bench.simulate import add_figures, play
 
-USUAL = Day(gpus=4, sessions=200, hours=1.0, load=None)
+USUAL = Day(gpus=4, sessions=200, hours=1.0, load=None, pause_s=120.0)
 SEARCHED = 0.3, 1.1  # loads between which the most sessions lie
 STEPS = 6  # of the search: each halves what is left
 SEARCH_HOURS = 0.5  # of each step
@@ -73,11 +73,14 @@ def parser() -> argparse.ArgumentParser:
 def variants_of(day: Day) -> dict[str, Day]:
     """The node as asked for and its neighbours, all with sessions that speak as often."""
     day = replace(day, load=None, pause_s=day.mean_pause_s)
-    return {
+    found = {
         "as_asked": day,
         "one_more_gpu": replace(day, gpus=day.gpus + 1),
         "bigger_batch": replace(day, batch=2 * day.batch),
     }
+    if day.batch > 1:
+        found["smaller_batch"] = replace(day, batch=day.batch // 2)
+    return found
 
 
 def explore(name: str, day: Day) -> Variant:
@@ -103,7 +106,10 @@ def most_sessions(day: Day, what: str) -> int:
 
 def serves(day: Day) -> bool:
     """Whether waiting and success are as promised."""
-    figures = CapacityNode(day).run()
+    return is_enough(CapacityNode(day).run())
+
+
+def is_enough(figures: Figures) -> bool:
     return figures.waiting_s(99) <= MOST_WAITING_S and figures.success_rate >= SUCCESS
 
 
@@ -123,18 +129,25 @@ def summary(variants: Sequence[Variant]) -> Report:
 
 def advice(variants: Sequence[Variant]) -> list[str]:
     """What it comes to, a sentence each."""
-    asked, gpu, batch = variants
+    asked, *others = variants
     day, figures = asked.day, asked.figures
-    enough = figures.waiting_s(99) <= MOST_WAITING_S and figures.success_rate >= SUCCESS
-    verdict = "are served" if enough else "are too many"
+    verdict = "are served" if is_enough(figures) else "are too many"
     return [
         f"{day.sessions} sessions {verdict}: 99 of 100 utterances wait {figures.waiting_s(99):.3g} s at most, "
         f"{100 * figures.success_rate:.4g} % come back well. This node serves about {asked.most} sessions.",
         capacity_picture.bottleneck(day, figures),
-        f"One more GPU: about {gpu.most} sessions ({_change(asked, gpu)}), and these wait {gpu.figures.waiting_s(99):.3g} s.",
-        f"Batches of {batch.day.batch}: about {batch.most} sessions ({_change(asked, batch)}), and these wait "
-        f"{batch.figures.waiting_s(99):.3g} s, if memory suffices for them.",
-    ]  # fmt: skip
+        *(
+            f"{_words(other)}: about {other.most} sessions ({_change(asked, other)}), and of these "
+            f"{day.sessions} 99 of 100 utterances wait {other.figures.waiting_s(99):.3g} s at most."
+            for other in others
+        ),
+    ]
+
+
+def _words(variant: Variant) -> str:
+    if variant.name == "one_more_gpu":
+        return "One more GPU"
+    return f"Batches of {variant.day.batch}{' (if memory suffices)' if variant.name == 'bigger_batch' else ''}"
 
 
 def _change(before: Variant, after: Variant) -> str:

@@ -2,10 +2,12 @@
 
 A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
-when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for; one that
-is not full is not sent ahead, since while its worker is busy it may yet fill. Nor is anything where runs take longer than
-``LONG_S``: it would spare the worker a millisecond between two of them, and bind the jobs to this one although another
-may be free before it. A suspect (its worker died) runs alone.
+when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
+suspect (its worker died) runs alone.
+
+A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where runs take
+longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and bind the jobs to this one
+although another may be free before it (``docs/decisions/0019-what-is-sent-ahead.md``).
 """
 
 from __future__ import annotations
