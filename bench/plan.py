@@ -137,8 +137,8 @@ def advice(variants: Sequence[Variant]) -> list[str]:
         f"{100 * figures.success_rate:.4g} % come back well. This node serves about {asked.most} sessions.",
         capacity_picture.bottleneck(day, figures),
         *(
-            f"{_words(other)}: about {other.most} sessions ({_change(asked, other)}), and of these "
-            f"{day.sessions} 99 of 100 utterances wait {other.figures.waiting_s(99):.3g} s at most."
+            f"{_words(other)}: about {other.most} sessions ({_change(asked, other)}), and with these, 99 of 100 "
+            f"utterances wait {other.figures.waiting_s(99):.3g} s at most."
             for other in others
         ),
     ]

@@ -33,6 +33,7 @@ class Dispatch:
         self.fleet = fleet
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
+        self.eager = False  # send ahead whatever there is: for histories, where much is to be on board of those who die
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     def turn(self, now: float) -> float | None:
@@ -57,7 +58,7 @@ class Dispatch:
             if plan.max_batch > 1 and (due := self._fills_until(plan, now)) is not None:
                 self.book.stir(plan.name)
                 return due
-            if len(queue) < plan.max_batch:
+            if len(queue) < plan.max_batch and not self.eager:
                 workers = [worker for worker in workers if not worker.batches]
                 if not workers:  # the end of a run is an event
                     break
@@ -78,7 +79,7 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self.send_ahead if self.book.paces[plan.name].mean_s <= LONG_S else 0
+        ahead = self.send_ahead if self.eager or self.book.paces[plan.name].mean_s <= LONG_S else 0
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self.book.shortages.holds:
             workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]

@@ -78,6 +78,15 @@ def test_a_worker_that_loses_a_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert lost and figures.lost == 0 and figures.outcomes["expired"] >= lost[0]
 
 
+def test_outcomes_out_of_order_are_noticed() -> None:
+    """The judge is not blind: sessions that speak much have several utterances on their way, and none waits for order."""
+    day = Day(gpus=4, sessions=15, hours=0.2)
+    orderly, unruly = CapacityNode(day), CapacityNode(day)
+    unruly.gateway.books.hooks["gateway.reorder"] = "bypass"
+    assert orderly.run().reordered == 0 and orderly.gateway.books.totals.held_max > 0
+    assert unruly.run().reordered > 0
+
+
 def test_a_gpu_that_is_away_gets_nothing_and_is_used_again_when_it_is_back() -> None:
     node = CapacityNode(replace(SMALL, gpu_away_s=120.0))
     node.after(100.0, node._fail, "cuda:1")
