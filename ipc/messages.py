@@ -745,11 +745,12 @@ class Preload(_Wire, frozen=True):
 
 
 class Silent(_Wire, frozen=True):
-    """A worker's heartbeat is missed; ``phase`` is what its last one said."""
+    """A worker's heartbeat is missed; ``phase`` is what its last one said, ``told_at`` the monotonic clock (0: now)."""
 
     worker: str
     incarnation: int
     phase: str = ""
+    told_at: float = 0.0
 
 
 # ---------------------------------------------------------------- operators <-> supervisor

@@ -192,8 +192,9 @@ class Scheduler:
                 self.fleet.gone(role, incarnation, reason, final=final, now=now)
             case Serve():  # it does already: a load that fails is no reason to end it
                 self.fleet.ready = True
-            case Silent(worker=role, incarnation=incarnation, phase=phase):
-                self.fleet.silent(role, incarnation, phase, now)
+            case Silent(worker=role, incarnation=incarnation, phase=phase, told_at=told_at):
+                if now <= (told_at or now) + self.book.deadlines.heartbeat_s:  # else it is told again if it still is
+                    self.fleet.silent(role, incarnation, phase, now)
             case Standing():
                 self.orders.told(message)
             case Preload(stage=stage):

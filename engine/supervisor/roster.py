@@ -361,7 +361,7 @@ class Roster:
             return
         scheduler = self._records.get("scheduler")
         if scheduler is not None and scheduler.state in HEARING:
-            yield Post("scheduler", scheduler.incarnation, Silent(record.role, record.incarnation, record.phase))
+            yield Post("scheduler", scheduler.incarnation, Silent(record.role, record.incarnation, record.phase, now))
 
     def _spawn(self, record: Record, now: float) -> Action:
         record.move(State.STARTING)

@@ -33,6 +33,7 @@ FOUND = {
     1018004: "a Resume from a connection since broken came behind the next one and took the session from its client",
     1031128: "a Resume that came late brought all outcomes again, which passed for answers that nobody reads",
     1022049: "a session over its budget waited for an index that had no slot: its later ones kept them all",
+    1051271: "a scheduler that had stood still acted on old news: a worker's silence that was over",
     10109: "a worker that had loaded did not say so first: a new epoch took its run for the load and freed its input",
 }
 

@@ -254,7 +254,11 @@ def test_a_silent_worker_is_condemned_only_if_nothing_keeps_it_busy():
     world.turn()
     assert not world.messages(Condemn, "supervisor"), "this news is older than the word that has just come"
     world.advance(DEADLINES.silent_s)
-    world.core.handle("supervisor", Silent("a@cpu/0", 1), world.now)
+    stale = world.now - DEADLINES.heartbeat_s - 0.1  # this scheduler stood still: its heartbeat may have come meanwhile
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, told_at=stale), world.now)
+    world.turn()
+    assert not world.messages(Condemn, "supervisor")
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, told_at=world.now), world.now)
     world.turn()
     assert len(world.messages(Condemn, "supervisor")) == 1
 

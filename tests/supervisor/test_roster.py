@@ -69,8 +69,8 @@ def test_a_silent_worker_is_reported_and_not_touched() -> None:
     for t in range(1, 14):
         up(made, "scheduler", t / 2)
         actions += made.tick(t / 2)
-    silent = Post("scheduler", 1, Silent(WORKER, 1, "loaded"))
-    assert actions == [silent, silent]  # said again, because what it was busy with may have ended
+    silent = [Post("scheduler", 1, Silent(WORKER, 1, "loaded", told_at)) for told_at in (3.0, 6.0)]
+    assert actions == silent  # said again, because what it was busy with may have ended
 
 
 def test_any_other_silent_process_is_condemned() -> None:
