@@ -79,7 +79,7 @@ def test_a_worker_that_loses_a_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_outcomes_out_of_order_are_noticed() -> None:
-    """The judge is not blind: sessions that speak much have several utterances on their way, and none waits for order."""
+    """The judge is not blind: each of these sessions has several utterances on their way, and none waits for order."""
     day = Day(gpus=4, sessions=15, hours=0.2)
     orderly, unruly = CapacityNode(day), CapacityNode(day)
     unruly.gateway.books.hooks["gateway.reorder"] = "bypass"
