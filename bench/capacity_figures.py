@@ -33,12 +33,11 @@ class Figures:
     busy: int = 0  # times that a client was told so
     deaths: int = 0
     outages: int = 0  # GPUs that failed
-    seconds: float = 0.0  # in which sessions spoke
+    throughput: float = 0.0  # utterances a second that came back well while sessions spoke
     outcomes: Counter[str] = field(default_factory=Counter)  # by outcome or, of those that are not ok, code
     sessions: int = 0
     sessions_served: int = 0
     stages: dict[str, StageFigures] = field(default_factory=dict)
-    events: int = 0
     _waiting: array[float] = field(default_factory=lambda: array("d"))
     _extra: array[float] = field(default_factory=lambda: array("d"))
     _latency: array[float] = field(default_factory=lambda: array("d"))
@@ -60,11 +59,6 @@ class Figures:
     @property
     def success_rate(self) -> float:
         return self.outcomes["ok"] / max(1, self.spoken)
-
-    @property
-    def throughput(self) -> float:
-        """Utterances a second that came back well."""
-        return self.outcomes["ok"] / self.seconds
 
     def waiting_s(self, percent: float) -> float:
         """A percentile over all outcomes; NaN without any."""

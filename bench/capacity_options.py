@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from bench.capacity_day import Day
-from bench.capacity_times import MOST_AUDIO_S, Speech, parse_times
+from bench.capacity_times import Speech, parse_times
 
 USAGE = 2
 
@@ -28,8 +28,8 @@ def add(parser: argparse.ArgumentParser, day: Day) -> None:
         ("--gpus", whole(1, 64), "N", "GPUs; each has one worker of every stage"),
         ("--sessions", whole(1, 100_000), "N", "sessions, all open at once"),
         ("--hours", number(0.01, 24 * 31), "H", "virtual hours in which they speak"),
-        ("--utterance", number(0.1, MOST_AUDIO_S), "S", "mean length of an utterance in seconds"),
-        ("--spread", number(0, 2), "X", "sigma of its logarithm (lengths are log-normal); 0: all are alike"),
+        ("--utterance", number(0.1, 30), "S", "mean length of an utterance in seconds"),
+        ("--spread", number(0, 1), "X", "sigma of its logarithm (lengths are log-normal); 0: all are alike"),
         ("--batch", whole(1, 64), "N", "utterances in one run at most"),
         (
             "--factor",

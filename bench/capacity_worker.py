@@ -13,6 +13,7 @@ from engine.arbiter.events import FromWorker
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from ipc.messages import (
+    Denied,
     Done,
     Gone,
     Granted,
@@ -63,6 +64,9 @@ class VirtualWorker:
         self.alive, self._loaded, self._running = True, False, False
         self._runs.clear()
         self._later(PROCESS_S, self._say, Here())
+
+    def plan_death(self) -> None:
+        """Of this life, if workers are to die at all."""
         if mtbf := self.node.day.worker_mtbf_h:
             self._later(self.node.chance.expovariate(1 / (3600 * mtbf)), self.die, "killed")
 
@@ -78,6 +82,7 @@ class VirtualWorker:
         node.cards.hear(device, gone)
         node.tell(SUPERVISOR, gone)
         self.start()
+        self.plan_death()
 
     def command(self, message: Any) -> None:
         """Of the scheduler, to this life."""
@@ -99,7 +104,7 @@ class VirtualWorker:
                 self.node.tell(self.peer, Loading())
                 seconds = PROCESS_S + MODEL_BYTES[self.plan.stage] / READ_BYTES_S
                 self._later(seconds, self._has_loaded, lease, 1000 * seconds)
-            case LeaseWait():
+            case LeaseWait() | Denied():
                 self.node.tell(self.peer, message)
 
     def _has_loaded(self, lease: int, load_ms: float) -> None:
