@@ -50,6 +50,7 @@ class WorkerPlan(_Plan, frozen=True):
     ring_blocks: int = 0  # 0: emits no arrays
     estimate_bytes: int = 0  # what its model takes on its device, as far as is known
     standby: bool = False  # loads only while none of the stage's workers before it can
+    extra: bool = False  # loads only while work piles up and there is room; nobody counts on it
     smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
     variant: int = 0  # the one to begin with
     best: int = 0  # the one to come to when other programs leave it room: better ones would crowd the device
@@ -74,6 +75,7 @@ class StagePlan(_Plan, frozen=True):
     keep_alive_s: float = -1.0  # its models leave when they have been idle for so long; below 0: never for that
     pinned: bool = False  # its models never leave
     optional: bool = False  # the node goes on without it: its utterances skip it with the reason
+    skip_above: float = 0.0  # surer transcripts than this skip it; 0: none
     absent: str = ""  # why the stage cannot run at all ("not installed"); its utterances skip it
     workers: tuple[WorkerPlan, ...] = ()
 
@@ -137,6 +139,7 @@ class WorkerBoot(_Body, frozen=True):
     estimate_bytes: int
     options: dict[str, Any] = {}
     smaller: tuple[VariantPlan, ...] = ()  # variants 1, 2, ...: the scheduler says which to load
+    priority: str = "normal"  # high | normal | low: of its requests for memory, among those that wait
 
 
 class Boot(_Plan, frozen=True):

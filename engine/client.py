@@ -112,6 +112,8 @@ class Client:
         window: int = 64,
         first_index: int = 0,
         partials: bool = False,
+        on_deadline: str = "fail",
+        weight: int = 1,
         tag: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Session:
@@ -119,6 +121,8 @@ class Client:
 
         ``window``: most utterances between the last one in our hands and the newest. ``on_progress`` is called, inside
         other calls and without calling back, with each ``Progress`` when given (which asks for ``partials``).
+        ``on_deadline``: what is given up for an utterance that is late: "fail" all of it, "skip_repair" the repair of
+        its transcript, "text" that and then its speech. ``weight``: 1 to 100, its share against others of its priority.
         """
         self.start()
         self._forget_closed()
@@ -128,7 +132,7 @@ class Client:
         opening = {
             "tag": tag, "pipeline": pipeline, "source": source, "target": target, "models": dict(models or {}),
             "priority": priority, "window": window, "first_index": first_index,
-            "partials": bool(partials or on_progress),
+            "partials": bool(partials or on_progress), "on_deadline": on_deadline, "weight": weight,
         }  # fmt: skip
         core = SessionCore(opening)
         frames([{"type": "Open", **opening}])  # too long for a frame: said before anything is sent

@@ -143,11 +143,13 @@ RULES: dict[str, Rule] = {
     "devices.max_models": Between(1, 1000),
     "stages.*.devices": DEVICE,
     "stages.*.instances": Between(1, 64),
+    "stages.*.max_instances": Between(0, 64),
     "stages.*.max_batch": Between(1, 256),
     "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
     "stages.*.keep_alive_s": Between(-1, DAY_S, " s"),
+    "stages.*.skip_above": Between(-100, 0),
     "stages.*.threads": Between(0, 1024),
     "stages.*.estimate_bytes": BYTES,
     "rings": Between(2 * BLOCK, MANY_BYTES, " bytes"),
@@ -273,6 +275,9 @@ def _check_stage(name: str, section: StageSection) -> None:
         field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
         what = f"is {kind!r}, which is" if section.kind else "is"
         raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.KINDS)}")
+    if section.max_instances and section.max_instances < section.instances:
+        least = f"is {section.max_instances}, less than instances; set it to {section.instances} or more"
+        raise Problem(f"stages.{name}.max_instances", least)
     every = {"options": section.options}
     every |= {f"variants[{n}].options": {**section.options, **one.options} for n, one in enumerate(section.variants)}
     for field, options in every.items():

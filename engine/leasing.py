@@ -72,7 +72,7 @@ class Lease:
         self._choose_device()
         request = LeaseRequest(
             time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible,
-            self._priority,
+            self._priority, pid=os.getpid(),
         )  # fmt: skip
         until = time.monotonic() + self._wait_s + ctl.TIMEOUT_S
         while not self.number:

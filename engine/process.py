@@ -43,7 +43,8 @@ GREET_S = 1.0  # for the supervisor to answer a new connection
 DESCRIPTORS = 8192  # the usual soft limit of 1024 is less than the door takes in
 GC_THRESHOLD = 20_000  # new objects between two collections; messages are no cycles
 KERNEL_FLOOR = (5, 4)
-START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1
+PARENT_FIELD = 4  # of /proc/PID/stat, counted from 1
+START_TIME_FIELD = 22
 WORKER_OOM_SCORE = 300  # the kernel ends a worker before any other process of the node
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -184,13 +185,23 @@ def set_title(name: str) -> None:
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
+    """When a process began, in clock ticks since boot; 0 if it is gone."""
+    return _stat(pid, START_TIME_FIELD)
+
+
+def parent(pid: int) -> int:
+    """A process's parent; 0 if it is gone."""
+    return _stat(pid, PARENT_FIELD)
+
+
+def _stat(pid: int, field: int) -> int:
+    """A number from /proc/PID/stat, the ``field``-th of them, from the fourth on; 0 if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             after_name = file.read().rpartition(b")")[2].split()
     except OSError:
         return 0
-    return int(after_name[START_TIME_FIELD - 3])
+    return int(after_name[field - 3])
 
 
 def require_linux(system: str = "", release: str = "") -> None:

@@ -96,6 +96,8 @@ class Open(_Strict, frozen=True):
     window: int = 64
     first_index: int = 0
     partials: bool = False
+    on_deadline: str = "fail"
+    weight: int = 1
 
 
 class Submit(_Strict, frozen=True):
@@ -186,6 +188,7 @@ class Busy(_Wire, frozen=True):
     depth: int  # accepted and unended utterances, node-wide
     retry_after_ms: int
     resend_from: int
+    position: int = 0  # in the line for a place, from 1; 0: it is not for a place that it waits
 
 
 class Rejected(_Wire, frozen=True):
@@ -283,7 +286,8 @@ class Session(_Wire, frozen=True):
     target: str = ""
     models: dict[str, str] = {}
     priority: str = "normal"
-    policy: str = "fail"  # what to do at the deadline (only "fail" is sent yet)
+    weight: int = 1  # its share of a stage, against others of its priority
+    on_deadline: str = "fail"  # what is given up for a deadline: see ``engine.scheduler.haste``
     partials: bool = False
     window: int = 64
     token: str = ""
@@ -524,7 +528,8 @@ class LeaseRequest(_Wire, frozen=True):
 
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
     outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
-    besides the lease it has, for a model that is loaded.
+    besides the lease it has, for a model that is loaded. ``pid``: of the holder, to be found in a driver's list of
+    processes; 0: not said.
     """
 
     id: int
@@ -537,6 +542,7 @@ class LeaseRequest(_Wire, frozen=True):
     priority: str = "normal"
     variant: int = 0  # of the model, for whoever measures it
     grows: bool = False
+    pid: int = 0
 
 
 class Granted(_Wire, frozen=True):
@@ -549,16 +555,12 @@ class Granted(_Wire, frozen=True):
 
 
 class Settled(_Wire, frozen=True):
-    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed.
-
-    ``pid``: of the holder, to be found in a driver's list of processes.
-    """
+    """The load is over: the lease's loading turn ends. ``measured_bytes`` -1: not measured. ``ok`` False: it failed."""
 
     lease: int
     measured_bytes: int = -1
     ok: bool = True
     load_ms: float = 0.0
-    pid: int = 0
 
 
 class Release(_Wire, frozen=True):

@@ -104,6 +104,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mark: bool = False  # carry the watermark
     suffix: str = ""  # appended to the text, to see which stages a text went through
     translates: bool = False
+    confidence: float = 0.0  # below 0: how sure it is of its text, as a mean log-probability
     max_chars: int = 4000
     cues: tuple[Cue, ...] = ()
 
@@ -252,7 +253,7 @@ class SimulatedStage(Stage):
             return Output(same=True)
         text = self._text(item)
         if o.emits == "text":
-            return Output(text=text + o.suffix)
+            return Output(text=text + o.suffix, confidence=o.confidence if o.confidence < 0 else None)
         return Output(text=None, audio=self._array(text), sample_rate=o.sample_rate)
 
     def _text(self, item: Item) -> str:

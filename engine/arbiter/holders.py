@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from engine.process import start_time
+from engine.process import parent, start_time
 from ipc.messages import Gone
 from ipc.peers import split_peer
 from ipc.sockets import Poll
@@ -26,6 +28,7 @@ class Holders:
     def __init__(self, poll: Poll) -> None:
         self._poll = poll
         self._fds: dict[str, int] = {}  # peer -> pidfd
+        self._pids: dict[str, int] = {}  # peer -> process id
 
     def watch(self, peer: str) -> bool:
         """Watch this holder; False when there is no such process (any more)."""
@@ -42,15 +45,27 @@ class Holders:
         if start_time(pid) != started:
             os.close(fd)
             return False
-        self._fds[peer] = fd
+        self._fds[peer], self._pids[peer] = fd, pid
         self._poll.add(fd)
         return True
+
+    def gather(self, processes: Mapping[int, int]) -> dict[int, int]:
+        """Bytes by process, where what a holder's descendants have is the holder's: a script runs others."""
+        holders = set(self._pids.values())
+        found: Counter[int] = Counter()
+        for pid, nbytes in processes.items():
+            above = pid if holders else 0
+            while above > 1 and above not in holders:
+                above = parent(above)
+            found[above if above > 1 else pid] += nbytes
+        return dict(found)
 
     def dead(self, readable: set[Any]) -> list[Gone]:
         """Those whose death has been seen."""
         found = []
         for peer in [peer for peer, fd in self._fds.items() if fd in readable]:
             fd = self._fds.pop(peer)
+            del self._pids[peer]
             self._poll.remove(fd)
             os.close(fd)
             found.append(Gone(*split_peer(peer), "ended"))
@@ -59,6 +74,7 @@ class Holders:
     def forget(self, peer: str) -> None:
         """It has given its lease back, and lives on."""
         if (fd := self._fds.pop(peer, None)) is not None:
+            del self._pids[peer]
             self._poll.remove(fd)
             os.close(fd)
 

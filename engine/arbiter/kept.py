@@ -19,6 +19,7 @@ class KeptDevice(msgspec.Struct, frozen=True):
     foreign_bytes: int
     missing_bytes: int
     leases: tuple[Lease, ...]  # those whose bytes may lie on the device, oldest first
+    lists_us: bool = False  # its driver lists our processes
 
 
 # The tag is the version: a new one whenever an old record would be read wrongly. Code may be replaced under a running
@@ -27,7 +28,7 @@ class Kept(msgspec.Struct, frozen=True, tag="leases 4"):
     """The whole book, without the requests that wait: their workers ask the next arbiter again."""
 
     next_number: int
-    gone: dict[str, int]  # role -> newest incarnation known to be dead
+    gone: dict[str, int]  # worker's role -> newest incarnation known to be dead
     load_times_ms: dict[str, float]
     devices: tuple[KeptDevice, ...]
     lost: dict[str, str] = {}  # quarantined device -> why

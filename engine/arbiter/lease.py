@@ -59,7 +59,7 @@ EXTERNAL = "lease@"  # how the names of holders outside the node begin
 SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Lease:
     """One request and what became of it. Only ``move`` changes ``state``."""
 
@@ -70,6 +70,7 @@ class Lease:
     model: str  # for people, and to count models
     state: LeaseState
     since: float  # when it came into this state
+    pid: int = 0  # its holder's process, as a driver may list it; 0: not said
     number: int = 0  # the arbiter's number, from the grant on
     held_bytes: int = 0  # what of it lies on the device, as far as is known
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing

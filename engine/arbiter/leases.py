@@ -13,7 +13,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 A lease ends with its holder's death, a failed load, or ``Release``. A holder that cannot be killed keeps its bytes, and
 so do all on a device that is lost (``DeviceLost``): its leases are *lost*, and none is granted there again. Nothing is
 granted upon a reading older than ``unreadable_s``. Frames of the dead that arrive late are dropped: the book remembers
-the newest life known to be gone.
+each worker's newest life known to be gone. Of programs outside, which would be more and more, it remembers none: their
+names tell the shell whether they live (``holders``), and it keeps such frames away.
 
 The book outlives its arbiter: ``keep`` gives what the next one must know, ``restore`` takes it back. Workers then say
 again what was not answered and their last words about their leases, and the supervisor who is dead: the book may hear
@@ -31,13 +32,14 @@ from typing import Any
 from engine.arbiter import words
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState, move
+from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Quarantine, Release, Settled
+from ipc.peers import split_peer
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
@@ -54,7 +56,7 @@ class Leases:
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
         self._by_role: dict[str, list[Lease]] = {}  # all of both
         self._next_number = 1
-        self._gone: dict[str, int] = {}  # role -> newest incarnation known to be dead
+        self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
         self._lost: dict[str, str] = {}  # quarantined device -> why
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
@@ -104,6 +106,7 @@ class Leases:
         lease = Lease(
             peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
+            pid=message.pid,
             home=message.device if message.device in self._books else "",
         )  # fmt: skip
         if memory is None:
@@ -238,8 +241,9 @@ class Leases:
         return [action for device in touched for action in (Sample(device), *self._serve(device, now))]
 
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
-        self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
-        dead = [lease for lease in self._by_role.get(role, ()) if self._is_gone(lease.peer)]
+        if not role.startswith(EXTERNAL):
+            self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
+        dead = [lease for lease in self._by_role.get(role, ()) if split_peer(lease.peer)[1] <= incarnation]
         if stuck:
             held = [lease for lease in dead if lease.state in ALIVE]
             for lease in held:
@@ -306,7 +310,8 @@ class Leases:
         devices = []
         for name, memory in self._devices.items():
             leases = tuple(replace(lease) for lease in self._present[name])
-            devices.append(KeptDevice(name, memory.reading, memory.foreign_bytes, memory.missing_bytes, leases))
+            figures = memory.reading, memory.foreign_bytes, memory.missing_bytes
+            devices.append(KeptDevice(name, *figures, leases, memory.lists_us))
         return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices), dict(self._lost))
 
     def restore(self, kept: Kept) -> None:
@@ -318,7 +323,9 @@ class Leases:
         self._lost.update(kept.lost)
         for device in kept.devices:
             if device.name in self._devices:
-                self._devices[device.name].remember(device.reading, device.foreign_bytes, device.missing_bytes)
+                self._devices[device.name].remember(
+                    device.reading, device.foreign_bytes, device.missing_bytes, device.lists_us, device.leases
+                )
                 self._present[device.name] += device.leases
                 for lease in device.leases:
                     self._by_role.setdefault(_role(lease.peer), []).append(lease)
@@ -351,8 +358,8 @@ class Leases:
         return found
 
     def _is_gone(self, peer: str) -> bool:
-        role, _, incarnation = peer.rpartition("#")
-        return int(incarnation) <= self._gone.get(role, -1)
+        role, incarnation = split_peer(peer)
+        return incarnation <= self._gone.get(role, -1)
 
     def _is_lost(self, lease: Lease) -> bool:
         return (lease.home or lease.device) in self._lost

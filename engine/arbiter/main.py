@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from engine import failpoints, logs, process
@@ -19,6 +20,7 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
+from engine.arbiter.room import Reading
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
 from engine.arbiter.spare import Spare
@@ -173,7 +175,7 @@ class Arbiter:
                 if isinstance(message, (LeaseRequest, Settled, Release)):
                     failpoints.reach("arbiter.asked")
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
-                if isinstance(message, (Settled, Used)):
+                if isinstance(message, Used):
                     self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL):
                     self._holders.forget(peer)
@@ -186,6 +188,8 @@ class Arbiter:
             if failure or news:
                 self._failures[sampler.name] = failure
             for one in news:
+                if isinstance(one, Reading) and one.processes:
+                    one = replace(one, processes=self._holders.gather(one.processes))
                 self._act(self._leases.handle(one, process.now()))
 
     def _act(self, actions: Sequence[Action | Measured]) -> None:

@@ -7,7 +7,16 @@ is *foreign* (other programs, and whatever of ours no lease covers), and keeps t
   before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
+* what a lease still has ``DOUBT_S`` after it has become a deficit goes to those who were granted more than they hold:
+  growth and a fall between two readings look like a smaller fall, and no driver keeps memory for so long;
 * what a worker measured of itself after loading replaces what was put down to it.
+
+That is a guess whenever several may have grown. A driver may also *list* what each process has (in containers, and in
+WSL, it does not, or by numbers that are not ours). Once one of our holders has appeared in its list, nothing is guessed
+of those who can stand there:
+
+* a living holder has what it is listed with, or nothing; what others are listed with is foreign;
+* the rules above are for memory that is listed with nobody: what the dead have left, and what the list leaves out.
 
 Room for a grant, all figures signed::
 
@@ -20,31 +29,37 @@ A reading from before a lease settled or let go is not the truth about it, so su
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState
 from engine.limits import Limits
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
+DOUBT_S = 5.0  # after which a deficit that others' growth can explain is theirs
 
 
 @dataclass(frozen=True)
 class Reading:
     """A device's memory as its driver showed it at ``taken_at`` (monotonic seconds).
 
-    ``processes``: bytes by process id, of those that the driver tells.
+    ``processes``: bytes by process id; None: the driver does not tell.
     """
 
     device: str
     total_bytes: int
     free_bytes: int
     taken_at: float
-    processes: dict[int, int] = field(default_factory=dict)
+    processes: dict[int, int] | None = None
 
     @property
     def used_bytes(self) -> int:
         return max(0, self.total_bytes - self.free_bytes)
+
+    @property
+    def listed(self) -> dict[int, int]:
+        """What is told of processes."""
+        return self.processes or {}
 
 
 class DeviceMemory:
@@ -53,23 +68,38 @@ class DeviceMemory:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.reading: Reading | None = None
-        self.foreign_bytes = 0
         self.missing_bytes = 0  # of what the book says is held, and the driver does not show
+        self.lists_us = False  # the driver has shown that it lists our processes, by the numbers that we know
+        self._strangers_bytes = 0  # foreign, and listed
+        self._unlisted_bytes = 0  # foreign otherwise
         self._missing_since = 0.0
         self._remembered = False  # the reading is an earlier arbiter's
 
-    def remember(self, reading: Reading | None, foreign_bytes: int, missing_bytes: int) -> None:
+    @property
+    def foreign_bytes(self) -> int:
+        """What other programs have, and whatever of ours no lease covers."""
+        return self._strangers_bytes + self._unlisted_bytes
+
+    def remember(
+        self, reading: Reading | None, foreign_bytes: int, missing_bytes: int, lists_us: bool, leases: Iterable[Lease]
+    ) -> None:
         """Go on from an earlier arbiter's figures: they explain the next reading, and nothing is granted upon them."""
-        self.reading, self.foreign_bytes, self._remembered = reading, foreign_bytes, True
+        self.reading, self._remembered, self.lists_us = reading, True, lists_us
         self.missing_bytes, self._missing_since = missing_bytes, reading.taken_at if reading else 0.0
+        self._strangers_bytes = _strangers(reading.listed, leases) if reading and lists_us else 0
+        self._unlisted_bytes = foreign_bytes - self._strangers_bytes
 
     def take(self, reading: Reading, leases: Collection[Lease]) -> None:
-        """Enter a reading: settle what was measured before it, then explain the rest."""
+        """Enter a reading: what it lists, what was measured before it; then explain the rest."""
         leases = [lease for lease in leases if lease.state in ON_DEVICE]
+        shown = reading.used_bytes
+        if self._tells(reading, leases):
+            shown -= sum(reading.listed.values())
+            leases = self._enter(reading, leases)
         corrected = sum(self._settle(lease, reading) for lease in leases)
-        self.foreign_bytes = max(0, self.foreign_bytes - corrected)  # what one had too much, others had too little
+        self._unlisted_bytes = max(0, self._unlisted_bytes - corrected)  # what one had too much, others had too little
         self.reading, self._remembered = reading, False
-        unexplained = reading.used_bytes - self.foreign_bytes - sum(lease.held_bytes for lease in leases)
+        unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         if unexplained > 0:
             self._grow(unexplained, leases)
         missing = self._shrink(max(0, -unexplained), leases)
@@ -78,6 +108,9 @@ class DeviceMemory:
         elif reading.taken_at - self._missing_since >= PATIENT_S:
             missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
         self.missing_bytes = missing
+        for lease in leases:
+            if lease.state is LeaseState.DEFICIT and reading.taken_at - lease.since >= DOUBT_S:
+                self._explain(lease, leases)
 
     def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
         """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
@@ -85,7 +118,12 @@ class DeviceMemory:
         Memory may have told of this death long before anybody did, so that it was put down to another.
         """
         nbytes, lease.held_bytes = lease.held_bytes, 0
-        self._grow(nbytes, [one for one in others if one is not lease])
+        assert self.reading is not None
+        if self._is_listed(lease, self.reading):  # its holder lives on with it
+            self._strangers_bytes += nbytes
+        else:
+            others = [one for one in others if one is not lease and not self._is_listed(one, self.reading)]
+            self._grow(nbytes, others)
 
     def margin(self) -> int:
         return self.limits.margin(self.reading.free_bytes if self.reading else 0)
@@ -107,6 +145,52 @@ class DeviceMemory:
         """Whether there is a reading of our own, from after every end of a load here."""
         ours = self.reading is not None and not self._remembered
         return ours and all(lease.settled_at is None for lease in leases)
+
+    def _tells(self, reading: Reading, leases: list[Lease]) -> bool:
+        """Whether a reading tells what each process has. Then strangers' bytes stand apart, else among all foreign."""
+        if reading.processes is None:
+            self._unlisted_bytes, self._strangers_bytes = self.foreign_bytes, 0
+            return False
+        before, told_before = self.reading.listed if self.reading else {}, self._told_by(self.reading)
+        # A number that was there before may be another process's, and be the same as ours by chance.
+        self.lists_us = self.lists_us or any(one.pid in reading.listed and one.pid not in before for one in leases)
+        if self.lists_us and not told_before:
+            self._unlisted_bytes = max(0, self._unlisted_bytes - _strangers(reading.listed, leases))
+        return self.lists_us
+
+    def _told_by(self, reading: Reading | None) -> bool:
+        return self.lists_us and reading is not None and reading.processes is not None
+
+    def _is_listed(self, lease: Lease, reading: Reading) -> bool:
+        """Whether this reading says what its holder has. The dead leave the list before their memory is back."""
+        return self._told_by(reading) and (lease.pid in reading.listed or (lease.pid > 0 and lease.state in ALIVE))
+
+    def _enter(self, reading: Reading, leases: list[Lease]) -> list[Lease]:
+        """Enter what the list says; returns the leases of which it says nothing."""
+        ours: dict[int, list[Lease]] = {}
+        others: list[Lease] = []
+        for lease in leases:
+            if self._is_listed(lease, reading):
+                ours.setdefault(lease.pid, []).append(lease)
+            else:
+                others.append(lease)
+        listed = reading.listed
+        self._strangers_bytes = sum(listed.values())
+        for pid, held in ours.items():
+            nbytes = listed.get(pid, 0)
+            self._strangers_bytes -= nbytes
+            self._share(nbytes, held, reading)
+        return others
+
+    def _share(self, nbytes: int, leases: list[Lease], reading: Reading) -> None:
+        """What one process has: to each of its leases what was granted, and the first what is too much for all."""
+        if len(leases) > 1:
+            leases.sort(key=lambda one: one.state not in ALIVE)
+        for lease in leases:
+            self._settle(lease, reading)
+            lease.held_bytes = min(nbytes, lease.nbytes)
+            nbytes -= lease.held_bytes
+        leases[0].held_bytes += nbytes
 
     @staticmethod
     def _settle(lease: Lease, reading: Reading) -> int:
@@ -131,14 +215,23 @@ class DeviceMemory:
             lease.held_bytes += part
             lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)
             nbytes -= part
-        self.foreign_bytes += nbytes
+        self._unlisted_bytes += nbytes
+
+    @staticmethod
+    def _explain(deficit: Lease, leases: list[Lease]) -> None:
+        """Let the living have taken what is said to be missing, as far as they may have."""
+        for lease in leases:
+            if lease.state in ALIVE:
+                part = min(deficit.held_bytes, lease.promised_bytes)
+                lease.held_bytes += part
+                deficit.held_bytes -= part
 
     def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
         """Put a fall down to whom it may be put down at once; returns what is left of it."""
         leaving = [lease for lease in leases if lease.state in LEAVING]
         nbytes = self._take_from(leaving, nbytes)
-        part = min(nbytes, self.foreign_bytes)
-        self.foreign_bytes -= part
+        part = min(nbytes, self._unlisted_bytes)
+        self._unlisted_bytes -= part
         return nbytes - part
 
     @staticmethod
@@ -156,3 +249,9 @@ class DeviceMemory:
         if self.reading is not None:
             shown = self.foreign_bytes + sum(held) - self.missing_bytes
             assert shown == self.reading.used_bytes, "the book does not add up"
+
+
+def _strangers(processes: Mapping[int, int], leases: Iterable[Lease]) -> int:
+    """Bytes of those listed who hold no lease."""
+    ours = {lease.pid for lease in leases}
+    return sum(nbytes for pid, nbytes in processes.items() if pid not in ours)

@@ -181,10 +181,11 @@ class Watch:
             return 0
 
 
-def _processes(library: Any, handle: Any) -> dict[int, int]:
-    """Bytes by process, of those the driver tells; in a container it knows them by other numbers, or not at all."""
+def _processes(library: Any, handle: Any) -> dict[int, int] | None:
+    """Bytes by process; None: it does not tell. In a container it tells of nobody, or by numbers that mean nothing."""
     try:
         rows = library.nvmlDeviceGetComputeRunningProcesses(handle)
     except library.NVMLError:
-        return {}
-    return {int(row.pid): int(row.usedGpuMemory) for row in rows if row.usedGpuMemory is not None}
+        return None
+    told = {int(row.pid): int(row.usedGpuMemory) for row in rows if row.usedGpuMemory is not None}
+    return told if told or not rows else None

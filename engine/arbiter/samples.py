@@ -25,7 +25,7 @@ from engine.arbiter import words
 from engine.arbiter.events import Send
 from engine.arbiter.lease import ALIVE, ON_DEVICE, Lease, LeaseState
 from engine.arbiter.room import DeviceMemory, Reading
-from ipc.messages import Inquire, Measured, Settled, Used
+from ipc.messages import Inquire, Measured, Used
 
 STILL_BYTES = 2**20  # a smaller change is none: drivers round
 GROWN = 0.01  # a peak is told again when it has grown by this share
@@ -42,7 +42,6 @@ class _Watched:
     foreign_bytes: int
     others: frozenset[int]  # leases beside it
     used_bytes: int = 0  # of the device, at the newest reading
-    pid: int = 0
     listed: bool = False  # the driver tells what it has
     noise: str = ""  # why its load's sample is not clean
     after: Reading | None = None  # the first one since it has loaded
@@ -58,17 +57,12 @@ class Samples:
         self._known = known
         self._watched: dict[int, _Watched] = {}
 
-    def hear(self, peer: str, message: Settled | Used) -> None:
+    def hear(self, peer: str, message: Used) -> None:
         """What a holder says about its lease."""
         watched = self._watched.get(message.lease)
-        if watched is None or watched.lease.peer != peer:
-            return
-        match message:
-            case Settled(pid=pid):
-                watched.pid = pid
-            case Used(peak_bytes=peak, ran_at=ran_at):
-                self._answer(watched.lease, ran_at)
-                watched.said_bytes = max(watched.said_bytes, peak)
+        if watched is not None and watched.lease.peer == peer:
+            self._answer(watched.lease, message.ran_at)
+            watched.said_bytes = max(watched.said_bytes, message.peak_bytes)
 
     def look(self, books: Iterable[Book]) -> list[Send | Measured]:
         """At the book as it is now, after everything that has happened in this turn."""
@@ -138,9 +132,10 @@ class Samples:
     def _read_after(self, watched: _Watched, reading: Reading, others: list[Lease]) -> list[Send | Measured]:
         watched.after = reading
         assert watched.before is not None
-        if watched.pid in reading.processes and watched.pid not in watched.before.processes:
+        pid = watched.lease.pid
+        if pid in reading.listed and pid not in watched.before.listed:
             watched.listed = True
-            return [self._loaded(watched, reading.processes[watched.pid], exact=True)]
+            return [self._loaded(watched, reading.listed[pid], exact=True)]
         if watched.noise or not others:
             return [self._by_difference(watched)]
         watched.asked = _firsts(others)
@@ -173,7 +168,7 @@ class Samples:
         if not watched.listed:
             besides = sum(one.held_bytes for one in others if one.peer == watched.lease.peer)
             return self._grown(watched, watched.lease.held_bytes + besides, exact=False)
-        return self._grown(watched, memory.reading.processes.get(watched.pid, 0), exact=True)
+        return self._grown(watched, memory.reading.listed.get(watched.lease.pid, 0), exact=True)
 
     def _grown(self, watched: _Watched, nbytes: int, *, exact: bool) -> list[Measured]:
         if watched.told_bytes < 0 or nbytes <= watched.told_bytes * (1 + GROWN) + STILL_BYTES:

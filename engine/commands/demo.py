@@ -278,8 +278,8 @@ def as_expected(rows: Sequence[Row]) -> int:
 
 
 def workers(config: Config) -> dict[str, int]:
-    """Stage -> how many workers it has on one device."""
-    return {name: section.instances for name, section in config.stages.items()}
+    """Stage -> how many workers it has at most on one device."""
+    return {name: max(section.instances, section.max_instances) for name, section in config.stages.items()}
 
 
 def limit(serial: Mapping[str, Any], workers: Mapping[str, int], cores: int) -> float:

@@ -46,8 +46,8 @@ def page(stats: Mapping[str, Any], endpoint: str) -> str:
     notes = (stats.get("health") or {}).get("notes", [])
     parts = [_head(stats, endpoint), _totals(stats) + _orders(stats), *notes]
     tables = (
-        _stages(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats), _estimates(stats),
-        _processes(stats),
+        _stages(stats), _instances(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats),
+        _estimates(stats), _processes(stats),
     )  # fmt: skip
     for title, head, rows in tables:
         if rows:
@@ -96,6 +96,17 @@ def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
         for name, stage in (report.get("stages") or {}).items()
     ]
     return "Stages", head, rows
+
+
+def _instances(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    """Of stages that may have more workers than for certain."""
+    rows = [
+        [name, device, *map(row.get, ("running", "min", "max", "why"))]
+        for name, stage in ((stats.get("scheduler") or {}).get("stages") or {}).items()
+        for device, row in (stage.get("instances") or {}).items()
+        if row.get("max", 0) > row.get("min", 0) > 0
+    ]
+    return "Workers", ["stage", "device", "running", "least", "most", "last change"], rows
 
 
 def _health(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from engine.boot import GatewayBoot
 from engine.config import DeadlinesSection
 from engine.gateway.catalog import Catalog
 from engine.gateway.events import Note, Post, Tell, Write
+from engine.gateway.gate import Gate, wait_s
 from engine.gateway.ingress import Ingress
 from engine.gateway.ledger import Ledger
 from engine.gateway.outbox import Outbox
@@ -28,7 +29,6 @@ Action = Any  # one of events' Tell, Post, Write, Note, AllFlushed
 LOCAL_OWNER = "local"  # who may enter the node's folder
 ANSWER_BYTES = 200  # of a message without samples, roughly, queue entry included
 FEW_BYTES = 2**20  # of unread answers, about which nobody worries
-LONGEST_RETRY_S, SHORTEST_RETRY_S = 5.0, 0.02
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Books:
         self.outbox = Outbox(boot.outbox_session_bytes, boot.outbox_node_bytes)
         self._few_bytes = min(FEW_BYTES, boot.outbox_session_bytes)
         self.capacity = Capacity(1)
+        self.gate = Gate()
         self.draining = False
         self.whole = False  # all that an earlier life knew is known here
         self.totals = Totals()
@@ -134,12 +135,19 @@ class Books:
                 target=opened.target,
                 models=opened.models,
                 priority=opened.priority,
+                weight=opened.weight,
+                on_deadline=opened.on_deadline,
                 partials=opened.partials,
                 window=session.window,
                 token=session.token,
                 first_index=session.acked + 1,
             )
         )
+
+    def withdraw(self, session: str) -> None:
+        """The session waits for no memory and no place."""
+        self.ingress.withdraw(session)
+        self.gate.leave(session)
 
     # ---------------------------------------------------------------- what rides along
 
@@ -239,12 +247,12 @@ class Books:
         working = self.ledger.working + (self.ledger.unended(session.id) == 0)
         return min(session.window, max(1, self.capacity.n // working))
 
-    def retry_after_s(self) -> float:
-        """When a place should be free: the excess over the capacity at the measured rate."""
-        if self.capacity.rate <= 0:
-            return self.deadlines.retry_after_s
-        excess = max(1, self.ledger.total - self.capacity.n + 1)
-        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, excess / self.capacity.rate))
+    def retry_after_s(self, session: Session | None = None, ahead: int = 0) -> float:
+        """When a place should be free for a session with so many before it in line (None: for anybody)."""
+        ends = self.ledger.total - self.capacity.n + 1 + ahead
+        # Sessions take turns at every stage: before its oldest goes at most one of each other session.
+        older = min(self.ledger.older(session.id), self.ledger.working - 1) if session is not None else ends
+        return wait_s(ends, older, self.capacity.rate, self.deadlines.retry_after_s)
 
     def check(self) -> None:
         """Invariants of every core, and of what they say of each other."""

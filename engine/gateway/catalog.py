@@ -13,6 +13,8 @@ from engine.gateway.wire import MAX_INDEX
 from ipc.messages import MAX_CONTROL_BYTES, Limits, Open
 
 PRIORITIES = ("high", "normal", "low")
+MOST_WEIGHT = 100
+ON_DEADLINE = ("fail", "skip_repair", "text")
 DETECTED = ("", "auto")  # where nothing translates, the stage that hears may find the language out
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]{0,32}")
@@ -42,6 +44,10 @@ class Catalog:
             raise Refused("bad_pipeline", f"no pipeline {message.pipeline[:64]!r}", tuple(pipelines))
         if message.priority not in PRIORITIES:
             raise Refused("bad_priority", f"no priority {message.priority[:64]!r}", PRIORITIES)
+        if message.on_deadline not in ON_DEADLINE:
+            raise Refused("bad_message", f"no on_deadline {message.on_deadline[:64]!r}", ON_DEADLINE)
+        if not 1 <= message.weight <= MOST_WEIGHT:
+            raise Refused("bad_message", f"weight {message.weight} is not from 1 to {MOST_WEIGHT}")
         if message.window < 1:
             raise Refused("bad_message", f"window {message.window} is not at least 1")
         if not 0 <= message.first_index <= MAX_INDEX:

@@ -49,6 +49,8 @@ class Delivery:
         books.ledger.enter_missing(session.id, index, now)
         session.entered(index, books.ledger.of(session.id), now)
         books.ingress.withdraw(session.id, index)
+        if not session.refused:
+            books.gate.leave(session.id)
         outcome = Outcome(session.id, index, "skipped", code)
         books.post(Ended(outcome))
         books.wake_for_gap(session, now)
@@ -153,8 +155,9 @@ class Delivery:
         """The session is over: nothing of it is kept (slots stay until the scheduler gives them back)."""
         books = self.books
         books.totals.held -= len(session.order.held)
-        books.ingress.withdraw(session.id)
+        books.withdraw(session.id)
         books.ledger.drop(session.id)
+        books.gate.leave(session.id)
         books.outbox.drop_session(session.id)
         books.sessions.remove(session, now)
         books.ready.pop(session.id, None)

@@ -174,7 +174,7 @@ class Gateway:
         if session.client not in (None, client):
             books.tell(session.client, Closed(session.id, "taken_over"))
         session.refused.clear()
-        books.ingress.withdraw(session.id)
+        books.withdraw(session.id)
         books.sessions.attach(session, client, now)
         session.queue.clear()  # all of them count as sent while the acknowledgement is taken
         self.delivery.ack(session, last_received, now)
@@ -208,7 +208,7 @@ class Gateway:
         if session.closing != "abort":
             session.closing = mode
         session.refused.clear()
-        self.books.ingress.withdraw(session.id)
+        self.books.withdraw(session.id)
         self.delivery.end_all_missing(session, now)
         if mode == "abort":
             self.delivery.cancel_all(session)

@@ -150,7 +150,8 @@ class Handover:
         books = self.books
         opened = messages.Open(
             told.id.rpartition(".")[0], books.catalog.name_of(told.pipeline), told.source, told.target, told.models,
-            told.priority, told.window, told.first_index, told.partials,
+            told.priority, told.window, told.first_index, told.partials, told.on_deadline,
+            told.weight,
         )  # fmt: skip
         session = books.sessions.restore(told, opened, books.catalog.accepts(opened.pipeline), now)
         books.ledger.open(session.id)

@@ -14,7 +14,7 @@ from engine.gateway.validate import SAMPLE_RATE, Refused, Taken, audio, budget_m
 from engine.gateway.wire import MAX_INDEX
 from ipc.messages import Accepted, Admit, Busy, Open, Opened, Ref, Rejected, Submit
 
-CLAIM_GRACE_S = 1.0  # a request for memory that does not come back for retry_after and this long is given up
+CLAIM_GRACE_S = 1.0  # who is refused and does not come back for retry_after and this long loses its place in line
 
 
 class Intake:
@@ -73,7 +73,8 @@ class Intake:
             budget = self._budget_ms(session, message, taken)
         except Refused as refused:
             return self.reject(session, message.index, refused)
-        if books.ledger.unended(session.id) >= books.share(session) and books.ledger.total >= books.capacity.n:
+        has_share = books.ledger.unended(session.id) >= books.share(session)
+        if has_share and books.capacity.n - books.ledger.total <= books.gate.ahead(session.id, now):
             return self._busy(session, message.index, "capacity", now)
         ref = None
         if payload is not None and taken.dtype != "text":
@@ -133,12 +134,14 @@ class Intake:
     def _busy(self, session: Session, index: int, reason: str, now: float) -> None:
         books = self.books
         books.totals.busy += 1
-        retry_after_s = books.retry_after_s()
+        position, retry_after_s = 0, books.retry_after_s()
+        if reason == "capacity":
+            ahead = books.gate.ahead(session.id, now)
+            position, retry_after_s = ahead + 1, books.retry_after_s(session, ahead)
+            books.gate.stand(session.id, now + retry_after_s + CLAIM_GRACE_S)
         resend_from = session.refuse(index, now, retry_after_s + books.deadlines.gap_s)
-        books.tell(
-            session.client,
-            Busy(session.id, index, reason, books.ledger.total, int(retry_after_s * 1000), resend_from),
-        )
+        depth, retry_after_ms = books.ledger.total, int(retry_after_s * 1000)
+        books.tell(session.client, Busy(session.id, index, reason, depth, retry_after_ms, resend_from, position))
 
     def _slot(self, session: Session, index: int, taken: Taken, now: float) -> Ref | None:
         books = self.books
@@ -158,6 +161,7 @@ class Intake:
             int(now * 1e9),
         )  # fmt: skip
         books.ledger.admit(admit, now)
+        books.gate.leave(session.id)
         session.entered(message.index, books.ledger.of(session.id), now)
         books.totals.accepted += 1
         books.post(admit)

@@ -134,6 +134,16 @@ class Ledger:
     def unended_indices(self, session: str) -> Iterator[int]:
         return (index for index, entry in self.of(session).items() if entry.state is not State.ENDED)
 
+    def older(self, session: str) -> int:
+        """How many unended utterances of other sessions were taken before this one's oldest."""
+        mine = min((entry.taken_at for entry in self._open_entries(session)), default=0.0)
+        return sum(
+            entry.taken_at < mine for other in self._unended if other != session for entry in self._open_entries(other)
+        )
+
+    def _open_entries(self, session: str) -> Iterator[Entry]:
+        return (entry for entry in self.of(session).values() if entry.state is not State.ENDED)
+
     @property
     def working(self) -> int:
         """Sessions with an unended utterance."""

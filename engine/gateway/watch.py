@@ -147,7 +147,7 @@ class Watch:
             session = books.sessions.get(id)
             if session is not None:
                 books.sessions.detach(session, now)
-                books.ingress.withdraw(session.id)
+                books.withdraw(session.id)
                 books.wake(session, now + books.deadlines.detach_s)
                 books.note("info", f"session {session.id}: its client is gone")
         books.sessions.strangers.lost(client)

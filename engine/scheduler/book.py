@@ -79,9 +79,10 @@ class Book:
         self.stages: dict[str, StagePlan] = {stage.name: stage for stage in boot.stages}
         self.workers = {plan.role: Worker(plan, stage) for stage in boot.stages for plan in stage.workers}
         self._by_stage = {name: [w for w in self.workers.values() if w.plan.stage == name] for name in self.stages}
+        self._regulars = {name: [w for w in all_ if not w.plan.extra] for name, all_ in self._by_stage.items()}
         self.absent = {name: stage.absent for name, stage in self.stages.items() if stage.absent}  # stage -> why
         self.lines: dict[str, Line] = {}
-        self.queues = {name: StageQueue() for name in self.stages}
+        self.queues = {name: StageQueue(deadlines.age_s) for name in self.stages}
         self.paces = {name: StagePace() for name in self.stages}
         rings = {w.plan.role: w.plan.ring_blocks for w in self.workers.values() if w.plan.ring_blocks}
         free_early = (hooks or {}).get("scheduler.slots") == "free_early"
@@ -114,6 +115,16 @@ class Book:
     def workers_of(self, stage: str) -> list[Worker]:
         return self._by_stage[stage]
 
+    def regulars_of(self, stage: str) -> list[Worker]:
+        """Its workers without the extra ones, on whom nobody counts."""
+        return self._regulars[stage]
+
+    def at(self, device: str) -> list[Worker]:
+        """The workers whose models lie in this device's memory, be it another device's too."""
+        books = self.boot.books
+        memory = books.get(device, device)
+        return [w for w in self.workers.values() if books.get(w.plan.device, w.plan.device) == memory]
+
     def is_drained(self, worker: Worker) -> bool:
         """Whether an operator keeps this worker's device empty."""
         return worker.plan.device in self.orders.drained
@@ -138,7 +149,7 @@ class Book:
         return next(self._tickets)
 
     def timer(self, at: float, kind: str, key: Key) -> None:
-        """Call back at ``at``: kind "deadline" or "retry"."""
+        """Call back at ``at``: kind "deadline", "haste" or "retry"."""
         heapq.heappush(self.timers, (at, next(self._order), kind, key))
 
     def due(self, now: float) -> list[tuple[str, Key]]:

@@ -12,6 +12,8 @@ although another may be free before it (``docs/decisions/0019-what-is-sent-ahead
 
 from __future__ import annotations
 
+import math
+
 from engine.boot import StagePlan
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
@@ -54,7 +56,7 @@ class Dispatch:
 
     def _serve(self, plan: StagePlan, queue: StageQueue, now: float) -> float | None:
         """Fill the stage's workers; returns when a batch that still fills closes."""
-        while queue.waiting and (workers := self._with_room(plan)):
+        while queue.waiting and (workers := self._with_room(plan, now)):
             if plan.max_batch > 1 and (due := self._fills_until(plan, now)) is not None:
                 self.book.stir(plan.name)
                 return due
@@ -68,19 +70,36 @@ class Dispatch:
             else:
                 self.book.stir(plan.name)  # work and room, but no slot or no permission yet: look again next turn
                 break
-        return self._held_until(plan) if queue.waiting else None
+        return self._look_again(plan, now) if queue.waiting else None
 
-    def _held_until(self, plan: StagePlan) -> float | None:
-        """When one of the stage's devices that pause begins again, and there may be more room for its work."""
-        ends = [self.book.shortages.held_until(w.plan.device) for w in self.book.workers_of(plan.name)]
-        if until := min((end for end in ends if end is not None), default=None):
+    def _look_again(self, plan: StagePlan, now: float) -> float | None:
+        """When there may be more room: a device that pauses begins again, or a run is near its end."""
+        workers = self.book.workers_of(plan.name)
+        ends = [self.book.shortages.held_until(w.plan.device) for w in workers]
+        times = [end for end in ends if end is not None]
+        if self._is_shared:
+            sends = [self._send_at(w) for w in workers if w.batches and w.takes_work(self.send_ahead)]
+            times += [at for at in sends if at > now]
+        if times:
             self.book.stir(plan.name)
-        return until
+        return min(times, default=None)
 
-    def _with_room(self, plan: StagePlan) -> list[Worker]:
+    @property
+    def _is_shared(self) -> bool:
+        """Whether what is sent ahead may stand in the way of another session's next utterance."""
+        return len(self.book.lines) > 1
+
+    def _send_at(self, worker: Worker) -> float:
+        """When the batch behind the running one is sent: as late as it can be without the worker having to wait."""
+        began = worker.batches[-1].began
+        return -math.inf if began is None else began + self.book.paces[worker.plan.stage].send_ahead_s
+
+    def _with_room(self, plan: StagePlan, now: float) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
         ahead = self.send_ahead if self.eager or self.book.paces[plan.name].mean_s <= LONG_S else 0
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
+        if self._is_shared:
+            workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
         if self.book.shortages.holds:
             workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]
         return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
@@ -103,13 +122,13 @@ class Dispatch:
 
     def _pick(self, plan: StagePlan, worker: Worker, now: float) -> list[Key]:
         queue = self.book.queues[plan.name]
-        keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True))
+        keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True), now)
         if plan.max_batch <= 1 or not keys or self._job(keys[0]).suspect:
             return keys
         if self.serial:
             self.book.in_flight.add(keys[0])
         rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
-        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False))
+        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now)
 
     def may_run(self, key: Key) -> bool:
         """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""

@@ -68,7 +68,7 @@ class Fleet:
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
                     self.call(worker.plan.stage)
-            case _ if not worker.plan.standby or self._is_called(worker):
+            case _ if self._is_to_load(worker):
                 self._load(worker, modest=worker.modest)
 
     def _knows_its_slots(self, role: str) -> None:
@@ -78,7 +78,7 @@ class Fleet:
 
     def call(self, stage: str) -> None:
         """There is work for a stage whose models are parked: one comes back, unless one is there or on its way."""
-        workers = self.book.workers_of(stage)
+        workers = self.book.regulars_of(stage)
         staying = [w for w in workers if not (w.leaving or w.ordered or self.book.is_drained(w))]
         if any(w.life in (Life.LOADING, Life.LOADED) for w in staying):
             return
@@ -87,8 +87,8 @@ class Fleet:
             self._load(min(parked, key=lambda worker: (worker.plan.standby, worker.load_ms)))
 
     def begin(self, worker: Worker) -> None:
-        """Let a worker without a model load it, unless it stands by for others that can."""
-        if worker.life is Life.EMPTY and (not worker.plan.standby or self._is_called(worker)):
+        """Let a worker without a model load it, unless it stands by for others that can, or is an extra one."""
+        if worker.life is Life.EMPTY and self._is_to_load(worker):
             self._load(worker)
 
     def look_after(self, stage: str) -> None:
@@ -118,8 +118,8 @@ class Fleet:
         worker.parked, worker.refused, worker.modest = False, False, modest
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = worker.room_since = None
-        # Its own old memory may still be on its way back: so long it waits at any rate.
-        wait_s = self.book.deadlines.settle_s if modest else None
+        # Its own old memory may still be on its way back: so long it waits at any rate. An extra one waits for nothing.
+        wait_s = 0.0 if worker.plan.extra else self.book.deadlines.settle_s if modest else None
         return self.book.send(worker.peer, Load(worker.stage.model, worker.variant, wait_s, worker.raised))
 
     def ran_out(self, worker: Worker, phase: str, now: float) -> None:
@@ -166,6 +166,8 @@ class Fleet:
         worker.move(Life.EMPTY)
         worker.loading_since = None
         worker.waiting_for = message.reason
+        if worker.plan.extra:
+            return self._did_without(worker, message, now)
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
         if message.code == "no_vram" and worker.raised > 1:  # there is not so much; what was enough before may do
             worker.raised = 1.0
@@ -191,9 +193,17 @@ class Fleet:
             self._without(worker.plan.stage, message.reason, now)
         return None
 
+    def _did_without(self, extra: Worker, message: Denied, now: float) -> None:
+        """An extra worker could not load: its stage goes on as before."""
+        extra.modest = False
+        extra.hopeless = message.code == "bad_model"
+        self.book.note("info", f"{extra.plan.role} does not load after all: {message.reason}")
+        if message.code == "oom":
+            self.ran_out(extra, message.phase, now)
+
     def _load_later(self, stage: str, now: float) -> None:
         """Nobody serves this stage: whoever of its workers has been refused tries again after a while."""
-        for worker in self.book.workers_of(stage):
+        for worker in self.book.regulars_of(stage):
             if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
                 if worker.load_again_at is None:  # after running out of memory it has a time of its own
                     worker.load_again_at = now + self.book.deadlines.retry_delay_s
@@ -216,6 +226,10 @@ class Fleet:
                 self.book.note("warning", f"stage {stage} degrades: {worker.plan.role} takes over")
                 self._load(worker)
         return any(worker.may_serve for worker in workers)
+
+    def _is_to_load(self, worker: Worker) -> bool:
+        """Whether it loads without being told that there is work: not extra, and not on standby for nobody."""
+        return not worker.plan.extra and (not worker.plan.standby or self._is_called(worker))
 
     def _is_called(self, standby: Worker) -> bool:
         """Whether no other worker of its stage serves, or may soon."""
@@ -249,7 +263,7 @@ class Fleet:
         if needed <= self.proven:
             self.ready = True
             reason = self.book.boot.mode_reason
-            if away := sorted({worker.plan.stage for worker in self.book.workers.values() if worker.parked}):
+            if away := sorted({w.plan.stage for w in self.book.workers.values() if w.parked and not w.plan.extra}):
                 reason += f"; models take turns in memory (now away: {', '.join(away)})"
             self.book.send(SUPERVISOR, Ready(self.book.boot.mode, reason))
 
@@ -324,7 +338,7 @@ class Fleet:
             elif self._load_overdue(worker, now):
                 self._condemn(worker, worker.incarnation, "hung while loading its model")
             elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
-                if not worker.plan.standby or self._is_called(worker):
+                if self._is_to_load(worker):
                     others = self.book.workers_of(worker.plan.stage)
                     self._load(worker, modest=any(other.life is Life.LOADED for other in others))
                 else:
@@ -402,7 +416,7 @@ class Fleet:
 
     def _stage_lost(self, stage: str, reason: str, now: float) -> None:
         """One of its workers will not come back; perhaps it was the last."""
-        if self._call_standby(stage) or any(w.life is not Life.LOST for w in self.book.workers_of(stage)):
+        if self._call_standby(stage) or any(w.life is not Life.LOST for w in self.book.regulars_of(stage)):
             return
         if not self.ready or self.book.stages[stage].optional:
             return self._without(stage, reason, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.boot import StagePlan
-from engine.scheduler import retries
+from engine.scheduler import haste, retries
 from engine.scheduler.book import GATEWAY, Book, Line
 from engine.scheduler.jobs import Job, Key, State
 from engine.scheduler.workers import Batch, Life, Worker
@@ -105,16 +105,23 @@ class Flow:
         """Queue the job at its current stage, going past the stages it skips; ends it after the last."""
         while not job.passed:
             plan = self.book.stages[job.stage]
-            reason = self._skip_reason(job, plan)
+            reason = self._skip_reason(job, plan, now)
             if not reason:
                 return self._queue(job, plan, now)
-            job.move(State.SKIPPED)
-            job.record(StageRecord(job.stage, State.SKIPPED.value, reason=reason))
-            self.status(job, reason)
-            job.advance()
+            self.go_past(job, reason)
         self.end(job, "ok", "", "", now)
 
-    def _skip_reason(self, job: Job, plan: StagePlan) -> str:
+    def go_past(self, job: Job, reason: str) -> None:
+        """Skip the job's stage, wherever in it the job is; the answer of a run that goes on is nobody's."""
+        self.book.queues[job.stage].remove(job.key)
+        self.book.slots.forget_claims(job.key)
+        job.ticket = 0
+        job.move(State.SKIPPED)
+        job.record(StageRecord(job.stage, State.SKIPPED.value, job.attempts, reason=reason))
+        self.status(job, reason)
+        job.advance()
+
+    def _skip_reason(self, job: Job, plan: StagePlan, now: float) -> str:
         if job.ref is None and not job.text:
             return NOTHING_SAID
         if job.stage in job.admit.skip:
@@ -123,7 +130,9 @@ class Flow:
             return self.book.absent[plan.name]
         if plan.accepts != ("audio" if job.ref is not None else "text"):
             return f"takes {plan.accepts}, which the stage before did not make"
-        return ""
+        if plan.skip_above < 0 and job.confidence is not None and job.confidence > plan.skip_above:
+            return f"heard well enough ({job.confidence:.2f})"
+        return haste.leave_out(self.book, job, now)
 
     def _queue(self, job: Job, plan: StagePlan, now: float) -> None:
         if job.text is not None and len(job.text) > plan.max_chars:
@@ -131,11 +140,11 @@ class Flow:
                 job, "bad_text", f"{len(job.text)} characters; {plan.name} takes {plan.max_chars}", now
             )
         job.queued_ns = int(now * 1e9)
-        for worker in self.book.workers_of(plan.name):
+        for worker in self.book.regulars_of(plan.name):
             if worker.life is Life.LOADED:
                 break
         else:
-            workers = self.book.workers_of(plan.name)
+            workers = self.book.regulars_of(plan.name)
             if all(worker.life is Life.LOST for worker in workers):
                 why = next((worker.waiting_for for worker in workers if worker.waiting_for), "")
                 return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
@@ -145,7 +154,10 @@ class Flow:
                 self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
         if not self.book.queues[plan.name].waiting:  # from now on there is something to do
             self.book.paces[plan.name].moved_at = now
-        self.book.queues[plan.name].push(job.key, job.session.priority)
+        if haste.may_leave_out(job, plan):
+            self.book.timer(haste.latest(self.book, job), "haste", job.key)
+        session = job.session
+        self.book.queues[plan.name].push(job.key, session.priority, now, job.speech_s, session.weight)
         self.book.stir(plan.name)
 
     # ---------------------------------------------------------------- what a worker answered
@@ -180,6 +192,9 @@ class Flow:
 
     def _landed(self, key: Key) -> None:
         """The last run of a job that had ended before is over: serial mode may go on."""
+        job = self.book.job(key)
+        if job is not None and not job.ended:
+            return  # only a stage of it was given up
         self.book.in_flight.discard(key)
         if self.book.boot.mode == "serial":
             self.book.stir_all()
@@ -207,6 +222,7 @@ class Flow:
         job.move(state)
         self._record(job, worker, result, state.value, result.reason)
         job.language = job.language or result.language
+        job.confidence = result.confidence if result.confidence is not None else job.confidence
         if result.degraded:
             job.degraded.append(f"{job.stage}: {result.degraded}")
         if how := worker.degraded:
@@ -265,6 +281,8 @@ class Flow:
         before, after = worker.raised, retries.raised(worker.raised)
         if after > before and now >= worker.raised_at + self.book.deadlines.retry_delay_s:
             worker.raised, worker.raised_at = after, now
+            if worker.plan.extra:  # nobody makes room for it: it leaves instead
+                return
             self.book.send(worker.peer, Grow(round((after - before) * worker.plan.estimate_bytes), wait))
 
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
@@ -273,6 +291,8 @@ class Flow:
             self._record(job, worker, result, State.FAILED.value, result.error)
             leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
             why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            if wait is not None and haste.relieve(self, job, now):
+                return None
             return self._give_up(job, code, result.error + why, now)
         job.move(State.RETRYING)
         job.retry_at = now + wait
@@ -334,7 +354,7 @@ class Flow:
     def expire(self, key: Key, now: float) -> None:
         """The deadline: the outcome goes out now; a running worker is not touched."""
         job = self.book.job(key)
-        if job is not None and not job.ended and job.deadline <= now:
+        if job is not None and not job.ended and job.deadline <= now and not haste.without_speech(self, job, now):
             self.book.totals.expired += 1
             self.end(job, "error", "expired", f"not done by its deadline; it was {self._where(job)}", now)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ipc.errors import IllegalMove
 from ipc.messages import Admit, Outcome, Ref, Session, StageRecord
 
+CHARS_A_SECOND = 15.0  # of speech, roughly
 Key = tuple[str, int]  # session, utterance index
 
 
@@ -80,6 +81,7 @@ class Job:
     ended: bool = False
     texts: dict[str, str] = field(default_factory=dict)
     language: str = ""
+    confidence: float | None = None  # mean log-probability of the transcript
     degraded: list[str] = field(default_factory=list)
     records: list[StageRecord] = field(default_factory=list)
     key: Key = field(init=False)
@@ -104,6 +106,11 @@ class Job:
     def state(self) -> State:
         """State of the current stage."""
         return self.states[self.at]
+
+    @property
+    def speech_s(self) -> float:
+        """About how much speech it is, in seconds: what it costs its session."""
+        return max(0.1, self.audio_s or len(self.admit.text or "") / CHARS_A_SECOND)
 
     @property
     def at_last(self) -> bool:

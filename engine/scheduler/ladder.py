@@ -33,7 +33,7 @@ class Ladder:
         self._rooms: dict[str, int] = {}
         spared = {worker.plan.stage for worker in book.workers.values() if worker.plan.standby}
         self._stages = [
-            stage for stage in book.stages if stage in spared or any(w.plan.smaller for w in book.workers_of(stage))
+            stage for stage in book.stages if stage in spared or any(w.plan.smaller for w in book.regulars_of(stage))
         ]
 
     def room(self, arbiter: int, message: Room) -> None:
@@ -49,11 +49,24 @@ class Ladder:
         if arbiter >= self._arbiter:
             self._rooms.clear()
 
+    def room_at(self, device: str) -> int:
+        """Bytes that may be granted there now, and nobody waits for; 0: not told."""
+        return self._rooms.get(self.book.boot.books.get(device, device), 0)
+
+    def held_back(self, device: str, nbytes: int) -> Worker | None:
+        """Who could do better if there were so many bytes more on a device."""
+        for worker in self.book.at(device):
+            if worker.plan.stage in self._stages and not worker.plan.extra:
+                workers = self.book.regulars_of(worker.plan.stage)
+                if self._target(worker, workers, nbytes) != self._target(worker, workers):
+                    return worker
+        return None
+
     def turn(self, now: float) -> float | None:
         """Let up who may go up, and let go who stood in for them; returns when time alone changes something."""
         dues = []
         for stage in self._stages:
-            workers = self.book.workers_of(stage)
+            workers = self.book.regulars_of(stage)
             self._dismiss(workers)
             dues += [self._look(worker, workers, now) for worker in workers]
         return min((due for due in dues if due is not None), default=None)
@@ -99,11 +112,14 @@ class Ladder:
             return self.fleet.renew(worker, "there is room for a better variant")
         return self.fleet.climb(worker)
 
-    def _target(self, worker: Worker, workers: list[Worker]) -> int | None:
-        """The best variant that there is room for, if that is better than what is; None: nothing is."""
+    def _target(self, worker: Worker, workers: list[Worker], more: int = 0) -> int | None:
+        """The best variant that there is room for, if that is better than what is; None: nothing is.
+
+        ``more``: bytes beside what there is.
+        """
         if worker.leaving or worker.condemned or worker.hopeless or worker.ordered or self._is_closed(worker):
             return None
-        room = self._rooms.get(self.book.boot.books.get(worker.plan.device, worker.plan.device), 0)
+        room = self.room_at(worker.plan.device) + more
         if worker.life is Life.LOADED:
             better = range(worker.plan.best, worker.variant)
             room += worker.needs(worker.variant)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WEIGHT = 0.04
+LEAD_S = 0.005  # from the decision to send until the worker has it, on a busy machine
+HOP_S = 0.02  # from stage to stage and to the client, on a busy machine
 
 
 @dataclass
@@ -16,6 +18,9 @@ class StagePace:
     """Running figures of one stage; times in seconds."""
 
     mean_s: float = 0.0
+    mean_off_s: float = 0.0  # mean distance of runs from it
+    stay_s: float = 0.0  # mean of waiting and running together
+    stay_off_s: float = 0.0  # mean distance from it
     done: int = 0
     failed: int = 0
     failed_in_row: int = 0  # by the stage's own doing, since the last one that was well
@@ -31,7 +36,24 @@ class StagePace:
         self.waiting_sum_s += waiting_s
         self.processing_sum_s += processing_s
         per_run = max(processing_s, 1e-6)
-        self.mean_s = per_run if not self.mean_s else self.mean_s + WEIGHT * (per_run - self.mean_s)
+        first = not self.mean_s
+        self.mean_off_s += WEIGHT * ((0.0 if first else abs(per_run - self.mean_s)) - self.mean_off_s)
+        self.mean_s = per_run if first else self.mean_s + WEIGHT * (per_run - self.mean_s)
+        stay = waiting_s + processing_s
+        if first:
+            self.stay_s = stay
+        self.stay_off_s += WEIGHT * (abs(stay - self.stay_s) - self.stay_off_s)
+        self.stay_s += WEIGHT * (stay - self.stay_s)
+
+    @property
+    def send_ahead_s(self) -> float:
+        """How long after a run has begun the next one may be sent, so that it is there in time nearly always."""
+        return self.mean_s - 2 * self.mean_off_s - LEAD_S
+
+    @property
+    def safe_s(self) -> float:
+        """In which it is nearly always done: as TCP sets its time-out (RFC 6298), with half its distance."""
+        return self.stay_s + 2 * self.stay_off_s + HOP_S
 
 
 def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int) -> tuple[int, float]:

@@ -1,63 +1,129 @@
-"""The queue in front of one stage: priority, then fairness between sessions, then index order.
+"""The queue in front of one stage: priority, then fairness between sessions, then index order. Pure.
 
-Sessions of one priority take turns: whoever was just served goes to the back, so that a flood from one cannot starve
-another. Within a session the lowest index goes first, always: "to the back" never means behind its own later indices.
+**Sessions** of one priority share a stage by the seconds of speech they bring, not by utterances, so that neither a
+flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's turn has a
+start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight; one that comes back
+after a pause begins at the level's virtual time, so that nobody saves up.
+
+**Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up until its next utterance is taken.
+So it gets one in a while however busy its betters are, and no more than that.
+
+**Index order.** Within a session the lowest index goes first, always: "to the back" never means behind its own later
+indices.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from engine.scheduler.jobs import Key
 
 LEVELS = ("high", "normal", "low")
+RANK = {name: rank for rank, name in enumerate(LEVELS)}
+FORGET = 1024  # most tags that are kept of sessions without work
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A session with work here. ``start``: its tag at its own level; ``entry``: which entry of a level is its."""
+
+    session: str
+    own: int
+    weight: float
+    start: float
+    indices: list[int] = field(default_factory=list)  # a heap
+    level: int = 0
+    entry: int = 0
 
 
 class StageQueue:
-    """Keys of the jobs that wait for one stage."""
+    """Keys of the jobs that wait for one stage. Times in seconds of the monotonic clock."""
 
-    def __init__(self) -> None:
-        self._levels: dict[str, dict[str, list[int]]] = {level: {} for level in LEVELS}
-        self.waiting: dict[Key, str] = {}  # every job -> its priority
+    def __init__(self, age_s: float = 30.0) -> None:
+        self.age_s = age_s
+        self.waiting: dict[Key, float] = {}  # every job -> its cost
+        self._turns: dict[str, _Turn] = {}
+        self._levels: list[list[tuple[float, int, _Turn]]] = [[] for _ in LEVELS]  # heaps
+        self._times = [0.0 for _ in LEVELS]  # virtual
+        self._aging: list[deque[tuple[float, int, _Turn]]] = [deque() for _ in LEVELS]  # since when, by time
+        self._tags: dict[str, float] = {}  # where sessions without work would go on
+        self._entries = itertools.count(1)
 
-    def push(self, key: Key, priority: str) -> None:
+    def push(self, key: Key, priority: str, now: float, cost: float = 1.0, weight: float = 1.0) -> None:
         """Add a job. Pushing one twice is an error of the caller (AssertionError)."""
         assert key not in self.waiting, f"{key} is queued already"
-        self.waiting[key] = priority
-        heapq.heappush(self._levels[priority].setdefault(key[0], []), key[1])
+        self.waiting[key] = cost
+        turn = self._turns.get(key[0])
+        if turn is None:
+            own = RANK[priority]
+            start = max(self._times[own], self._tags.pop(key[0], 0.0))
+            turn = self._turns[key[0]] = _Turn(key[0], own, weight, start)
+            self._enter(turn, own, start, now)
+        heapq.heappush(turn.indices, key[1])
 
     def remove(self, key: Key) -> None:
         """Take a job out, if it is there."""
         self.waiting.pop(key, None)  # its index is dropped from the heap when it comes up
 
-    def pick(self, most: int, eligible: Callable[[Key], bool]) -> list[Key]:
+    def pick(self, most: int, eligible: Callable[[Key], bool], now: float) -> list[Key]:
         """Take up to ``most`` eligible jobs, in order. A session whose lowest index is not eligible waits."""
+        self._age(now)
         picked: list[Key] = []
-        for level in LEVELS:
-            while self._levels[level] and len(picked) < most:
-                key = self._next(level, eligible)
-                if key is None:
-                    break
-                picked.append(key)
+        for level, entries in enumerate(self._levels):
+            passed_over = []
+            while entries and len(picked) < most:
+                tag, entry, turn = heapq.heappop(entries)
+                if turn.entry != entry or not self._is_waiting(turn):
+                    continue
+                key = turn.session, turn.indices[0]
+                if eligible(key):
+                    picked.append(key)
+                    self._times[level] = max(self._times[level], tag)
+                    self._take(turn, key, now)
+                else:
+                    passed_over.append((tag, entry, turn))
+            for passed in passed_over:
+                heapq.heappush(entries, passed)
         return picked
 
-    def _next(self, level: str, eligible: Callable[[Key], bool]) -> Key | None:
-        sessions = self._levels[level]
-        for session in list(sessions):
-            heap = sessions[session]
-            while heap and self.waiting.get((session, heap[0])) != level:
-                heapq.heappop(heap)
-            if not heap:
-                del sessions[session]
-            elif eligible((session, heap[0])):
-                key = (session, heapq.heappop(heap))
-                del self.waiting[key]
-                del sessions[session]
-                if heap:
-                    sessions[session] = heap  # behind the others
-                return key
-        return None
+    def _enter(self, turn: _Turn, level: int, tag: float, now: float) -> None:
+        turn.level, turn.entry = level, next(self._entries)
+        heapq.heappush(self._levels[level], (tag, turn.entry, turn))
+        if level:
+            self._aging[level].append((now, turn.entry, turn))
+
+    def _take(self, turn: _Turn, key: Key, now: float) -> None:
+        heapq.heappop(turn.indices)
+        turn.start = max(turn.start, self._times[turn.own]) + self.waiting.pop(key) / turn.weight
+        turn.entry = 0
+        if self._is_waiting(turn):
+            self._enter(turn, turn.own, turn.start, now)
+
+    def _is_waiting(self, turn: _Turn) -> bool:
+        """Whether the session has work; if not, its turn is over."""
+        indices = turn.indices
+        while indices and (turn.session, indices[0]) not in self.waiting:
+            heapq.heappop(indices)
+        if indices:
+            return True
+        if self._turns.pop(turn.session, None) is not None:
+            turn.entry = 0
+            self._tags[turn.session] = turn.start
+            if len(self._tags) > FORGET or not self._turns:  # each is at most one utterance's worth
+                self._tags.clear()
+        return False
+
+    def _age(self, now: float) -> None:
+        for level in range(1, len(LEVELS)):
+            aging = self._aging[level]
+            while aging and (aging[0][1] != aging[0][2].entry or now - aging[0][0] >= self.age_s):
+                _, entry, turn = aging.popleft()
+                if turn.entry == entry and self._is_waiting(turn):
+                    self._enter(turn, level - 1, self._times[level - 1], now)
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -66,6 +132,8 @@ class StageQueue:
         return iter(self.waiting)
 
     def check(self) -> None:
-        """Invariant: every waiting job stands in exactly one heap of its level."""
-        for key, level in self.waiting.items():
-            assert self._levels[level].get(key[0], []).count(key[1]) >= 1, f"{key} is lost"
+        """Invariants: every waiting job stands in its session's turn, and every turn in its level."""
+        for session, index in self.waiting:
+            assert self._turns[session].indices.count(index) >= 1, f"{(session, index)} is lost"
+        for turn in self._turns.values():
+            assert any(entry == turn.entry for _, entry, _ in self._levels[turn.level]), f"{turn.session} has no turn"

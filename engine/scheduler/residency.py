@@ -12,6 +12,9 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 * else, when the asker has waited for ``turn_s``: the same choice among those who have been here for so long. They get
   no more batches and leave when they have done the last one. So a stage whose work never ends cannot keep others out.
 
+Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
+them nobody leaves.
+
 One leaves at a time; the next goes when the arbiter says that it still lacks something. Pinned models never leave. A
 model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
@@ -72,7 +75,7 @@ class Residency:
 
     def _stay(self, device: str) -> None:
         """Nobody needs room any more: who was to leave after its last batch may stay."""
-        for worker in self._at(device):
+        for worker in self.book.at(device):
             if worker.leaving and not worker.parked:
                 worker.leaving = False
                 self.book.stir(worker.plan.stage)
@@ -90,23 +93,22 @@ class Residency:
         dues += [self._let_die(worker, now) for worker in mortal]
         return min((due for due in dues if due is not None), default=None)
 
-    def _at(self, device: str) -> list[Worker]:
-        """The workers whose models lie in this device's memory, be it another device's too."""
-        books = self.book.boot.books
-        return [w for w in self.book.workers.values() if books.get(w.plan.device, w.plan.device) == device]
-
     # ---------------------------------------------------------------- for somebody else
 
     def _make_room(self, device: str, want: Want, now: float) -> float | None:
-        here = self._at(device)
+        here = self.book.at(device)
         leaving = [worker for worker in here if worker.leaving and not worker.parked]
         for worker in leaving:
             if not worker.batches:
                 self.park(worker, f"{want.by} needs its memory")
-        if want.answered or leaving:
+        asker = self.book.workers.get(want.by)
+        if want.answered or leaving or (asker is not None and asker.plan.extra):
             return None
-        guests = [w for w in here if w.life is Life.LOADED and not (w.stage.pinned or w.ordered)]
-        guests = [w for w in guests if w.plan.role != want.by]
+        present = [w for w in here if w.life is Life.LOADED and not w.ordered and w is not asker]
+        if extras := [w for w in present if w.plan.extra]:
+            self._let_go(min(extras, key=lambda extra: len(extra.batches)), want)
+            return None
+        guests = [w for w in present if not w.stage.pinned]
         if not guests:
             return None
         distances = self._distances()
@@ -116,10 +118,14 @@ class Residency:
             chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
         if chosen is None:
             return patient_until if now < patient_until else self._next_to_have_stayed(guests, now)
-        want.answered = chosen.leaving = True
-        if not chosen.batches:
-            self.park(chosen, f"{want.by} needs its memory")
+        self._let_go(chosen, want)
         return None
+
+    def _let_go(self, worker: Worker, want: Want) -> None:
+        """It leaves for this, after its last batch."""
+        want.answered = worker.leaving = True
+        if not worker.batches:
+            self.park(worker, f"{want.by} needs its memory")
 
     def _choose(
         self, here: list[Worker], guests: list[Worker], distances: dict[str, float], now: float

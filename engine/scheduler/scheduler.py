@@ -11,12 +11,14 @@ from typing import Any
 
 from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
+from engine.scheduler import haste
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
-from engine.scheduler.jobs import State
+from engine.scheduler.instances import Extras
+from engine.scheduler.jobs import Key, State
 from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
 from engine.scheduler.pace import capacity
@@ -73,6 +75,7 @@ class Scheduler:
         self.residency = Residency(self.book, self.fleet)
         self.orders = Orders(self.book, self.fleet, self.residency)
         self.ladder = Ladder(self.book, self.fleet)
+        self.extras = Extras(self.book, self.fleet, self.residency, self.ladder, self.dispatch)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
         self._told = (-1, 0.0)
@@ -205,13 +208,23 @@ class Scheduler:
 
     # ---------------------------------------------------------------- the turn
 
+    def _ring(self, kind: str, key: Key, now: float) -> None:
+        """A timer has come due."""
+        match kind:
+            case "deadline":
+                self.flow.expire(key, now)
+            case "haste":
+                haste.hurry(self.flow, key, now)
+            case _:
+                self.flow.retry(key, now)
+
     def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
         self._began = self._began or now
         self.book.shortages.age(now)
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
-                self.flow.expire(key, now) if kind == "deadline" else self.flow.retry(key, now)
+                self._ring(kind, key, now)
         if self.fleet.look_at is not None and self.fleet.look_at <= now:
             self.fleet.overdue(now)
         if self._drain_by is not None:
@@ -220,6 +233,7 @@ class Scheduler:
         self.orders.turn()
         self._look = earliest(self.residency.turn(now), self.ladder.turn(now))
         self._wake = self.dispatch.turn(now)
+        self._look = earliest(self._look, self.extras.turn(now))
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
         return self.book.take(now)
@@ -257,7 +271,7 @@ class Scheduler:
         """Stage -> workers that are there or expected x batch, for stages that have any."""
         out: dict[str, int] = {}
         for worker in self.book.workers.values():
-            spare = worker.plan.standby and worker.life is not Life.LOADED
+            spare = (worker.plan.standby or worker.plan.extra) and worker.life is not Life.LOADED
             if worker.life is not Life.LOST and not spare and worker.plan.stage not in self.book.absent:
                 size = 0 if self.book.is_drained(worker) else worker.stage.max_batch
                 out[worker.plan.stage] = out.get(worker.plan.stage, 0) + size
@@ -338,11 +352,12 @@ class Scheduler:
             "workers": len(workers),
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
-            "parked": sum(worker.parked for worker in workers),
+            "parked": sum(worker.parked for worker in self.book.regulars_of(name)),
+            "instances": self.extras.snapshot(name),
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
             ),
-            "why": next((worker.waiting_for for worker in workers if worker.waiting_for), ""),
+            "why": next((w.waiting_for for w in self.book.regulars_of(name) if w.waiting_for), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
@@ -364,6 +379,7 @@ class Scheduler:
             "device": worker.plan.device,
             "variant": worker.variant,
             "standby": worker.plan.standby,
+            "extra": worker.plan.extra,
             "waiting_for": worker.waiting_for,
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,

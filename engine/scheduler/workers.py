@@ -147,7 +147,7 @@ class Worker:
     @property
     def may_serve(self) -> bool:
         """Whether its stage may count on it: it has its model, will have, or has given it away only for a while."""
-        if self.refused:
+        if self.refused or self.plan.extra:
             return False
         return self.life in (Life.ABSENT, Life.LOADING, Life.LOADED) or (self.parked and self.life is Life.EMPTY)
 
@@ -187,6 +187,6 @@ class Worker:
             return None
         return self.batches[0].began + self.batches[0].limit_s
 
-    def load_of(self) -> tuple[bool, int, int]:
-        """For choosing: on standby, batches on board, utterances run so far."""
-        return self.plan.standby, len(self.batches), self.items
+    def load_of(self) -> tuple[bool, int, bool, int]:
+        """For choosing: on standby, batches on board, an extra one, utterances run so far."""
+        return self.plan.standby, len(self.batches), self.plan.extra, self.items

@@ -127,6 +127,8 @@ def make(
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(config, surveys)
+    for name, section in config.stages.items():
+        _check_skipping(name, section, surveys[name])
     shared = placing.books(devices)
     needs = {
         (name, device.name): needs_of(name, section, surveys[name], device, config.devices, history or History())
@@ -163,9 +165,7 @@ def make(
         rings=rings,
         readers=reads,
         placement=placed,
-        may_fail=frozenset(
-            role for role, body in workers.items() if _dispensable(config.stages[body.stage], surveys[body.stage])
-        ),
+        may_fail=frozenset(worker.role for made in plans for worker in made.workers if worker.extra or made.optional),
         needs={role: needs[body.stage, body.device] for role, body in workers.items()},
     )
 
@@ -194,7 +194,10 @@ def mode_reason(mode: str, devices: Sequence[Device], placed: Placement) -> str:
 
 
 def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device], placed: Placement) -> Homes:
-    """(device, n) of each worker of a stage, those on standby last; none if it is absent or fits nowhere."""
+    """(device, n) of each worker of a stage: its own, those on standby, extra ones (n from ``instances`` on).
+
+    None if it is absent or fits nowhere.
+    """
     chosen = placed.devices_of(stage)
     if survey.absent or not chosen:
         return ()
@@ -203,7 +206,12 @@ def _homes(config: Config, stage: str, survey: Survey, devices: Sequence[Device]
     others = [*placing.named(section, stage, survey, devices), *placing.spares(section, survey, devices)]
     in_vain = not placed.devices_of(stage, spare=False)  # they can never hold it
     spare = [device for device in dict.fromkeys(others) if device not in own and not in_vain]
-    return (*((device, n) for device in own for n in range(section.instances)), *((device, 0) for device in spare))
+    wanted = [device for device in own if device.name in placed.devices_of(stage, spare=False)]
+    return (
+        *((device, n) for device in own for n in range(section.instances)),
+        *((device, 0) for device in spare),
+        *((device, n) for device in wanted for n in range(section.instances, section.max_instances)),
+    )
 
 
 def _stage(
@@ -217,7 +225,6 @@ def _stage(
 ) -> StagePlan:
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
-    roles = [(role_of(name, device, n), device) for device, n in homes]
     own = placed.devices_of(name, spare=False)
     return StagePlan(
         name=name,
@@ -236,20 +243,22 @@ def _stage(
         keep_alive_s=section.keep_alive_s,
         pinned=section.pinned,
         optional=_dispensable(section, survey),
+        skip_above=section.skip_above,
         absent=survey.absent or ("" if homes else _fits_nowhere(name, placed)),
         workers=tuple(
             WorkerPlan(
-                role=role,
+                role=role_of(name, device, n),
                 stage=name,
                 device=device.name,
-                ring_blocks=rings.get(role, 0),
+                ring_blocks=rings.get(role_of(name, device, n), 0),
                 estimate_bytes=needs[name, device.name][0].estimate.nbytes,
                 standby=device.name not in own,
+                extra=n >= section.instances,
                 smaller=_smaller(survey, needs[name, device.name]),
                 variant=placed.variant_of(name),
                 best=min(placed.best[name], placed.variant_of(name)),
             )
-            for role, device in roles
+            for device, n in homes
         ),
     )
 
@@ -297,11 +306,18 @@ def _worker(
         estimate_bytes=worker.estimate_bytes,
         options=section.options,
         smaller=worker.smaller,
+        priority="low" if worker.extra else "normal",
     )
 
 
 def _dispensable(section: StageSection, survey: Survey) -> bool:
     return not section.required or survey.declaration.optional
+
+
+def _check_skipping(name: str, section: StageSection, survey: Survey) -> None:
+    if section.skip_above and not _dispensable(section, survey):
+        text = f"stages.{name}.skip_above would skip a stage that no utterance can do without"
+        raise ConfigError(text, "set it for repair, or say required = false for this one")
 
 
 def _check_shares(config: Config, used: Mapping[str, str]) -> None:

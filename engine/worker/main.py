@@ -184,7 +184,7 @@ class Worker:
         chosen = self.chosen
         self.request = LeaseRequest(
             time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
-            chosen.model, load.wait_s, variant=self.variant,
+            chosen.model, load.wait_s, priority=self.plan.priority, variant=self.variant, pid=os.getpid(),
         )  # fmt: skip
         self._to_arbiter(self.request)
 
@@ -192,7 +192,10 @@ class Worker:
         """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
         if self.state == "loaded" and self.request is None:
             id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
-            self.request = LeaseRequest(id_, self.boot.role, device, nbytes, model, wait_s, grows=True)
+            self.request = LeaseRequest(
+                id_, self.boot.role, device, nbytes, model, wait_s,
+                priority=self.plan.priority, grows=True, pid=os.getpid(),
+            )  # fmt: skip
             self._to_arbiter(self.request)
 
     @property
@@ -228,7 +231,7 @@ class Worker:
         self.lifeline.post(Alive("loaded"))  # before the first run can end this life: it has come so far
         self.lifeline.flush()
         measured = max(0, _resident_bytes() - self.base_bytes) if self.plan.library_device == "cpu" else -1
-        self._tell_arbiter(Settled(self.lease, measured, load_ms=self.load_ms, pid=os.getpid()))
+        self._tell_arbiter(Settled(self.lease, measured, load_ms=self.load_ms))
         self._tell_peak()
         self._to_scheduler(Loaded(self.chosen.model, self.variant, max_batch=self.plan.max_batch, load_ms=self.load_ms))
 

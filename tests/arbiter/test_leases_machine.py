@@ -1,8 +1,8 @@
 """Leases against a device that really fills: holders allocate, die and lag, other programs come and go.
 
 The machine keeps the truth (who has allocated what, what the driver shows) and the book sees only readings and
-messages. Promises: one loader a device; no byte is promised twice; nobody dead holds anything; when everybody has gone
-and the driver has shown it, everything can be granted again.
+messages; the driver lists what processes have, or does not. Promises: one loader a device; no byte is promised twice;
+nobody dead holds anything; when everybody has gone and the driver has shown it, everything can be granted again.
 
 The arbiter dies too: between two events, or at one of them, before or after the journal has it, and always before its
 answers have left. Another one goes on from the journal; holders speak to it again whenever they come to it, the
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from engine.arbiter import kept
 from engine.arbiter.events import FromWorker, Send, Tick, Waits
@@ -25,14 +25,15 @@ from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, Release, Settled
 
 DEVICE, TOTAL = "cuda:0", 100
+GAME, FIRST_PID = 9, 1000  # processes
 ROLES = [f"{stage}@cuda:0/{n}" for stage in ("asr", "nmt", "tts") for n in (0, 1)]
 
 
 class Holder:
     """The truth about one life of a worker."""
 
-    def __init__(self, role: str, incarnation: int) -> None:
-        self.role, self.incarnation = role, incarnation
+    def __init__(self, role: str, incarnation: int, pid: int) -> None:
+        self.role, self.incarnation, self.pid = role, incarnation, pid
         self.asked: int | None = None
         self.question: LeaseRequest | None = None  # until it is answered
         self.granted = 0  # by the book, even if it has not heard of it
@@ -68,9 +69,21 @@ class LeasesMachine(RuleBasedStateMachine):
         self.foreign = self.foreign_seen = 0
         self.lagging = 0  # bytes of the dead that the driver still shows
         self.ids = 0
+        self.listed_before: set[int] = set()  # in the newest reading
+        self.by_list = False  # the driver has shown that it knows our processes: the book is never mistaken
         self.clouded = False  # another program grew while a lease could hide it: the book may be mistaken about whose
 
     # ------------------------------------------------------------ the world
+
+    @initialize(lists=st.booleans(), outsiders_too=st.booleans())
+    def driver(self, lists: bool, outsiders_too: bool) -> None:
+        """It lists what processes have, or not; and perhaps not all of them."""
+        self.lists, self.outsiders_too = lists, outsiders_too
+
+    @property
+    def listed(self) -> dict[int, int]:
+        found = {one.pid: one.allocated for one in self.lives} | {GAME: self.foreign * self.outsiders_too}
+        return {pid: nbytes for pid, nbytes in found.items() if nbytes}
 
     @property
     def used(self) -> int:
@@ -175,8 +188,10 @@ class LeasesMachine(RuleBasedStateMachine):
     def judge_grant(self) -> None:
         """At this moment all that is promised must fit into what is really there."""
         assert self.now - self.read_at <= self.waits.unreadable_s, "granted upon an old reading"
-        if self.clouded or self.foreign != self.foreign_seen:
-            self.clouded = True
+        if self.foreign != self.foreign_seen:
+            self.clouded = True  # until they are listed
+            return
+        if self.clouded:
             return
         ours = sum(max(one.granted, one.allocated) for one in self.lives if one.alive)
         assert ours + self.foreign_seen + self.lagging <= self.limits.usable_bytes, "promised twice"
@@ -191,7 +206,7 @@ class LeasesMachine(RuleBasedStateMachine):
             if old.role == role and old.alive:
                 self.die(old)
         self.incarnations[role] += 1
-        holder = Holder(role, self.incarnations[role])
+        holder = Holder(role, self.incarnations[role], FIRST_PID + len(self.lives))
         self.lives.append(holder)
         return holder
 
@@ -202,7 +217,7 @@ class LeasesMachine(RuleBasedStateMachine):
         if not holder.alive or holder.granted or holder.asked is not None:
             return
         self.ids += 1
-        holder.asked, holder.question = nbytes, LeaseRequest(self.ids, holder.role, DEVICE, nbytes)
+        holder.asked, holder.question = nbytes, LeaseRequest(self.ids, holder.role, DEVICE, nbytes, pid=holder.pid)
         self.say(holder, holder.question)
         if nbytes > self.limits.most_bytes and holder.met:
             assert holder.asked is None and not holder.granted, "the impossible is denied at once"
@@ -271,7 +286,7 @@ class LeasesMachine(RuleBasedStateMachine):
         foreign = min(foreign, TOTAL - (self.used - self.foreign))
         hidden = any(one.granted > one.allocated for one in self.lives if one.alive) or self.lagging
         hidden = hidden or not self.dead_told or any(one.last_words for one in self.lives if one.alive and not one.met)
-        if foreign != self.foreign and hidden:
+        if foreign != self.foreign and hidden and not self.by_list:
             self.clouded = True
         self.foreign = foreign
 
@@ -283,9 +298,12 @@ class LeasesMachine(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         if self.used <= TOTAL:
-            reading = Reading(DEVICE, TOTAL, TOTAL - self.used, self.now + 0.0005)
-            if self.doom != "before":
-                self.read_at, self.foreign_seen = reading.taken_at, self.foreign
+            reading = Reading(DEVICE, TOTAL, TOTAL - self.used, self.now + 0.0005, self.listed if self.lists else None)
+            heard, newly_listed = self.doom != "before", self.listed.keys() - self.listed_before - {GAME}
+            if heard:
+                self.read_at, self.foreign_seen, self.listed_before = reading.taken_at, self.foreign, set(self.listed)
+                self.by_list = self.lists and (self.by_list or bool(newly_listed))
+                self.clouded = self.clouded and not self.by_list
             self.feed(reading)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 10.0]))

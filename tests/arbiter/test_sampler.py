@@ -107,6 +107,22 @@ def test_what_processes_have_is_read_with_the_device_where_the_driver_tells_it()
     assert reading.processes == {7: 4}
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"), [([], {}), ([(8, None)], None), (None, None)], ids=["nobody", "no figures", "an error"]
+)
+def test_that_nobody_has_anything_is_not_the_same_as_not_being_told(rows, told, monkeypatch):
+    def listed(self, handle):
+        if rows is None:
+            raise self.NVMLError("not supported")
+        return [type("Row", (), {"pid": pid, "usedGpuMemory": used}) for pid, used in rows]
+
+    monkeypatch.setattr(Listing, "nvmlDeviceGetComputeRunningProcesses", listed)
+    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", 0, True)}, Listing()), LONG_S)
+    sampler.start()
+    (reading,), _ = await_readings(sampler)
+    assert reading.processes == told
+
+
 def test_a_driver_error_is_told_and_reading_goes_on():
     sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a")}, FailingNvml()), LONG_S)
     sampler.start()

@@ -54,14 +54,11 @@ class Device:
         self.feed(Reading(self.name, TOTAL, free, self.now, listed))
 
     def ask(self, worker: str, nbytes: int) -> None:
-        self.feed(FromWorker(f"{worker}#1", LeaseRequest(next(self._ids), worker, self.name, nbytes)))
+        self.feed(FromWorker(f"{worker}#1", LeaseRequest(next(self._ids), worker, self.name, nbytes, pid=pid(worker))))
 
     def settle(self, worker: str, measured: int = -1) -> None:
         self.now += 0.01
-        message = Settled(self.leases[worker], measured, pid=pid(worker))
-        self.book.handle(FromWorker(f"{worker}#1", message), self.now)
-        self.samples.hear(f"{worker}#1", message)
-        self.feed()
+        self.feed(FromWorker(f"{worker}#1", Settled(self.leases[worker], measured)))
 
     def load(self, worker: str, granted: int, true: int, measured: int = -1) -> None:
         self.ask(worker, granted)

@@ -3,6 +3,9 @@
 Breadth first over the states that the book and the truth beside it can come into, each tried once. In every one of them
 nothing is promised twice; and from every one of them, when holders finish what they began and the driver shows what is
 there, everybody who asked gets an answer, what fits is granted, and the book ends empty: no deadlock.
+
+In the last of them somebody else takes blocks when he pleases, and the driver lists who has how much: never is such a
+block taken for one that a holder may yet have.
 ``DRAGOMAN_TEST_DEPTH`` searches deeper (each step costs about three times as long).
 """
 
@@ -22,6 +25,7 @@ from engine.arbiter.room import Limits, Reading
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, Release, Settled
 
 GPU, TOTAL, STEP_S = "gpu", 5, 1.0
+GAME, MOST_FOREIGN = 9, 2  # his process, and how much he takes
 DEPTH = int(os.environ.get("DRAGOMAN_TEST_DEPTH", "7"))
 WAITS = Waits(lease_wait_s=4.0, settle_s=2.0, unreadable_s=2.5, grace_s=1.0)
 
@@ -45,13 +49,17 @@ class World:
 
     holders: list[Holder]
     max_models: int = 5
+    lists: bool = False
     now: float = 10.0
     lagging: int = 0  # bytes of the gone that the driver still shows
+    foreign: int = 0
+    foreign_read: int = 0  # in the newest reading
     book: Leases = field(init=False)
 
     def __post_init__(self) -> None:
         self.book = Leases([Limits(GPU, TOTAL, safety_margin=0.0, max_models=self.max_models)], WAITS)
-        self.feed(Reading(GPU, TOTAL, TOTAL, self.now))
+        self.book._devices[GPU].lists_us = self.lists  # it has listed somebody of ours before
+        self.do("read", 0)
 
     # ------------------------------------------------------------ what may happen
 
@@ -59,8 +67,9 @@ class World:
         for number, holder in enumerate(self.holders):
             if holder.phase == "new":
                 yield "ask", number
-            if holder.phase == "loading":
+            if holder.phase == "loading" or (self.lists and holder.phase == "holding" and not holder.allocated):
                 yield "fill", number
+            if holder.phase == "loading":
                 yield "settle", number
                 yield "fail", number
             if holder.phase == "holding":
@@ -71,17 +80,23 @@ class World:
         yield "wait", 0
         if self.lagging:
             yield "show", 0
+        if self.lists and self.foreign < MOST_FOREIGN and self.used < TOTAL:
+            yield "take", 0
+        if self.foreign:
+            yield "give", 0
 
     def do(self, name: str, number: int) -> None:
         holder = self.holders[number]
         match name:
             case "ask":
                 holder.phase = "asked"
-                self.feed(FromWorker(holder.peer, LeaseRequest(number + 1, holder.role, GPU, holder.nbytes)))
+                request = LeaseRequest(number + 1, holder.role, GPU, holder.nbytes, pid=number + 1)
+                self.feed(FromWorker(holder.peer, request))
             case "fill":
-                holder.allocated = holder.nbytes
+                self.fill(holder)
             case "settle":
-                holder.phase, holder.allocated = "holding", holder.nbytes
+                self.fill(holder)
+                holder.phase = "holding"
                 self.feed(FromWorker(holder.peer, Settled(holder.lease, holder.nbytes)))
             case "fail":
                 self.leave(holder)
@@ -93,16 +108,28 @@ class World:
                 self.leave(holder)
                 self.feed(Gone(holder.role, 1, "killed"))
             case "read":
-                self.feed(Reading(GPU, TOTAL, TOTAL - self.used, self.now + 0.0005))
+                self.foreign_read = self.foreign
+                listed = {number + 1: one.allocated for number, one in enumerate(self.holders)} | {GAME: self.foreign}
+                listed = {pid: nbytes for pid, nbytes in listed.items() if nbytes}
+                processes = listed if self.lists else None
+                self.feed(Reading(GPU, TOTAL, TOTAL - self.used, self.now + 0.0005, processes))
             case "show":
                 self.lagging = 0
+            case "take":
+                self.foreign += 1
+            case "give":
+                self.foreign -= 1
             case "wait":
                 self.now += STEP_S
                 self.feed(Tick())
 
     @property
     def used(self) -> int:
-        return self.lagging + sum(one.allocated for one in self.holders)
+        return self.lagging + self.foreign + sum(one.allocated for one in self.holders)
+
+    def fill(self, holder: Holder) -> None:
+        """It takes what it was granted, as far as others have left it that."""
+        holder.allocated += min(holder.nbytes - holder.allocated, TOTAL - self.used)
 
     def leave(self, holder: Holder) -> None:
         self.lagging += holder.allocated
@@ -126,7 +153,8 @@ class World:
     def judge(self) -> None:
         """What was granted fits beside all that is there, and all that was granted before."""
         there = [one for one in self.holders if one.phase in ("loading", "holding")]
-        assert sum(max(one.nbytes, one.allocated) for one in there) + self.lagging <= TOTAL, "promised twice"
+        granted = sum(max(one.nbytes, one.allocated) for one in there)
+        assert granted + self.lagging + self.foreign_read <= TOTAL, "promised twice"
         assert sum(one.phase == "loading" for one in there) <= 1, "two loads at once"
         assert sum(not one.role.startswith("lease@") for one in there) <= self.max_models
 
@@ -146,10 +174,11 @@ class World:
             memory.reading.free_bytes,
             memory.foreign_bytes,
             memory.missing_bytes,
+            memory._strangers_bytes,
             min(3, round(self.now - self.read_at)),
         )
         holders = tuple((one.phase, one.allocated) for one in self.holders)
-        return holders, self.lagging, tuple(leases), tuple(waiting), figures
+        return holders, self.lagging, self.foreign, self.foreign_read, tuple(leases), tuple(waiting), figures
 
     @property
     def read_at(self) -> float:
@@ -159,6 +188,7 @@ class World:
 
     def finish(self) -> None:
         """All go on as they should: whoever loads settles, whoever holds leaves; none asks anew."""
+        self.foreign = 0
         for _ in range(8 * len(self.holders)):
             self.lagging = 0
             self.do("read", 0)
@@ -194,11 +224,23 @@ class World:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "max_models"), [((3, 2, 1), 5), ((4, 4, 2), 5), ((5, 1, 1), 5), ((2, 2, 2), 2)], ids=str
+    ("sizes", "max_models", "lists"),
+    [
+        ((3, 2, 1), 5, False),
+        ((4, 4, 2), 5, False),
+        ((5, 1, 1), 5, False),
+        ((2, 2, 2), 2, False),
+        ((2, 2, 1), 5, True),
+    ],
+    ids=str,
 )
-def test_no_history_promises_twice_and_none_ends_in_a_deadlock(sizes: tuple[int, int, int], max_models: int) -> None:
+def test_no_history_promises_twice_and_none_ends_in_a_deadlock(
+    sizes: tuple[int, int, int], max_models: int, lists: bool
+) -> None:
     first, second, third = sizes
-    start = World([Holder("asr@gpu/0", first), Holder("nmt@gpu/0", second), Holder("lease@7/1", third)], max_models)
+    start = World(
+        [Holder("asr@gpu/0", first), Holder("nmt@gpu/0", second), Holder("lease@7/1", third)], max_models, lists
+    )
     frontier: list[tuple[bytes, list[str]]] = [(pickle.dumps(start), [])]
     seen = {start.key()}
     for _ in range(DEPTH):

@@ -39,6 +39,11 @@ STATS = {
                 "failed": 1,
                 "avg_waiting_ms": 12.5,
                 "avg_processing_ms": 150.0,
+                "instances": {
+                    "cuda:0": {"running": 2, "min": 1, "max": 3, "why": "asr@cuda:0/1 was called"},
+                    "cuda:1": {"running": 1, "min": 1, "max": 1, "why": ""},
+                    "cpu": {"running": 0, "min": 0, "max": 1, "why": ""},
+                },
             }
         },
     },
@@ -51,6 +56,12 @@ def test_statistics_show_totals_stages_jobs_leases_and_processes() -> None:
     for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%",
                   "nmt:processing", "asr@cpu/0", "16.0 GiB", "gateway", "12.5"):  # fmt: skip
         assert shown in page
+
+
+def test_statistics_show_how_many_workers_there_are_where_there_may_be_more() -> None:
+    (line,) = (line for line in stats.page(STATS, "ipc://x/ctl").splitlines() if "was called" in line)
+    assert line.split() == ["asr", "cuda:0", "2", "1", "3", "asr@cuda:0/1", "was", "called"]
+    assert "cuda:1" not in stats.page(STATS, "ipc://x/ctl")
 
 
 def test_statistics_of_a_node_that_has_not_reported_yet_can_be_shown() -> None:

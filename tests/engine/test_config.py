@@ -86,6 +86,9 @@ WRONG = {
     "[stages.One]\nkind = \"simulated\"": ("stages.One", "small letter"),
     "[stages.three]\nkind = \"simulated\"\nmaxbatch = 2": ("stages.three.maxbatch", "did you mean max_batch?"),
     "[stages.three]\nkind = \"simulated\"\ninstances = 0": ("stages.three.instances", "lowest is 1"),
+    "[stages.three]\nkind = \"simulated\"\ninstances = 3\nmax_instances = 2": (
+        "stages.three.max_instances", "is 2", "less than instances; set it to 3 or more"),
+    "[stages.three]\nkind = \"simulated\"\nmax_instances = 65": ("stages.three.max_instances", "highest is 64"),
     "[stages.three]\nkind = \"simulated\"\noptions = {slep_ms = 3}": (
         "stages.three.options", "slep_ms", "did you mean sleep_ms?"),
     "[stages.three]\nkind = \"simulated\"\noptions = {sleep_ms = -5}": ("sleep_ms is -5; the lowest is 0",),

@@ -88,6 +88,9 @@ def test_ping_tells_the_incarnation(stand: Stand) -> None:
         ({"models": {"asr": "other"}}, "bad_model", "ears"),
         ({"models": {"dance": "ears"}}, "bad_model", "asr"),
         ({"window": 0}, "bad_message", ""),
+        ({"weight": 0}, "bad_message", ""),
+        ({"weight": 101}, "bad_message", ""),
+        ({"on_deadline": "hurry"}, "bad_message", "skip_repair"),
         ({"first_index": -1}, "bad_index", ""),
         ({"first_index": 2**63}, "bad_index", ""),
     ],
@@ -356,7 +359,7 @@ def full(stand: Stand) -> str:
 
 def test_above_its_share_on_a_full_node_a_session_is_busy_and_higher_indices_are_held_back(stand: Stand) -> None:
     session = full(stand)
-    assert stand.submit(session, 2) == [Busy(session, 2, "capacity", 2, 250, 2)]
+    assert stand.submit(session, 2) == [Busy(session, 2, "capacity", 2, 250, 2, position=1)]
     assert stand.submit(session, 3) == [Busy(session, 3, "held_back", 2, 250, 2)]
     stand.finish(session, 0)
     assert stand.submit(session, 3) == [Busy(session, 3, "held_back", 1, 250, 2)]  # there is room, but 2 comes first
@@ -414,6 +417,49 @@ def test_retry_after_follows_the_measured_rate(stand: Stand) -> None:
     assert stand.submit(session, 2)[0].retry_after_ms == 2000
     stand.feed(Capacity(2, rate=1000.0))
     assert stand.submit(session, 2)[0].retry_after_ms == 20
+
+
+def test_sessions_that_find_the_node_full_get_its_places_in_the_order_in_which_they_came(stand: Stand) -> None:
+    stand.feed(Capacity(4, rate=1.0))
+    names = ("a", "b", "c", "d")
+    sessions = {name: stand.open(client=name.encode()).session for name in names}
+    for name in names:
+        stand.now += 0.001
+        stand.submit(sessions[name], 0, client=name.encode())
+    told = [stand.submit(sessions[name], 1, client=name.encode())[0] for name in names]
+    assert [busy.position for busy in told] == [1, 2, 3, 4]
+    assert [busy.retry_after_ms for busy in told] == [1000, 2000, 3000, 4000]
+    for index in (1, 2, 3):  # one place comes free after the other, without anybody coming below its share
+        stand.feed(Capacity(4 + index, rate=1.0))
+        for name in reversed(names[index:]):
+            assert stand.submit(sessions[name], 1, client=name.encode())[0].reason == "capacity"
+        stand.submit(sessions[names[index - 1]], 1, client=names[index - 1].encode())
+        assert stand.sent(Admit)[-1].session == sessions[names[index - 1]]
+
+
+def test_who_does_not_come_back_in_time_loses_its_place_in_line(stand: Stand) -> None:
+    stand.feed(Capacity(2, rate=10.0))
+    first, second = stand.open().session, stand.open(client=b"b").session
+    stand.submit(first, 0), stand.submit(second, 0, client=b"b")
+    assert stand.submit(first, 1)[0].position == 1
+    assert stand.submit(second, 1, client=b"b")[0].position == 2
+    stand.feed(Capacity(3, rate=10.0))
+    assert stand.submit(second, 1, client=b"b")[0].reason == "capacity", "that place is the other's"
+    stand.now += 1.2
+    stand.submit(second, 1, client=b"b")
+    assert stand.sent(Admit)[-1].session == second and stand.sent(Admit)[-1].index == 1
+
+
+def test_who_gives_up_leaves_the_line(stand: Stand) -> None:
+    stand.feed(Capacity(2, rate=0.1))
+    first, second = stand.open().session, stand.open(client=b"b").session
+    stand.submit(first, 0), stand.submit(second, 0, client=b"b")
+    stand.submit(first, 1)
+    stand.feed(Capacity(3, rate=0.1))
+    assert stand.submit(second, 1, client=b"b")[0].position == 2
+    stand.say(Skip(first, 1))
+    stand.submit(second, 1, client=b"b")
+    assert stand.sent(Admit)[-1].session == second and stand.sent(Admit)[-1].index == 1
 
 
 def test_a_busy_index_is_no_gap_until_its_client_has_given_up(stand: Stand) -> None:

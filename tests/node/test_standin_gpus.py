@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -195,3 +197,48 @@ def test_a_gpu_that_is_lost_before_the_start_is_left_out(gpus: Callable[..., Dri
     with Node(config(stages={name: {"devices": ["auto"]} for name in HOME})) as node:
         assert [row["device"] for row in node.stats()["per_gpu"]] == ["cuda:0", "cpu"]
         assert {o.outcome for o in translate(node, 2)} == {"ok"}
+
+
+def device_row(node: Node, held: int, foreign: int) -> dict[str, Any] | None:
+    """The arbiter's row of cuda:0, once it shows these bytes."""
+    row: dict[str, Any] = node.stats()["arbiter"]["devices"]["cuda:0"]
+    return row if (row["held_bytes"], row["foreign_bytes"]) == (held, foreign) else None
+
+
+@pytest.mark.parametrize(("figures", "mistaken_for_ours"), [("shown", 0), ("empty", RUN)])
+def test_what_another_program_takes_beside_a_lease_that_may_grow_is_its_own_where_the_driver_lists_processes(
+    gpus: Callable[..., Driver], figures: str, mistaken_for_ours: int
+) -> None:
+    driver = gpus(*two())
+    driver.set_process_figures(0, figures)
+    with Node(on_gpus()) as node:  # loaded, and the workspace of its first run not taken yet
+        loaded = driver.truth(0)
+        assert wait_until(lambda: device_row(node, loaded, 0))["promised_bytes"] == 2 * RUN
+        driver.set_foreign(0, RUN)
+        assert wait_until(lambda: device_row(node, loaded + mistaken_for_ours, RUN - mistaken_for_ours))
+
+
+CHILD = """
+import ctypes, sys
+library = ctypes.CDLL("libnvidia-ml.so.1")
+library.standin_allocate.restype = ctypes.c_int64
+library.standin_allocate.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
+print(library.standin_allocate(b"0", 2**30) > 0, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_program_under_a_lease_starts_uses_its_lease(gpus: Callable[..., Driver]) -> None:
+    driver = gpus(*two())
+    with Node(on_gpus()) as node:
+        before = driver.truth(0)
+        command = [
+            sys.executable, "run_node.py", "lease", "--connect", node.ctl_endpoint, "--gib", "2", "--device", "cuda:0",
+            "--", "sh", "-c", f"{sys.executable} -c '{CHILD}'; true",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout is not None and program.stdout.readline() == "True\n"
+            assert program.pid not in driver.holders(0), "its child has the memory"
+            assert wait_until(lambda: device_row(node, before + GIB + CONTEXT, 0))
+            program.communicate("")
+        wait_until(lambda: device_row(node, before, 0))

@@ -17,11 +17,15 @@ SESSIONS = ("s", "t")
 class SchedulerMachine(RuleBasedStateMachine):
     """Two sessions, three stages (audio in, audio out through two-slot rings), deaths, failures, expiries, cancels."""
 
-    @initialize(mode=st.sampled_from(["pipelined", "serial"]), batch=st.integers(1, 3))
-    def begin(self, mode: str, batch: int) -> None:
+    @initialize(
+        mode=st.sampled_from(["pipelined", "serial"]),
+        batch=st.integers(1, 3),
+        late=st.sampled_from(["fail", "skip_repair", "text"]),
+    )
+    def begin(self, mode: str, batch: int, late: str) -> None:
         self.world = World(
             text_stage("a", workers=2, accepts="audio", max_batch=batch),
-            text_stage("b", max_batch=batch),
+            text_stage("b", max_batch=batch, optional=True),
             audio_stage("c", ring_blocks=2),
             mode=mode,
         )
@@ -30,7 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.copied: set[int] = set()
         self.closed: set[str] = set()
         for session in SESSIONS:
-            self.world.open(session)
+            self.world.open(session, on_deadline="fail" if session == "s" else late)
         self.world.start_all()
 
     def _peers(self) -> list[str]:

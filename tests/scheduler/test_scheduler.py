@@ -426,6 +426,32 @@ def test_sessions_of_one_priority_take_turns():
     assert order.index("s") <= 2, "at most one of the flood's besides the one that ran"
 
 
+def test_what_is_sent_ahead_does_not_stand_in_the_way_of_another_session():
+    world = started(text_stage("a"))
+    world.open("t")
+    for index in range(4):
+        world.admit(index)
+    worker = world.peer("a@cpu/0")
+    for _ in range(2):  # a second each, and so it is known
+        begun, world.now = world.now, world.now + 1.0
+        world.done(worker, begun_ns=int(begun * 1e9), ended_ns=int(world.now * 1e9))
+    assert [item.index for item in world.board[worker]] == [2]
+    world.advance(0.5)
+    world.admit(0, "t")
+    assert len(world.board[worker]) == 1, "it is early"
+    world.advance(0.497)
+    assert [(item.session, item.index) for item in world.board[worker]] == [("s", 2), ("t", 0)], "in time"
+
+
+def test_with_one_session_the_next_batch_is_sent_at_once():
+    world = started(text_stage("a"))
+    world.admit(0)
+    world.done(world.peer("a@cpu/0"), begun_ns=int(world.now * 1e9), ended_ns=int((world.now + 1) * 1e9))
+    world.admit(1)
+    world.admit(2)
+    assert len(world.board[world.peer("a@cpu/0")]) == 2
+
+
 def test_a_higher_priority_goes_first_and_never_interrupts():
     world = started(text_stage("a"), send_ahead=0)
     world.open("vip", priority="high")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.scheduler import retries
-from engine.scheduler.queues import StageQueue
 from engine.scheduler.slots import Slots
 from ipc.ring import BLOCK
 
@@ -105,37 +103,6 @@ def test_a_claimant_that_gives_up_lets_go_of_its_reservation():
     assert slots.grant("r", BLOCK, 3, "small", 1.1) is None
     slots.forget_claims("large")
     assert slots.grant("r", BLOCK, 3, "small", 1.2) is not None
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), unique=True, max_size=30), st.integers(1, 4))
-def test_within_a_session_the_lowest_index_always_goes_first(keys, most):
-    queue = StageQueue()
-    for key in keys:
-        queue.push(key, "normal")
-    left = set(keys)
-    while left:
-        for session, index in queue.pick(most, lambda key: True):
-            assert index == min(i for s, i in left if s == session)
-            left.remove((session, index))
-        queue.check()
-    assert not len(queue)
-
-
-def test_a_flood_does_not_starve_another_session():
-    queue = StageQueue()
-    for index in range(100):
-        queue.push(("flood", index), "normal")
-    queue.push(("good", 0), "normal")
-    served = [queue.pick(1, lambda key: True)[0][0] for _ in range(2)]
-    assert "good" in served
-
-
-def test_a_session_whose_first_is_not_eligible_waits_and_others_do_not():
-    queue = StageQueue()
-    queue.push(("a", 0), "high")
-    queue.push(("a", 1), "high")
-    queue.push(("b", 0), "low")
-    assert queue.pick(3, lambda key: key != ("a", 0)) == [("b", 0)]
 
 
 @pytest.mark.parametrize(("failures", "wait"), [(1, 5.0), (2, 10.0), (3, 20.0), (4, None)])

@@ -122,6 +122,29 @@ def test_cores_are_divided_among_the_workers_unless_said() -> None:
     assert make(config(), cores=1).workers["think@cpu/0"].threads == 1
 
 
+def test_extra_workers_are_planned_on_each_device_with_rings_and_cores_and_no_part_in_the_placement() -> None:
+    more = {**FULL, "speak": msgspec.structs.replace(SPEAK, instances=2, max_instances=3)}
+    made = make(config(more, node=NodeSection(ring_budget_bytes=64 * 2**20)), [*GPUS, CPU], cores=20)
+    speak = next(stage for stage in made.scheduler.stages if stage.name == "speak")
+    extras = {"speak@cuda:0/2", "speak@cuda:1/2"}
+    assert {w.role for w in speak.workers if w.extra} == extras and not any(w.standby for w in speak.workers)
+    assert [w.role for w in speak.workers][-2:] == sorted(extras), "behind those that stay"
+    assert made.rings["speak@cuda:0/2"] == made.rings["speak@cuda:0/0"] == 512 // 6
+    assert extras <= set(made.readers["gateway"]) and {made.uuids[role] for role in extras} == {"GPU-0", "GPU-1"}
+    assert {role for role, body in made.workers.items() if body.priority == "low"} == extras
+    assert made.workers["think@cuda:0/0"].threads == 20 // 10
+    assert made.may_fail == extras, "a node starts without them"
+    fewer = make(config(FULL | {"speak": msgspec.structs.replace(SPEAK, instances=2)}), [*GPUS, CPU])
+    assert made.placement.places == fewer.placement.places
+
+
+def test_a_stage_has_extra_workers_where_it_is_wanted_only() -> None:
+    stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True, max_instances=2)}
+    (a,) = make(config(stages), [*GPUS, CPU]).scheduler.stages
+    found = [(w.role, w.standby, w.extra) for w in a.workers]
+    assert found == [("a@cuda:0/0", False, False), ("a@cpu/0", True, False), ("a@cuda:0/1", False, True)]
+
+
 def test_the_ring_budget_is_halved_between_the_gateway_and_the_workers_that_emit_arrays() -> None:
     two = {**FULL, "speak": msgspec.structs.replace(SPEAK, instances=2)}
     made = make(config(two, node=NodeSection(ring_budget_bytes=64 * 2**20)))

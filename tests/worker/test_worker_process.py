@@ -18,7 +18,8 @@ import pytest
 from engine.boot import Boot, SchedulerBoot, WorkerBoot
 from engine.config import DeadlinesSection
 from engine.exits import ORPHANED
-from ipc.messages import Alive, ToSupervisor
+from engine.worker.main import Worker
+from ipc.messages import Alive, Load, ToSupervisor
 from ipc.sockets import Poll, Router
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,3 +69,15 @@ def test_it_leaves_when_the_pipe_closes(child: tuple[subprocess.Popen, int]) -> 
     process, writing = child
     os.close(writing)
     assert process.wait(PATIENCE_S) == ORPHANED
+
+
+@pytest.mark.parametrize("priority", ["normal", "low"])
+def test_it_asks_for_memory_with_the_priority_that_it_was_born_with(priority: str) -> None:
+    body = msgspec.structs.replace(BODIES["a@cpu/0"], priority=priority)
+    boot = Boot(
+        role="a@cpu/0", incarnation=1, node="test", parent_pid=os.getpid(), death_fd=-1, endpoints={}, rings=(),
+        deadlines=DeadlinesSection(), body=body,
+    )  # fmt: skip
+    worker = Worker(boot)
+    worker.ask_for_lease(Load("m"))
+    assert worker.request is not None and worker.request.priority == priority

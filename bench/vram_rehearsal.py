@@ -1,0 +1,284 @@
+"""A rehearsal: a real node with simulated stages on GPUs of the stand-in driver, as a scenario file says.
+
+The file is TOML; ``Scenario`` and its parts are its keys. Whatever it says of ``devices`` and ``deadlines`` goes into
+the node's configuration as it stands. The figures are the driver's and the client's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from bench.drive import arrived, progress
+from bench.report import ZERO, Goal, Report
+from bench.standin_driver import Driver, Gpu
+from engine.node import Node
+from ipc.errors import DragomanError
+from stages.simulated import mark_samples, read_mark
+
+GIB = 2**30
+SAMPLE_S = 0.05
+PATIENCE_S = 120.0  # without any outcome
+OUTPUT_BYTES = 64_000
+SAMPLES = 16_000  # of each utterance, at 16 kHz
+
+Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ScenarioError(DragomanError):
+    """This cannot be rehearsed as it stands (exit code 2)."""
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[[stages]]: one stage, in the order of the pipeline."""
+
+    name: str
+    weights_gib: Gib  # taken while it loads
+    run_gib: Gib = 0.0  # ... and from its first run on, for each utterance of its largest batch
+    sleep_ms: Milliseconds = 10.0  # time of a run
+    load_ms: Milliseconds = 100.0
+    max_batch: Count = 1
+    devices: tuple[str, ...] = ("auto",)
+    estimate_gib: Gib | None = None  # what the node believes that it takes; absent: what it takes
+    pinned: bool = False
+
+
+class Outsider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[[outsiders]]: ``at_s`` after the first utterance others begin to hold ``gib`` of a GPU, or what is free."""
+
+    gpu: int
+    at_s: Seconds
+    gib: Gib
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    stages: tuple[Stage, ...]
+    utterances: Count = 50
+    gap_s: Seconds = 0.0  # between two utterances
+    context_gib: Gib = 0.3  # of each process on a GPU
+    lag_s: Seconds = 0.1  # how long memory that was given back is shown as used
+    outsiders: tuple[Outsider, ...] = ()
+    devices: dict[str, Any] = {}
+    deadlines: dict[str, float] = {}
+
+    def needs(self) -> dict[str, int]:
+        """Stage -> bytes it really takes at most."""
+        return {
+            one.name: int((self.context_gib + one.weights_gib + one.run_gib * one.max_batch) * GIB)
+            for one in self.stages
+        }
+
+
+def read(path: Path, gpus: int) -> Scenario:
+    """Raises ScenarioError with one line when it cannot be read or makes no sense."""
+    try:
+        scenario = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Scenario)
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: {error}", "docs/vram.md lists what a scenario may say") from error
+    beyond = [one for one in scenario.outsiders if not 0 <= one.gpu < gpus]
+    if beyond:
+        raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
+    if not scenario.stages:
+        raise ScenarioError(f"{path}: there is nothing to do", "give it at least one stage")
+    return scenario
+
+
+def config(scenario: Scenario) -> dict[str, Any]:
+    """The node's configuration."""
+    needs, last = scenario.needs(), len(scenario.stages) - 1
+    stages: dict[str, Any] = {}
+    for number, one in enumerate(scenario.stages):
+        options: dict[str, Any] = {
+            "vram_bytes": int(one.weights_gib * GIB), "vram_run_bytes": int(one.run_gib * GIB),
+            "sleep_ms": one.sleep_ms, "load_ms": one.load_ms, "mark": number in (0, last),
+        }  # fmt: skip
+        if number == 0:
+            options["accepts"] = "audio"
+        if number == last:
+            options |= {"emits": "audio", "output_bytes": OUTPUT_BYTES}
+        estimate = needs[one.name] if one.estimate_gib is None else int(one.estimate_gib * GIB)
+        stages[one.name] = {
+            "kind": "simulated", "devices": list(one.devices), "max_batch": one.max_batch, "pinned": one.pinned,
+            "estimate_bytes": estimate, "options": options,
+        }  # fmt: skip
+    return {
+        "stages": stages,
+        "pipelines": {"full": [one.name for one in scenario.stages]},
+        "devices": scenario.devices,
+        "deadlines": scenario.deadlines,
+    }
+
+
+class Rehearsal:
+    """One run: submits and takes outcomes, while a thread of its own plays the outsiders and looks at the driver."""
+
+    def __init__(self, scenario: Scenario, driver: Driver, node: Node, totals: tuple[int, ...]) -> None:
+        self.scenario = scenario
+        self.outcomes: list[Any] = []
+        self.took_s: list[float] = []
+        self.mixed_up = 0
+        self.used: list[int] = []  # samples, over all GPUs
+        self.packed: list[int] = []
+        self.overcommitted = 0
+        self._driver, self._node, self._totals = driver, node, totals
+        self._foreign = [0] * len(totals)
+        self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
+        self._sent_at: dict[int, float] = {}
+
+    def run(self) -> float:
+        """Returns how long it took. Raises DragomanError when nothing comes any more."""
+        self._play_outsiders(0.0)  # who is there from the start is there before the first utterance
+        with self._node.client() as client, client.session() as session:
+            begun = time.monotonic()
+            over = threading.Event()
+            watch = threading.Thread(target=self._watch, args=(begun, over), name="watch")
+            watch.start()
+            try:
+                self._drive(session, begun)
+            finally:
+                over.set()
+                watch.join()
+        return time.monotonic() - begun
+
+    def _drive(self, session: Any, begun: float) -> None:
+        """The client's side. ``submit`` waits while the node takes nothing in."""
+        count, heard_at = self.scenario.utterances, begun
+        with progress(count, "rehearsal") as bar:
+            while len(self.outcomes) < count:
+                now = time.monotonic()
+                while len(self._sent_at) < count and now - begun >= len(self._sent_at) * self.scenario.gap_s:
+                    self._sent_at[len(self._sent_at)] = time.monotonic()
+                    session.submit(mark_samples(len(self._sent_at), SAMPLES))
+                for outcome in arrived(session):
+                    heard_at = time.monotonic()
+                    self._note(outcome)
+                    bar.update()
+                if now - heard_at > PATIENCE_S:
+                    raise DragomanError(f"no outcome for {PATIENCE_S:g} s; {count - len(self.outcomes)} are missing")
+                time.sleep(0.002)
+
+    def _watch(self, begun: float, over: threading.Event) -> None:
+        """Play the outsiders and look at the driver, whatever the client does."""
+        while True:
+            self._play_outsiders(time.monotonic() - begun)
+            self._look()
+            if over.wait(SAMPLE_S):
+                return
+
+    def _note(self, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+        self.took_s.append(time.monotonic() - self._sent_at[outcome.index])
+        if outcome.outcome == "ok":
+            self.mixed_up += read_mark(outcome.audio) != read_mark(mark_samples(outcome.index + 1, SAMPLES))
+
+    def _play_outsiders(self, since_s: float) -> None:
+        while self._coming and self._coming[0].at_s <= since_s:
+            one = self._coming.pop(0)
+            wanted = int(one.gib * GIB)
+            while True:  # as much as is free, while others take and give back
+                wanted = min(wanted, self._totals[one.gpu] - self._driver.truth(one.gpu))
+                with contextlib.suppress(MemoryError):
+                    self._driver.set_foreign(one.gpu, max(0, wanted))
+                    break
+            self._foreign[one.gpu] = max(0, wanted)
+
+    def _look(self) -> None:
+        self.used.append(sum(self._driver.truth(gpu) - self._driver.lagging(gpu) for gpu in range(len(self._totals))))
+        self.packed.append(self._packing())
+        granted = dict.fromkeys(range(len(self._totals)), 0)
+        for row in self._node.stats().get("arbiter", {}).get("leases", ()):
+            name, _, number = row["device"].partition(":")
+            if name == "cuda" and row["state"] in ("granted", "held"):
+                granted[int(number)] += row["nbytes"]
+        self.overcommitted += sum(granted[gpu] > total for gpu, total in enumerate(self._totals))
+
+    def _packing(self) -> int:
+        """Of each GPU, the models that may lie there, the largest first, as far as they fit beside the outsiders."""
+        packed, needs = 0, self.scenario.needs()
+        for gpu, total in enumerate(self._totals):
+            room = total - self._foreign[gpu]
+            for one in sorted(self.scenario.stages, key=lambda one: -needs[one.name]):
+                if needs[one.name] <= room and ("auto" in one.devices or f"cuda:{gpu}" in one.devices):
+                    room -= needs[one.name]
+                    packed += needs[one.name]
+        return packed
+
+
+@contextlib.contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """This process's environment, for what it starts meanwhile."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update({name: value for name, value in values.items() if name != "CUDA_VISIBLE_DEVICES"})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def started(configuration: dict[str, Any], path: Path) -> Iterator[Node]:
+    """The node. What it finds wrong with its configuration, or too large, the scenario has said."""
+    node = Node(configuration)
+    try:
+        node.start()
+    except DragomanError as error:
+        raise ScenarioError(f"{path}: {error.text.removeprefix('configuration: ')}", error.mend) from error
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+def rehearse(totals: tuple[int, ...], path: Path) -> Report:
+    """Raises ScenarioError when the scenario is wrong, so that the node does not even start."""
+    scenario = read(path, len(totals))
+    context = int(scenario.context_gib * GIB)
+    gpus = [Gpu(total_bytes=total, context_bytes=context) for total in totals]
+    with Driver(gpus, lag_s=scenario.lag_s) as driver, environment(driver.environ(os.environ)):
+        with started(config(scenario), path) as node:
+            rehearsal = Rehearsal(scenario, driver, node, totals)
+            took_s = rehearsal.run()
+            stats = node.stats()
+        return summary(rehearsal, driver, stats, totals, took_s)
+
+
+def summary(
+    rehearsal: Rehearsal, driver: Driver, stats: dict[str, Any], totals: tuple[int, ...], took_s: float
+) -> Report:
+    report = Report("vram")
+    numbers = range(len(totals))
+    ooms = sum(driver.get(gpu, "out_of_memory") for gpu in numbers)
+    allocations = sum(driver.get(gpu, "allocations") for gpu in numbers)
+    wrong = [one for one in rehearsal.outcomes if one.outcome != "ok"]
+    report.add("utterances", len(rehearsal.outcomes), "")
+    report.add("oom", ooms, "allocations", ZERO)
+    report.add("oom_rate", ooms / max(1, ooms + allocations), "ratio", Goal(at_most=0.05, fatal=True))
+    report.add("failed", len(wrong), "utterances", ZERO)
+    report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
+    report.add("overcommitted", rehearsal.overcommitted, "samples", ZERO)
+    used, packed = sum(rehearsal.used), sum(rehearsal.packed)
+    report.add("vram_used_over_packing", used / max(1, packed), "ratio")
+    report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")
+    for gpu in numbers:
+        report.add(f"vram_peak_{gpu}", driver.get(gpu, "peak_bytes") / GIB, "GiB", Goal(at_most=totals[gpu] / GIB))
+    report.add("throughput", len(rehearsal.outcomes) / took_s, "1/s")
+    report.add("outcome_s", sum(rehearsal.took_s) / len(rehearsal.took_s), "s")
+    report.add("parked", stats["scheduler"]["parked"], "models")
+    return report

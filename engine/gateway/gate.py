@@ -1,0 +1,52 @@
+"""The line in front of a full node: which session gets the next free place, and when about. Pure.
+
+A session below its share always gets in. One that has its share and finds the node full stands in line; places that
+come free are given in its order, and one that came later finds only what is left beyond those before it. It leaves the
+line when it is let in, when it has not come back in time, and with its end.
+
+When it will be let in is told as the lesser of two times: until so many ends that the places before it and its own are
+free, and until the oldest of its own utterances ends, which brings it below its share. Ends come at the measured rate.
+"""
+
+from __future__ import annotations
+
+import math
+
+LONGEST_S, SHORTEST_S = 30.0, 0.02  # what is told of waiting, whatever the figures say
+
+
+class Gate:
+    """Sessions in line, first come first served. Times in seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._line: dict[str, float] = {}  # session -> until when its place is kept
+
+    def ahead(self, session: str, now: float) -> int:
+        """How many stand before this session, which may not stand in line itself."""
+        late = [name for name, until in self._line.items() if until < now]
+        for name in late:
+            del self._line[name]
+        for number, name in enumerate(self._line):
+            if name == session:
+                return number
+        return len(self._line)
+
+    def stand(self, session: str, until: float) -> None:
+        """Join the line, or keep the place in it."""
+        self._line[session] = until
+
+    def leave(self, session: str) -> None:
+        self._line.pop(session, None)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+
+def wait_s(ends: int, older: int, rate: float, unknown_s: float) -> float:
+    """Seconds until a place is free: after ``ends`` ends, or after the session's oldest, with ``older`` before it.
+
+    ``rate``: ends per second; 0: not measured, then ``unknown_s``.
+    """
+    if rate <= 0 or not math.isfinite(rate):
+        return unknown_s
+    return min(LONGEST_S, max(SHORTEST_S, min(max(1, ends), older + 1) / rate))

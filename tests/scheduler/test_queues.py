@@ -1,0 +1,124 @@
+"""Who goes next at a stage: promises of the queue, which are about order and shares and not about time."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.scheduler.jobs import Key
+from engine.scheduler.queues import FORGET, StageQueue
+
+
+def anybody(key: Key) -> bool:
+    del key
+    return True
+
+
+def serve(queue: StageQueue, times: int, now: float = 0.0) -> list[str]:
+    """Sessions in the order in which they are served."""
+    return [session for _ in range(times) for session, _ in queue.pick(1, anybody, now)]
+
+
+def fill(queue: StageQueue, session: str, count: int, priority: str = "normal", **fields: float) -> None:
+    now = fields.pop("now", 0.0)
+    for index in range(count):
+        queue.push((session, index), priority, now, **fields)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), unique=True, max_size=30), st.integers(1, 4))
+def test_within_a_session_the_lowest_index_always_goes_first(keys: list[Key], most: int) -> None:
+    queue = StageQueue()
+    for key in keys:
+        queue.push(key, "normal", 0.0)
+    left = set(keys)
+    while left:
+        for session, index in queue.pick(most, anybody, 0.0):
+            assert index == min(i for s, i in left if s == session)
+            left.remove((session, index))
+        queue.check()
+    assert not len(queue)
+
+
+def test_a_flood_does_not_starve_another_session() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    queue.push(("good", 0), "normal", 0.0)
+    assert "good" in serve(queue, 2)
+
+
+@given(
+    st.lists(st.floats(0.1, 30.0), min_size=40, max_size=40),
+    st.lists(st.floats(0.1, 30.0), min_size=40, max_size=40),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_sessions_share_by_seconds_and_weight(ours: list[float], theirs: list[float], ws: int, wt: int) -> None:
+    """The bound of start-time fair queueing, while both have work: one utterance of each, at most."""
+    queue = StageQueue()
+    costs = {"s": ours, "t": theirs}
+    for index in range(40):
+        queue.push(("s", index), "normal", 0.0, ours[index], ws)
+        queue.push(("t", index), "normal", 0.0, theirs[index], wt)
+    served: dict[str, float] = defaultdict(float)
+    weights = {"s": ws, "t": wt}
+    while {session for session, _ in queue} == {"s", "t"}:
+        ((session, index),) = queue.pick(1, anybody, 0.0)
+        served[session] += costs[session][index]
+        apart = abs(served["s"] / ws - served["t"] / wt)
+        assert apart <= max(ours) / ws + max(theirs) / wt + 1e-6, weights
+
+
+def test_who_comes_back_after_a_pause_has_saved_nothing_up() -> None:
+    queue = StageQueue()
+    fill(queue, "busy", 100)
+    queue.push(("guest", 0), "normal", 0.0)
+    serve(queue, 50)
+    for index in range(1, 40):
+        queue.push(("guest", index), "normal", 0.0)
+    assert abs(Counter(serve(queue, 20))["guest"] - 10) <= 1
+
+
+def test_a_higher_priority_goes_first() -> None:
+    queue = StageQueue()
+    for priority in ("low", "normal", "high"):
+        fill(queue, priority, 2, priority)
+    assert serve(queue, 6) == ["high", "high", "normal", "normal", "low", "low"]
+
+
+def test_a_session_whose_first_is_not_eligible_waits_and_others_do_not() -> None:
+    queue = StageQueue()
+    fill(queue, "a", 2, "high")
+    fill(queue, "b", 1, "low")
+    assert queue.pick(3, lambda key: key != ("a", 0), 0.0) == [("b", 0)]
+    assert queue.pick(3, anybody, 0.0) == [("a", 0), ("a", 1)], "and keeps its turn"
+
+
+def test_who_has_waited_for_long_gets_one_in_a_while_and_no_more() -> None:
+    queue = StageQueue(age_s=10.0)
+    fill(queue, "vip", 1000, "high")
+    fill(queue, "low", 10, "low")
+    served: list[str] = []
+    for second in range(100):
+        served += serve(queue, 4, float(second))
+    assert served.count("low") == 4, "20 s for two levels, and a turn among the high ones"
+
+
+def test_ageing_keeps_index_order_when_a_lower_one_comes_back() -> None:
+    queue = StageQueue(age_s=10.0)
+    fill(queue, "vip", 100, "high")
+    queue.push(("low", 5), "low", 0.0)
+    serve(queue, 1, 11.0)
+    queue.push(("low", 3), "low", 12.0)
+    found = [key for t in range(12, 40) for key in queue.pick(1, anybody, float(t)) if key[0] == "low"]
+    assert found == [("low", 3)]
+
+
+def test_sessions_that_have_gone_are_forgotten() -> None:
+    queue = StageQueue()
+    fill(queue, "busy", 3 * FORGET)
+    for n in range(3 * FORGET):
+        queue.push((f"s{n}", 0), "normal", 0.0)
+        serve(queue, 2)
+    assert len(queue._tags) <= FORGET and len(queue._turns) <= 1
