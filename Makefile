@@ -91,11 +91,8 @@ bench: env
 # Hours: what is too long for every change. Each ends non-zero when a promise is broken, times included.
 nightly: env
 	@$(PY) run_node.py bench histories --count 1000000 --jobs 2
-<<<<<<< HEAD
-	@$(PY) run_node.py bench simulate --strict
-=======
 	@$(PY) run_node.py bench vram --requests 1000000 --jobs 2
->>>>>>> main
+	@$(PY) run_node.py bench simulate --strict
 	@$(PY) run_node.py bench chaos --seconds 4200 --strict
 	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 

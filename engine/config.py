@@ -30,7 +30,9 @@ class NodeSection(_Section, frozen=True):
     outbox_session_bytes: int = 64 * 2**20  # results kept for one session
     outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
-    send_ahead: int = 1  # full batches sent to a worker beyond the one it runs, where runs are short (under 0.25 s)
+    send_ahead: int = (
+        1  # full batches sent to a worker beyond the one it runs; to one of several only where runs are short
+    )
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
     max_retries: int = 3  # tries after reported failures, before an utterance ends as error(failed); by profile
     log_level: str = "info"  # least important lines that are written

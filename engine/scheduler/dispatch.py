@@ -5,9 +5,9 @@ with the fewest batches on board. A run is never interrupted by a more important
 when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
 suspect (its worker died) runs alone.
 
-A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where runs take
-longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and bind the jobs to this one
-although another may be free before it (``docs/decisions/0019-what-is-sent-ahead.md``).
+A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
+several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
+bind the jobs to this one although another may be free before it (``docs/decisions/0019-what-is-sent-ahead.md``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job, Key, State
 from engine.scheduler.queues import StageQueue
-from engine.scheduler.workers import Batch, Worker
+from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
 
-LONG_S = 0.25  # a mean run beyond which nothing is sent ahead
+LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
 class Dispatch:
@@ -35,7 +35,7 @@ class Dispatch:
         self.fleet = fleet
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
-        self.eager = False  # send ahead whatever there is: for histories, where much is to be on board of those who die
+        self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     def turn(self, now: float) -> float | None:
@@ -96,13 +96,20 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan, now: float) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self.send_ahead if self.eager or self.book.paces[plan.name].mean_s <= LONG_S else 0
+        ahead = self._ahead(plan)
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self._is_shared:
             workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
         if self.book.shortages.holds:
             workers = [w for w in workers if self.book.shortages.held_until(w.plan.device) is None]
         return sorted(workers, key=Worker.load_of) if len(workers) > 1 else workers
+
+    def _ahead(self, plan: StagePlan) -> int:
+        """Batches that a worker may have behind the one it runs."""
+        if self.book.paces[plan.name].mean_s <= LONG_S or self.eager:
+            return self.send_ahead
+        several = sum(worker.life is Life.LOADED for worker in self.book.workers_of(plan.name)) > 1
+        return 0 if several else self.send_ahead
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys = self._pick(plan, worker, now)

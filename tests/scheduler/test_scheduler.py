@@ -545,7 +545,7 @@ def test_a_batch_that_has_waited_its_delay_waits_for_a_worker_and_not_on_board_o
     assert [item.index for item in world.board[peer]] == [1, 2]
 
 
-def test_nothing_is_sent_ahead_of_long_runs():
+def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
     """Whoever is free first takes it, be it a millisecond later than it could have been there."""
     world = started(text_stage("a", workers=2))
     for index in range(5):
