@@ -89,7 +89,7 @@ def explore(name: str, day: Day) -> Variant:
 
 
 def most_sessions(day: Day, what: str) -> int:
-    """The most sessions of this rhythm that are served: found by halving, to about one in a hundred."""
+    """The most sessions of this rhythm that are served: found by halving, to about one in a hundred, and chance."""
     at_full_load = day.sessions / day.offered
     low, high = (share * at_full_load for share in SEARCHED)
     found = 0
