@@ -92,6 +92,7 @@ bench: env
 nightly: env
 	@$(PY) run_node.py bench histories --count 1000000 --jobs 2
 	@$(PY) run_node.py bench vram --requests 1000000 --jobs 2
+	@$(PY) run_node.py bench simulate --strict
 	@$(PY) run_node.py bench chaos --seconds 4200 --strict
 	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 

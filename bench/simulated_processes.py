@@ -190,6 +190,7 @@ class SchedulerLife(Life):
             max_retries=MOST_FAILURES, capacity_factor=world.capacity_factor, ring_users=world.ring_users(),
         )  # fmt: skip
         self.core = Scheduler(boot, DEADLINES, incarnation)
+        self.core.dispatch.eager = world.is_eager
         self.dying: dict[str, Gone] = {}
 
     def turn(self, inbox: list[tuple[str, Any]]) -> None:

@@ -58,6 +58,7 @@ class World:
         self.ring_blocks, self.ingress_blocks = chance.choice((2, 4, 16)), chance.choice((3, 8, 8))
         self.capacity_factor = chance.choice((3, 10))
         self.samples, self.outbox_bytes = chance.choice(((8, 2**20), (8, 2**20), (24_000, 150_000)))
+        self.is_eager = seed % 10 != 5  # the scheduler sends ahead more than it does in life
         self.is_slow = chance.random() < 0.2  # some runs and loads are very long
         self.stages = tuple(self._stage(name) for name in self.pipeline)
         self.supervisor = Supervisor(self)

@@ -149,6 +149,10 @@ class Ledger:
         """Sessions with an unended utterance."""
         return len(self._unended)
 
+    def at_work(self) -> list[str]:
+        """Which these are."""
+        return list(self._unended)
+
     def _enter(self, session: str, entry: Entry) -> Entry:
         mine = self._entries[session]
         if entry.index in mine:

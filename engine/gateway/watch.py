@@ -131,11 +131,11 @@ class Watch:
         if now < self._share_at:
             return
         self._share_at, self._shares_told_at = math.inf, now
-        for session in books.sessions:
-            share = books.share(session)
-            if session.client is not None and share != session.share_told and books.ledger.unended(session.id):
-                session.share_told = share
-                books.tell(session.client, Share(session.id, share))
+        for id in books.ledger.at_work():  # a node with a thousand sessions has few of them, and this comes often
+            session = books.sessions.get(id)
+            if session is not None and session.client is not None and books.share(session) != session.share_told:
+                session.share_told = books.share(session)
+                books.tell(session.client, Share(session.id, session.share_told))
 
     # ---------------------------------------------------------------- connections
 

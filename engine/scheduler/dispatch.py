@@ -4,6 +4,10 @@ A worker with room (its running batch and ``send_ahead`` more) takes from its st
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
 when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
 suspect (its worker died) runs alone.
+
+A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
+several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
+bind the jobs to this one although another may be free before it (``docs/decisions/0019-what-is-sent-ahead.md``).
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job, Key, State
 from engine.scheduler.queues import StageQueue
-from engine.scheduler.workers import Batch, Worker
+from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
+
+LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
 class Dispatch:
@@ -33,6 +39,7 @@ class Dispatch:
         self.policy = policy
         self.serial = book.boot.mode == "serial"
         self.send_ahead = 0 if self.serial else book.boot.send_ahead
+        self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     def turn(self, now: float) -> float | None:
@@ -57,6 +64,10 @@ class Dispatch:
             if plan.max_batch > 1 and (due := self._fills_until(plan, now)) is not None:
                 self.book.stir(plan.name)
                 return due
+            if len(queue) < plan.max_batch and not self.eager:
+                workers = [worker for worker in workers if not worker.batches]
+                if not workers:  # the end of a run is an event
+                    break
             for worker in workers:
                 if self._fill(plan, worker, now):
                     break
@@ -89,7 +100,7 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan, now: float) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self.send_ahead
+        ahead = self._ahead(plan)
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self._is_shared:
             workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
@@ -125,6 +136,13 @@ class Dispatch:
             self.book.note("warning", f"placement {self.book.boot.placement} failed ({error!r}); earliest from now on")
             self.policy = Earliest()
             return self.policy.order(stage, candidates)
+
+    def _ahead(self, plan: StagePlan) -> int:
+        """Batches that a worker may have behind the one it runs."""
+        if self.book.paces[plan.name].mean_s <= LONG_S or self.eager:
+            return self.send_ahead
+        several = sum(worker.life is Life.LOADED for worker in self.book.workers_of(plan.name)) > 1
+        return 0 if several else self.send_ahead
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys = self._pick(plan, worker, now)

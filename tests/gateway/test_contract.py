@@ -7,6 +7,7 @@ from stand import Stand, samples
 
 from engine.config import DeadlinesSection
 from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode
+from engine.gateway.sessions import Sessions
 from ipc.messages import (
     Accepted,
     Ack,
@@ -496,6 +497,24 @@ def test_share_is_told_to_sessions_with_work_and_not_too_often(stand: Stand) -> 
     stand.wait(0.3)
     assert [share.n for share in stand.heard(Share)] == [6, 3]
     assert stand.heard(Share, b"b") == [] and idle
+
+
+def test_telling_shares_looks_at_no_session_without_work(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a thousand sessions of whom few speak, it comes at nearly every admission and every end."""
+    first, second = stand.open(client=b"a").session, stand.open(client=b"b").session
+    for number in range(2):
+        stand.open(client=f"idle{number}".encode())
+    looked_at: list[str] = []
+    get = Sessions.get
+    monkeypatch.setattr(stand.core, "check", lambda: None)
+    monkeypatch.setattr(Sessions, "__iter__", lambda _: pytest.fail("it walks along all sessions"))
+    monkeypatch.setattr(Sessions, "get", lambda self, id: looked_at.append(id) or get(self, id))
+    stand.submit(first, 0, client=b"a")
+    stand.submit(second, 0, client=b"b")
+    stand.feed(Capacity(6))
+    stand.wait(1)
+    assert stand.heard(Share, b"a")[-1].n == stand.heard(Share, b"b")[-1].n == 3
+    assert set(looked_at) == {first, second}
 
 
 def test_a_full_ring_is_busy_memory_and_another_sessions_share_of_it_is_kept() -> None:

@@ -190,7 +190,7 @@ class InstancesMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.world.admit(self.admitted, budget_ms=10**9)
             self.admitted += 1
-        self._read()
+            self._read()  # before the next one fills a batch, and nothing waits any more
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, DEADLINES.promote_s]))
     def wait(self, seconds: float) -> None:

@@ -518,6 +518,49 @@ def test_batches_are_filled_up_to_their_maximum():
     assert sizes == [1, 4, 4]
 
 
+def test_a_batch_that_is_not_full_is_not_sent_ahead_of_a_run_it_may_fill_meanwhile():
+    world = started(text_stage("a", max_batch=3))
+    for index in range(3):
+        world.admit(index)
+    peer = world.peer("a@cpu/0")
+    assert [item.index for item in world.board[peer]] == [0], "two more wait for a third, or for the end of the run"
+    world.admit(3)
+    assert [item.index for item in world.board[peer]] == [0, 1, 2, 3], "that is a whole one"
+    world.admit(4)
+    for _ in range(4):
+        world.done(peer)
+    assert [item.index for item in world.board[peer]] == [4], "an idle worker waits for nobody"
+
+
+def test_a_batch_that_has_waited_its_delay_waits_for_a_worker_and_not_on_board_of_a_busy_one():
+    world = started(text_stage("a", max_batch=3, max_delay_ms=50))
+    world.admit(0)
+    world.advance(0.1)
+    world.admit(1)
+    world.advance(0.1)
+    peer = world.peer("a@cpu/0")
+    assert [item.index for item in world.board[peer]] == [0]
+    world.admit(2)
+    world.done(peer)
+    assert [item.index for item in world.board[peer]] == [1, 2]
+
+
+def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
+    """Whoever is free first takes it, be it a millisecond later than it could have been there."""
+    world = started(text_stage("a", workers=2))
+    for index in range(5):
+        world.admit(index)
+    left, right = world.peer("a@cpu/0"), world.peer("a@cpu/1")
+    assert [len(world.board[left]), len(world.board[right])] == [2, 2]
+    for peer in (left, left, right, right, left):
+        world.done(peer, ended_ns=int((world.now + 3) * 1e9))  # three seconds, each
+    for index in range(5, 8):
+        world.admit(index)
+    assert [len(world.board[left]), len(world.board[right])] == [1, 1]
+    world.done(right, ended_ns=int((world.now + 3) * 1e9))
+    assert [item.index for item in world.board[right]] == [7]
+
+
 def test_a_batch_waits_for_company_at_most_its_delay():
     world = started(text_stage("a", max_batch=4, max_delay_ms=50))
     world.admit(0)
