@@ -14,7 +14,7 @@ from ipc.errors import DragomanError, UsageError
 WIDTH, PANEL, HEAD = 1200, 280, 48
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 34, 44  # of a panel's axes within it
 TICKS = 8  # at most so many on an axis
-KEY = 250  # width of an entry of the key
+KEY = 250  # most width of an entry of the key
 STEPS = (1, 2, 5)
 
 Points = Sequence[tuple[float, float]]
@@ -50,7 +50,7 @@ def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
 
     image = Image.new("RGB", (WIDTH, HEAD + PANEL * len(panels)), PAPER)
     pen = ImageDraw.Draw(image)
-    pen.text((LEFT, 10), title, fill=INK, font=font(18))
+    pen.text((LEFT, 10), title.replace("×", "x"), fill=INK, font=font(18))  # the font has no such sign
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     for number, panel in enumerate(panels):
         _Axes(pen, panel, HEAD + PANEL * number, names).draw()
@@ -78,11 +78,12 @@ class _Axes:
 
     def draw(self) -> None:
         self._scale()
+        entry = min(KEY, (WIDTH - LEFT - 200) / max(1, len(self.panel.series)))
         for place, (name, points) in enumerate(self.panel.series.items()):
             colour = COLOURS[self.names.index(name) % len(COLOURS)]
-            left = LEFT + 200 + KEY * place
+            left = LEFT + 200 + entry * place
             self.pen.rectangle((left, self.top - 22, left + 14, self.top - 10), fill=colour)
-            self.pen.text((left + 20, self.top - 23), name[:34], fill=INK, font=font(13))
+            self.pen.text((left + 20, self.top - 23), name[: int(entry / 7)], fill=INK, font=font(13))
             self._points([self.at(point) for point in points], colour)
         for point in self.panel.marked:
             self._ring(*self.at(point))
