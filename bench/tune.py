@@ -160,7 +160,8 @@ class Tuner:
             found = load.press(node, self._speeches, args.users, args.seconds, args.pace, args.pipeline, f"{what}: ")
             stats = node.stats() if node.stats else {}
         oom = stats["oom_errors"] / max(1, len(found.ended))
-        return Trial(found, oom=oom, over_deadline=load.over_deadline(found, config.deadlines), stats=stats)
+        over = load.over_deadline(found, config.deadlines)
+        return Trial(found, oom=oom, over_deadline=over, refusal=without_model(stats), stats=stats)
 
 
 def tune(config: Config, args: argparse.Namespace, tuner: Tuner) -> Tuning:
@@ -194,6 +195,14 @@ def tried(measure: Callable[[], Trial], point: Point) -> Trial:
         raise
     except DragomanError as error:
         return Trial(Load(0), point, refusal=error.text)
+
+
+def without_model(stats: Mapping[str, Any]) -> str:
+    """Who has no model although it should, and why; "": nobody. What was measured is not that configuration then."""
+    for role, row in stats["scheduler"]["workers"].items():
+        if row["waiting_for"] and not row["standby"]:
+            return f"{role} has no model: {row['waiting_for']}"
+    return ""
 
 
 def chosen_stages(args: argparse.Namespace, config: Config) -> list[str]:

@@ -63,7 +63,8 @@ def axis(text: str, config: Config, stages: Sequence[str]) -> Axis:
 
 
 def usual(stage: str, config: Config, start: int) -> list[Axis]:
-    """The grid for who names none: a stage's instances about ``start``, and its batches."""
+    """The grid for who names none: a stage's instances about ``start`` (0: not known), and its batches."""
+    start = max(1, start)
     instances = sorted({1, start, start + 1})
     return axes([f"{stage}.instances={_listed(instances)}", f"{stage}.max_batch={_listed(BATCHES)}"], config, (stage,))
 
