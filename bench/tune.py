@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,9 @@ def tune(config: Config, args: argparse.Namespace, tuner: Tuner) -> Tuning:
     tuning = Tuning(axes, [replace(first, point=own if own in points else None)], start)
     for number, point in enumerate(points, 1):
         if point != own:
-            made = tune_grid.configured(config, axes, point)
             what = f"{number}/{len(points)} {tune_grid.words(axes, point)}"
-            tuning.trials.append(tried(lambda made=made, what=what: tuner.measure(made, what), point))  # type: ignore[misc]
+            measure = partial(tuner.measure, tune_grid.configured(config, axes, point), what)
+            tuning.trials.append(tried(measure, point))
     return tuning
 
 
