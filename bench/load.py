@@ -36,6 +36,7 @@ IN_TIME = Goal(at_most=1)
 SHARES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 TONES_S = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 ALL_LOADED_S = 60.0  # how long a node may take from ready to all workers loaded
+BAR = "{desc}: {n_fmt}/{total_fmt} s |{bar:20}|{postfix}"
 BARS = 40  # most stretches of time that the picture counts outcomes in
 EPILOG = """examples:
   run_node.py bench load --users 20 --seconds 60                    the embedded models
@@ -238,7 +239,7 @@ def press(
     what = f"{what}{users} user{'s' if users > 1 else ''}"
     crowd.start()
     try:
-        with tqdm(total=round(seconds), desc=what, unit="s", leave=False, disable=None) as bar:
+        with tqdm(total=round(seconds), desc=what, bar_format=BAR, leave=False, disable=None) as bar:
             while not crowd.join():
                 show(bar, crowd)
     except Rejected as error:

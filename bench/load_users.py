@@ -27,7 +27,7 @@ from ipc.errors import DragomanError
 PACES = ("asap", "speech")
 PATIENCE_S = 330.0  # for one outcome: the longest deadline there is by default, and some
 CONNECT_S = 60.0  # until all users have a session
-LOOK_S = 0.1
+LOOK_S = 0.5  # how often the crowd is looked at
 
 
 @dataclass(frozen=True)
