@@ -71,7 +71,7 @@ def test_at_the_pace_of_speech_an_utterance_comes_when_it_has_been_spoken_whatev
 
 
 def test_refusals_are_counted_and_end_well() -> None:
-    base = workloads.translation(0.3)
+    base = workloads.translation(2)
     room = {"gateway": 2 * BLOCK}  # for two utterances
     with Node(msgspec.structs.replace(base, node=NodeSection(max_utterance_s=0.5), rings=room)) as found:
         result = crowd(found.endpoint, users=8, seconds=0.5)
@@ -80,7 +80,7 @@ def test_refusals_are_counted_and_end_well() -> None:
 
 def test_failures_are_named_and_are_no_success() -> None:
     base = workloads.translation(0.1)
-    cues = [{"index": 1, "action": "fail", "retry": False}]
+    cues = [{"index": 0, "action": "fail", "retry": False}]  # the first of each user
     nmt = msgspec.structs.replace(base.stages["nmt"], options={**base.stages["nmt"].options, "cues": cues})
     with Node(msgspec.structs.replace(base, stages={**base.stages, "nmt": nmt})) as found:
         result = crowd(found.endpoint, users=2, seconds=0.4)

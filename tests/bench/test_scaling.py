@@ -85,7 +85,7 @@ def test_two_gpus_serve_their_sessions_in_order() -> None:
     assert {o.outcome for o in found.outcomes} == {"ok"} and found.mixed_up == 0
     devices = {record["device"] for o in found.outcomes for record in o.stages}
     assert devices == {"cuda:0", "cuda:1"}
-    assert 0 < found.eff <= 1, "nothing is faster than the ideal line"
+    assert 0 < found.of_limit < found.eff, "a sleep takes longer than it says"
 
 
 @needs_gcc
