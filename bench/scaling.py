@@ -26,7 +26,7 @@ import msgspec
 from tqdm import tqdm
 
 from bench import line, workloads
-from bench.drive import PATIENCE_S, Run, arrived, backlog, progress, within
+from bench.drive import PATIENCE_S, Run, arrived, backlog, newest, progress, within
 from bench.pipeline import STAGES, add_faults, mixed_up
 from bench.report import ZERO, Goal, Report, at_least
 from bench.standin_driver import Driver, Gpu
@@ -38,7 +38,6 @@ WARM_UP = 4  # utterances for each GPU
 GPUS = (1, 2, 4)
 SIGMA = 0.6  # of the logarithm of an utterance's length
 LIMIT_S = 300.0  # of one backlog; the longest takes 20 s
-POLL_S = 0.05
 GOALS = {
     "x4_of_limit_30ms": Goal(at_least=0.97),
     "one_session_x2": Goal(at_least=1.9),
@@ -122,7 +121,7 @@ def measure(gpus: int, count: int, say: str, sessions: int = 1, sigma: float = 0
         with progress(count, what) as bar:
             runs = dealt(client, utterances, min(sessions, count), bar)
         wrong = sum(mixed_up(run, marks[number :: len(runs)]) for number, run in enumerate(runs))
-        return Measured(gpus, runs, wrong, held_max(node))
+        return Measured(gpus, runs, wrong, int(newest(node.stats, "gateway")["gateway"]["held_max"]))
 
 
 def config(gpus: int, sigma: float = 0.0) -> Config:
@@ -168,14 +167,6 @@ def dealt(client: Any, utterances: Sequence[Any], sessions: int, bar: tqdm) -> l
     for outcome in client.outcomes(timeout_s=PATIENCE_S):
         note(outcome)
     return list(runs.values())
-
-
-def held_max(node: Any) -> int:
-    """What the gateway says of the time until now; it reports once a second."""
-    begun = time.monotonic()
-    while (report := node.stats()["gateway"]).get("age_ms", 1e9) / 1000 > time.monotonic() - begun:
-        time.sleep(POLL_S)
-    return int(report["held_max"])
 
 
 # ---------------------------------------------------------------- the report

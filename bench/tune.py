@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import chart, load, tune_file, tune_grid
+from bench.drive import newest
 from bench.load_users import Load, Speech
 from bench.report import Report, at_least
 from bench.tune_grid import Axis, Point
+from engine import config_file
 from engine.config import Config
 from ipc.errors import DragomanError, UsageError
 
@@ -56,7 +58,7 @@ class Trial:
         """Whether it may be chosen at all."""
         if self.refusal or self.load.lost or self.load.reordered:
             return False
-        return self.oom < 0.05 and self.load.success_rate > 0.95 and self.over_deadline <= 1
+        return self.oom < load.MOST_OOM and self.load.success_rate > load.LEAST_OK and self.over_deadline <= 1
 
 
 @dataclass
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tuning.best is None:
         return 1
     if args.write:
-        write(args, tuning.changes(config))
+        write(args, tuning.changes(config_file.load(args.config, {}) if args.config else config))
     return 0
 
 
@@ -159,7 +161,7 @@ class Tuner:
         with load.started(config) as node:
             self._speeches = self._speeches or load.spoken(args, node.limits, self.sounds)
             found = load.press(node, self._speeches, args.users, args.seconds, args.pace, args.pipeline, f"{what}: ")
-            stats = node.stats() if node.stats else {}
+            stats = newest(node.stats, "scheduler") if node.stats else {}
         oom = stats["oom_errors"] / max(1, len(found.ended))
         over = load.over_deadline(found, config.deadlines)
         return Trial(found, oom=oom, over_deadline=over, refusal=without_model(stats), stats=stats)
@@ -169,6 +171,7 @@ def tune(config: Config, args: argparse.Namespace, tuner: Tuner) -> Tuning:
     """The configuration as it is, then every other point of the grid."""
     stages = chosen_stages(args, config)
     axes = tune_grid.axes(args.grid, config, stages) if args.grid else []
+    can_write(args, axes)
     first = replace(tuner.measure(config, "as configured"), is_configured=True)
     start = 0
     if not args.grid:
@@ -177,6 +180,7 @@ def tune(config: Config, args: argparse.Namespace, tuner: Tuner) -> Tuning:
         room = f"; by memory it may begin with {start} instances" if start else ""
         print(f"the grid is that of the busiest stage, {stage}{room}", file=sys.stderr)
         axes = tune_grid.usual(stage, config, start)
+        can_write(args, axes)
     own = tune_grid.present(config, axes)
     points = list(tune_grid.points(axes))
     tuning = Tuning(axes, [replace(first, point=own if own in points else None)], start)
@@ -329,6 +333,13 @@ def panels(tuning: Tuning) -> list[chart.Panel]:
         panel("p50, s", lambda one: one.load.latency_s(0.5)),
         panel("p99, s", lambda one: one.load.latency_s(0.99)),
     ]
+
+
+def can_write(args: argparse.Namespace, axes: Sequence[Axis]) -> None:
+    """Raise DragomanError when the configuration's text is not one that these knobs can be changed in."""
+    if args.write and args.config:
+        changes = {field: axis.values[-1] for axis in axes for field in axis.fields}
+        tune_file.edited(args.config.read_text(encoding="utf-8"), changes)
 
 
 def write(args: argparse.Namespace, changes: Mapping[str, tune_grid.Number]) -> None:

@@ -301,6 +301,17 @@ def test_a_mistake_is_one_line_before_any_node_is_started(
     assert said.startswith("error:") and named in said
 
 
+def test_a_file_that_cannot_be_changed_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.node.Node.start", lambda self: pytest.fail("a node was started"))
+    file = tmp_path / "node.toml"
+    file.write_text("stages = { asr = { kind = 'simulated' } }\npipelines = { full = ['asr'] }\n")
+    argv = ("--config", str(file), "--grid", "asr.max_batch=1,2", "--write", str(tmp_path / "tuned.toml"))
+    assert bench(*argv) == 1
+    assert "set in it: stages.asr.max_batch" in capsys.readouterr().err
+
+
 def test_an_empty_grid_is_usage() -> None:
     assert bench("--simulated", "--grid") == 2
 
