@@ -160,7 +160,7 @@ def chosen(args: argparse.Namespace) -> Config:
         return workloads.translation()
     if args.config:
         return config_file.load(args.config, os.environ)
-    config = embedded.config()
+    config = config_file.load(None, os.environ, base=embedded.config())
     embedded.check(config)
     return config
 
