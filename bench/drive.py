@@ -7,15 +7,18 @@ Checking them is left for after the clock has stopped.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
+FRESH_S = 5.0  # processes report once a second; one that does not for so long is not waited for
+LOOK_S = 0.05
 PATIENCE_S = 60.0  # an outcome that takes longer is a broken node, not a slow one
 
 
@@ -83,6 +86,16 @@ def arrived(session: Any) -> Iterator[Any]:
         yield from session.outcomes(timeout_s=0)
     except TimeoutError:
         return
+
+
+def newest(stats: Callable[[], Mapping[str, Any]], part: str) -> Mapping[str, Any]:
+    """The node's statistics, once the report of ``part`` ("scheduler", "gateway") is of a time after this call."""
+    begun = time.monotonic()
+    while True:
+        document, waited_s = stats(), time.monotonic() - begun
+        if document[part].get("age_ms", math.inf) / 1000 < waited_s or waited_s > FRESH_S:
+            return document
+        time.sleep(LOOK_S)
 
 
 def progress(total: int, what: str) -> tqdm:

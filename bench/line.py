@@ -10,6 +10,7 @@ The figures rest on the intervals the workers report, so those are checked: a wo
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -18,16 +19,18 @@ from typing import Any
 NS = 1e-9
 
 
-def makespan(durations: Sequence[Sequence[float]]) -> float:
-    """Ideal makespan of ``durations[utterance][stage]``, all in one unit, everything waiting at time 0."""
-    if not durations:
-        return 0.0
-    ends = [0.0] * len(durations[0])
-    for utterance in durations:
-        before = 0.0
-        for stage, duration in enumerate(utterance):
-            before = ends[stage] = max(ends[stage], before) + duration
-    return ends[-1]
+def makespan(durations: Sequence[Sequence[float]], workers: int = 1) -> float:
+    """Ideal makespan of ``durations[utterance][stage]``, all in one unit, everything waiting at time 0.
+
+    With ``workers`` at each stage the one that is free first takes whoever came first; one worker keeps the order.
+    """
+    ready = [0.0] * len(durations)
+    for stage in range(len(durations[0]) if durations else 0):
+        free = [0.0] * workers
+        for utterance in sorted(range(len(ready)), key=ready.__getitem__):
+            ready[utterance] = max(ready[utterance], free[0]) + durations[utterance][stage]
+            heapq.heapreplace(free, ready[utterance])
+    return max(ready, default=0.0)
 
 
 def completions(durations: Sequence[Sequence[float]]) -> list[float]:

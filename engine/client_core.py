@@ -62,6 +62,7 @@ class SessionCore:
         self.failure: DragomanError | None = None  # why the session closed, unless it was wished
         self.hold_until = 0.0
         self.hold_reason = ""
+        self.refused = 0  # times the node said Busy
         self.asked_at = 0.0  # when the last Open or Resume went out
         self._opened_at = 0.0
         self._unanswered = 0  # Resumes
@@ -287,6 +288,7 @@ class SessionCore:
     def _busy(self, message: Mapping[str, Any], now: float) -> None:
         """Everything from ``resend_from`` on comes back, each by its own Busy; after the wait it goes first, alone."""
         index, resend_from = message["index"], message["resend_from"]
+        self.refused += 1
         if self._probe == index:
             self._probe = None
         self.hold_until = max(self.hold_until, now + message["retry_after_ms"] / 1000)

@@ -44,6 +44,11 @@ class Session:
         """How many submitted utterances have no outcome yet."""
         return len(self.core.unended)
 
+    @property
+    def refused(self) -> int:
+        """How often the node has answered Busy; the client submits again by itself."""
+        return self.core.refused
+
     def __enter__(self) -> Session:
         return self
 

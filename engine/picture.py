@@ -30,7 +30,7 @@ def draw(chart: Mapping[str, Any], path: Path, title: str = "", speakers: Mappin
     height = TOP + ROW * len(rows) + BOTTOM
     image = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(image)
-    small, large = _font(13), _font(18)
+    small, large = font(13), font(18)
 
     def x(at: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * at / end
@@ -70,7 +70,7 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -19,6 +19,10 @@ class ConfigError(DragomanError):
     """The configuration cannot be used (exit code 78)."""
 
 
+class UsageError(DragomanError):
+    """The command line asks for something that cannot be (exit code 2)."""
+
+
 class MemoryTooSmall(DragomanError):
     """A ring or budget cannot hold what the configuration asks of it."""
 

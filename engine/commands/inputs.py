@@ -10,16 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipc.errors import DragomanError
+from ipc.errors import UsageError
 
+__all__ = ["UsageError", "Utterance", "all_text", "expand", "lines", "utterances"]
 TEXT_SUFFIX = ".txt"
 TEXT_PIPELINES = frozenset({"translate-text", "speak"})
 NOT_SOUND = frozenset({".json", ".jsonl", ".md", ".csv", ".tsv", ".log", ".toml", ".yaml", ".yml", ".py", ".pdf",
                        ".png", ".jpg", ".jpeg", ".html", ".xml", ".srt", ".vtt"})  # fmt: skip
-
-
-class UsageError(DragomanError):
-    """The command line asks for something that cannot be (exit code 2)."""
 
 
 @dataclass(frozen=True)

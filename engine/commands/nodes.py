@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from engine.commands import choosing, finding
 from engine.commands.inputs import UsageError
 from engine.config import Config
+from engine.loading import wait_for_all
 
-ALL_LOADED_S = 5.0  # how long a private node may take from ready to all workers loaded
-LOOK_S = 0.05
 STANDARD_PIPELINES = {"full": "audio", "transcribe": "audio", "translate-text": "text", "speak": "text"}
 
 
@@ -64,22 +61,6 @@ def private(config: Config, say: Callable[[str], None]) -> Iterator[Any]:
     with Node(config) as node, node.client() as found:
         wait_for_all(node.stats)
         yield found
-
-
-def wait_for_all(stats: Callable[[], Mapping[str, Any]], limit_s: float = ALL_LOADED_S) -> None:
-    """Wait, not for long, until every worker has its model.
-
-    A node is ready when each stage has one worker. Models are loaded one after the other, and a run beside a model that
-    loads is slow: a command that has its node for itself does better to begin a moment later.
-    """
-    until, pause = time.monotonic() + limit_s, threading.Event()
-    while any(still_loading(process) for process in stats()["processes"]) and time.monotonic() < until:
-        pause.wait(LOOK_S)
-
-
-def still_loading(process: Mapping[str, Any]) -> bool:
-    """Whether an entry of the process table is a worker that will have its model soon (an empty one stands by)."""
-    return "@" in process["role"] and not process["phase"].startswith(("loaded", "running", "empty"))
 
 
 def takes(pipeline: str, limits: Any) -> str:

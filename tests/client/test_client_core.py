@@ -153,3 +153,12 @@ def test_a_resume_that_was_lost_long_ago_is_nobodys_takeover(core: SessionCore) 
     resumed(core, next_index=0)
     assert core.handle({"type": "Closed", "session": "s", "reason": "taken_over"}, None, ECHO_S + 1) == []
     assert core.state is State.CLOSED
+
+
+def test_busy_is_counted_whatever_becomes_of_it(core: SessionCore) -> None:
+    core.submit(Utterance(0))
+    assert said(core) == [0] and core.refused == 0
+    answer(core, "Busy", index=0, resend_from=0, reason="capacity", retry_after_ms=0)
+    assert said(core) == [0] and core.refused == 1
+    answer(core, "Accepted", index=0)
+    assert core.refused == 1

@@ -6,6 +6,7 @@ import tomllib
 
 import msgspec
 
+from engine import loading
 from engine.commands import choosing, nodes, stats, tables, translate
 from engine.config import Config, DeviceSection, NodeSection, StageSection
 
@@ -129,6 +130,6 @@ def test_a_private_node_is_used_when_all_its_workers_have_loaded_but_not_waited_
 
     looks = [processes("loaded", "started"), processes("loaded", "loading"), processes("running 1", "loaded")]
     left = iter(looks)
-    nodes.wait_for_all(lambda: next(left), limit_s=60)
+    loading.wait_for_all(lambda: next(left), limit_s=60)
     assert not list(left)
-    nodes.wait_for_all(lambda: processes("empty"), limit_s=0.0)
+    loading.wait_for_all(lambda: processes("empty"), limit_s=0.0)

@@ -1,0 +1,193 @@
+"""bench load counts every utterance of every user, whatever becomes of it, and a user's mistake is one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_node
+from bench import load, workloads
+from bench.load_users import Crowd, Ended, Load, Speech
+from engine import embedded, media
+from engine.config import Config, NodeSection
+from engine.node import Node
+from engine.outcome import NodeGone
+from ipc.ring import BLOCK
+
+NO_NODE = "ipc:///nowhere/at/all/client"
+SHORT = [[Speech(np.ones(3_200, np.int16)), Speech(np.ones(1_600, np.int16))]]  # 0.2 and 0.1 s
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node(workloads.translation(0.1)) as found:
+        yield found
+
+
+def crowd(endpoint: str, users: int, seconds: float, pace: str = "asap") -> Load:
+    found = Crowd(endpoint, SHORT, users, seconds, pace)
+    found.start()
+    while not found.join():
+        pass
+    return found.load()
+
+
+def bench(*argv: str) -> int:
+    try:
+        return run_node.main(("bench", "load", *argv))
+    except SystemExit as exit:  # argparse's way of leaving
+        return int(exit.code or 0)
+
+
+# ---------------------------------------------------------------- users
+
+
+def test_as_many_utterances_are_on_their_way_as_there_are_users(node: Node) -> None:
+    found = crowd(node.endpoint, users=3, seconds=0.4)
+    assert {one.user for one in found.ended} == {0, 1, 2}
+    for user in range(3):
+        own = [one for one in found.ended if one.user == user]
+        assert all(one.said_s < found.seconds and one.ok for one in own)
+        assert all(before.ended_s <= after.said_s for before, after in pairwise(own))
+    assert found.success_rate == 1 and found.lost == found.reordered == 0
+
+
+def test_at_the_pace_of_speech_an_utterance_comes_when_it_has_been_spoken_whatever_is_on_its_way(node: Node) -> None:
+    found = crowd(node.endpoint, users=2, seconds=1.0, pace="speech")
+    for user in range(2):
+        own = [one for one in found.ended if one.user == user]
+        assert len(own) >= 5
+        gaps = [after.said_s - before.said_s for before, after in pairwise(own)]
+        assert gaps == pytest.approx([after.audio_s for after in own[1:]]), "its own length after the last one"
+        assert own[0].said_s < own[0].audio_s, "somewhere in its first utterance"
+
+
+def test_refusals_are_counted_and_end_well() -> None:
+    base = workloads.translation(2)
+    room = {"gateway": 2 * BLOCK}  # for two utterances
+    with Node(msgspec.structs.replace(base, node=NodeSection(max_utterance_s=0.5), rings=room)) as found:
+        result = crowd(found.endpoint, users=8, seconds=0.5)
+    assert result.refused > 0 and result.success_rate == 1
+
+
+def test_failures_are_named_and_are_no_success() -> None:
+    base = workloads.translation(0.1)
+    cues = [{"index": 0, "action": "fail", "retry": False}]  # the first of each user
+    nmt = msgspec.structs.replace(base.stages["nmt"], options={**base.stages["nmt"].options, "cues": cues})
+    with Node(msgspec.structs.replace(base, stages={**base.stages, "nmt": nmt})) as found:
+        result = crowd(found.endpoint, users=2, seconds=0.4)
+    assert result.ends == {"error/failed": 2}
+    assert result.success_rate == 1 - 2 / len(result.ended)
+    assert result.throughput == pytest.approx((len(result.ended) - 2) / result.seconds)
+
+
+def test_a_crowd_without_a_node_says_so_and_does_not_hang() -> None:
+    with pytest.raises(NodeGone, match="no node at"):
+        crowd(NO_NODE, users=3, seconds=0.1)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def ended(*latencies: float, user: int = 0, first: int = 0) -> list[Ended]:
+    return [Ended(user, first + n, 2.0, 1.0, 1.0 + latency, "ok") for n, latency in enumerate(latencies)]
+
+
+def test_figures_follow_from_what_ended() -> None:
+    found = Load(2, [*ended(1.0, 2.0), *ended(3.0, user=1), Ended(1, 1, 2.0, 1.0, 5.0, "error", "expired")], lost=1)
+    assert found.seconds == 5 and found.throughput == 3 / 5 and found.audio_throughput == 6 / 5
+    assert found.mean_s == 2 and found.latency_s(0.5) == 2
+    assert found.success_rate == 3 / 5, "what was lost is no success"
+    assert found.ends == {"error/expired": 1}
+
+
+def test_the_deadline_is_s5s() -> None:
+    deadlines = Config().deadlines
+    assert [load.deadline_s(deadlines, audio_s) for audio_s in (60, 300, 600)] == [60, 180, 300]
+    assert load.over_deadline(Load(1, ended(62.0)), deadlines) == 2
+
+
+def test_a_lost_or_reordered_outcome_fails_the_benchmark() -> None:
+    good = {1: Load(1, ended(1.0)), 4: Load(4, ended(1.0, 2.0))}
+    assert load.summary(good, 0, None).exit_code == 0
+    assert load.summary({**good, 4: Load(4, ended(1.0), lost=1)}, 0, None).exit_code == 1
+    assert load.summary({**good, 4: Load(4, ended(1.0, first=1))}, 0, None).exit_code == 1
+
+
+def test_many_are_compared_with_one_alone() -> None:
+    report = load.summary({1: Load(1, ended(1.0)), 4: Load(4, ended(3.0, 3.0, 3.0))}, 0, None)
+    assert report["throughput_over_alone"] == pytest.approx((3 / 4) / (1 / 2))
+    assert report["p50_over_alone"] == 3
+
+
+def test_nothing_that_ended_well_is_no_figure_and_no_traceback() -> None:
+    report = load.summary({2: Load(2, [Ended(0, 0, 1.0, 0.0, 1.0, "error", "failed")])}, float("nan"), None)
+    assert report["success_rate"] == 0 and np.isnan(report["latency_p50"])
+    assert load.panels({2: Load(2)})
+
+
+# ---------------------------------------------------------------- the whole command
+
+
+def test_a_running_node_is_measured_and_drawn(node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound, picture = tmp_path / "said.wav", tmp_path / "load.png"
+    media.write_wav(sound, np.ones(8_000, np.int16), 16_000)
+    argv = ("--connect", node.endpoint, "--users", "3", "--seconds", "0.4", "--plot", str(picture), "--json")
+    assert bench(str(sound), *argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    values = {row["metric"]: row["value"] for row in report["results"]}
+    assert report["name"] == "load"
+    assert values["users"] == 3 and values["success_rate"] == values["alone_success_rate"] == 1
+    assert values["lost"] == values["reordered"] == values["oom_rate"] == 0
+    assert values["audio_throughput"] == pytest.approx(0.5 * values["throughput"], abs=1e-3)
+    assert {"latency_mean", "latency_p50", "latency_p90", "latency_p99", "busy", "throughput_over_alone"} <= set(values)
+    assert Image.open(picture).size[0] > 1000
+
+
+def test_a_private_node_tells_how_near_its_deadline_was(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--simulated", "--users", "2", "--no-alone", "--seconds", "0.3", "--json") == 0
+    values = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["results"]}
+    assert 0 < values["p99_over_deadline"] < 1 and "alone_throughput" not in values
+
+
+def test_demo_models_hear_the_demos_clips_by_their_languages() -> None:
+    limits = {"pipelines": {"full": []}, "models": {"asr": str(embedded.DEMO / "asr")}, "max_utterance_s": 120}
+    args = argparse.Namespace(pipeline="full", audio=[], source=None, target=None)
+    found = load.spoken(args, limits)
+    assert sum(map(len, found)) == 12
+    assert all(len({(speech.source, speech.target) for speech in one}) == 1 for one in found)
+    args.source = "de"
+    assert {speech.source for one in load.spoken(args, limits) for speech in one} == {"de"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--simulated", "no-such.wav"), "no-such.wav"),
+        (("--simulated", __file__), "sound"),
+        (("--connect", NO_NODE), NO_NODE),
+        (("--simulated", "--pipeline", "speak"), "speak"),
+        (("--simulated", "--plot", "load.svg"), ".png"),
+        (("--simulated", "--plot", "/no/such/folder/load.png"), "/no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--seconds", "0.1", *argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("no AUDIO")]
+    assert len(said) == 1 and said[0].startswith("error:") and named in said[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("--users", "0"), ("--seconds", "-1"), ("--pace", "never"), ("--simulated", "--connect", NO_NODE), ("--no-such",)],
+)
+def test_what_argparse_refuses_is_usage(argv: tuple[str, ...]) -> None:
+    assert bench(*argv) == 2
