@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from engine.boot import StagePlan
 from engine.policies import Candidate, Earliest, Policy
+from engine.scheduler import haste
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
@@ -181,6 +182,9 @@ class Dispatch:
 
     def _eligible(self, key: Key, plan: StagePlan, worker: Worker, now: float, *, alone: bool) -> bool:
         job = self._job(key)
+        if haste.is_hopeless(self.book, job, now):
+            self.flow.give_up_late(job, now)
+            return False
         if job.suspect and not alone:
             return False
         if worker.plan.device in job.starved_on and self.flow.has_elsewhere(job):

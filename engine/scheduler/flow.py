@@ -219,7 +219,7 @@ class Flow:
 
     def _completed(self, job: Job, worker: Worker, result: RunResult, now: float) -> None:
         pace = self.book.paces[job.stage]
-        pace.measure(max(0.0, result.begun_ns - job.queued_ns) / 1e9, (result.ended_ns - result.begun_ns) / 1e9)
+        pace.measure(max(0.0, result.begun_ns - job.queued_ns) / 1e9, (result.ended_ns - result.begun_ns) / 1e9, now)
         state = State.SKIPPED if result.state == "skipped" else State.COMPLETED
         job.move(state)
         self._record(job, worker, result, state.value, result.reason)
@@ -359,6 +359,13 @@ class Flow:
         if job is not None and not job.ended and job.deadline <= now and not haste.without_speech(self, job, now):
             self.book.totals.expired += 1
             self.end(job, "error", "expired", f"not done by its deadline; it was {self._where(job)}", now)
+
+    def give_up_late(self, job: Job, now: float) -> None:
+        """Its deadline cannot be kept any more: said now, before anybody works for nothing."""
+        self.book.totals.expired += 1
+        left = max(0.0, job.deadline - now)
+        error = f"cannot be done by its deadline, {left:.1f} s from now; it was {self._where(job)}"
+        self.end(job, "error", "expired", error, now)
 
     def cancel(self, key: Key, now: float) -> None:
         job = self.book.job(key)

@@ -7,6 +7,9 @@ A stage that can be done without is left out, or left alone while it runs or wai
 budget is what the stages after it nearly always take, by what they took of late, waiting included. So this sheds load,
 too: queues that grow make times that grow. Speech is given up at the deadline and not before, since it may come yet.
 Workers are not touched: what they still answer is nobody's.
+
+What cannot be done in time any more is not begun: it would only take the time of those that can. So under overload a
+node ends about as much as it can do, and not next to nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +54,15 @@ def hurry(flow: Flow, key: Key, now: float) -> None:
     else:
         flow.go_past(job, _say(job, now))
         flow.enter(job, now)
+
+
+def is_hopeless(book: Book, job: Job, now: float) -> bool:
+    """Whether the runs alone that it must have end after its deadline, by what they take now."""
+    plans = [book.stages[stage] for stage in job.stages[job.at :] if stage not in book.absent]
+    needed = [plan for plan in plans if not may_leave_out(job, plan)]
+    if job.session.on_deadline == "text":  # its speech may be given up
+        needed = [plan for plan in needed if plan.emits != "audio"]
+    return now + sum(book.paces[plan.name].least_s(now) for plan in needed) > job.deadline
 
 
 def relieve(flow: Flow, job: Job, now: float) -> bool:

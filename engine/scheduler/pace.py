@@ -24,6 +24,8 @@ class StagePace:
 
     mean_s: float = 0.0
     mean_off_s: float = 0.0  # mean distance of runs from it
+    last_s: float = 0.0  # the last run
+    measured_at: float = 0.0  # ... and when it ended (monotonic)
     stay_s: float = 0.0  # mean of waiting and running together
     stay_off_s: float = 0.0  # mean distance from it
     done: int = 0
@@ -34,8 +36,9 @@ class StagePace:
     processing_sum_s: float = 0.0
     moved_at: float = 0.0  # when a run was last sent or ended, or work came to an empty queue (monotonic)
 
-    def measure(self, waiting_s: float, processing_s: float) -> None:
+    def measure(self, waiting_s: float, processing_s: float, now: float) -> None:
         """One utterance has gone through, in a run of ``processing_s``."""
+        self.last_s, self.measured_at = processing_s, now
         self.done += 1
         self.failed_in_row = 0
         self.waiting_sum_s += waiting_s
@@ -49,6 +52,14 @@ class StagePace:
             self.stay_s = stay
         self.stay_off_s += WEIGHT * (abs(stay - self.stay_s) - self.stay_off_s)
         self.stay_s += WEIGHT * (stay - self.stay_s)
+
+    def least_s(self, now: float) -> float:
+        """What a run takes at least, to judge by: 0 when nothing has run for so long that it may be another by now.
+
+        So a wrong figure keeps nobody out for long: somebody tries, and the last run counts where it was faster.
+        """
+        least = min(self.mean_s, self.last_s)
+        return least if now - self.measured_at <= 2 * least + 1 else 0.0
 
     @property
     def send_ahead_s(self) -> float:

@@ -84,8 +84,10 @@ class StageQueue:
                     picked.append(key)
                     self._times[level] = max(self._times[level], tag)
                     self._take(turn, key, now)
-                else:
+                elif key in self.waiting:
                     passed_over.append((tag, entry, turn))
+                else:  # it has ended instead: the session's next one may be
+                    heapq.heappush(entries, (tag, entry, turn))
             for passed in passed_over:
                 heapq.heappush(entries, passed)
         return picked

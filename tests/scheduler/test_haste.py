@@ -57,7 +57,7 @@ def test_repair_that_takes_too_long_is_left_alone_and_its_answer_is_nobodys():
     assert board(world, "repair") == [5]
     world.advance(1.9)
     assert board(world, "nmt") == []
-    world.advance(0.2)  # 1.9 s are left for two stages of a second each
+    world.advance(0.07)  # 2.03 s are left for two stages of a second each, and the ways between
     assert board(world, "nmt") == [5] and board(world, "repair") == [5], "its worker is not touched"
     world.done(world.peer("repair@cpu/0"), text="too late")
     run(world, "nmt")
@@ -79,10 +79,10 @@ def test_repair_that_waits_is_left_out_in_time():
 
 def test_who_would_rather_fail_than_lose_anything_fails():
     world = speaking("fail")
-    world.admit(5, session="late", budget_ms=3500)
+    world.admit(5, session="late", budget_ms=4500)
     run(world, "asr")
     assert board(world, "repair") == [5]
-    world.advance(2.6)
+    world.advance(3.6)  # it takes longer than ever
     assert (last(world).outcome, last(world).code) == ("error", "expired")
 
 
@@ -141,9 +141,42 @@ def test_serial_mode_goes_on_when_a_stage_was_left_alone():
     world.admit(5, session="late", budget_ms=5000)
     world.admit(6, session="late", budget_ms=50_000)
     run(world, "asr")
-    world.advance(2.1)
+    world.advance(1.97)
     world.done(world.peer("repair@cpu/0"), text="too late")
     assert board(world, "asr") == [], "one at a time"
     run(world, "nmt")
     run(world, "tts")
     assert board(world, "asr") == [6]
+
+
+def test_what_cannot_be_done_in_time_is_not_begun_and_the_next_one_is():
+    world = speaking("fail", send_ahead=0)
+    world.admit(1)  # asr is busy for a second
+    world.admit(5, session="late", budget_ms=4500)  # four stages of a second each
+    world.admit(6, session="late", budget_ms=60_000)
+    run(world, "asr")
+    assert world.ended()["late", 5] == "error(expired)" and "cannot be done by its deadline" in last(world).error
+    assert board(world, "asr") == [6]
+
+
+def test_what_may_be_given_up_does_not_make_an_utterance_hopeless():
+    world = speaking("text", send_ahead=0)
+    world.admit(1)
+    world.admit(5, session="late", budget_ms=3500)
+    run(world, "asr")
+    assert board(world, "asr") == [5], "two seconds are left for recognition and translation"
+
+
+def test_a_figure_that_is_wrong_keeps_nobody_out_for_long():
+    """One run took a minute, which none will again."""
+    world = started(text_stage("a"))
+    world.admit(0)
+    run(world, "a", 60.0)
+    world.admit(1, budget_ms=30_000)
+    assert world.ended()["s", 1] == "error(expired)"
+    world.advance(122.0)
+    world.admit(2, budget_ms=30_000)
+    run(world, "a", 1.0)
+    world.admit(3, budget_ms=30_000)
+    run(world, "a", 1.0)
+    assert world.ended()["s", 2] == world.ended()["s", 3] == "ok"
