@@ -62,6 +62,8 @@ RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
 STALL_GRACE_S = 5.0  # beyond the longest a run may take: a hung worker is condemned by then
 
+FRESH_S = 0.5  # news of a silence that are older, and than a heartbeat, may have been overtaken by a word
+
 
 class Scheduler:
     """See the module's docstring. ``epoch`` is this process's incarnation."""
@@ -197,7 +199,7 @@ class Scheduler:
             case Serve():  # it does already: a load that fails is no reason to end it
                 self.fleet.ready = True
             case Silent(worker=role, incarnation=incarnation, phase=phase, told_at=told_at):
-                if now <= (told_at or now) + self.book.deadlines.heartbeat_s:  # else it is told again if it still is
+                if now <= (told_at or now) + max(FRESH_S, self.book.deadlines.heartbeat_s):  # else it is told again
                     self.fleet.silent(role, incarnation, phase, now)
             case Standing():
                 self.orders.told(message)

@@ -147,8 +147,7 @@ def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(g
 
 def test_a_node_with_a_worker_that_cannot_be_killed_ends_all_the_same(gpus: Gpus) -> None:  # noqa: F811
     gpus(*two())
-    node = Node(both(deadlines=EAGER)).start()
-    with stuck_in_its_exit(process_of(node, "asr@cuda:0/0")["pid"]):
+    with Node(both(deadlines=EAGER)) as node, stuck_in_its_exit(process_of(node, "asr@cuda:0/0")["pid"]):
         wait_until(lambda: process_of(node, "asr@cuda:0/0")["state"] == "stuck")
         supervisor = node.pid
         node.close()
