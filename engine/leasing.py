@@ -13,6 +13,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,7 @@ from ipc.sockets import Dealer, Poll
 WAIT_S = 60.0
 RETRY_S = 0.2  # between attempts to reach an arbiter that is coming back
 GREET_S = 1.0
+LOOK_S = 0.5
 _numbers = itertools.count(1)
 
 
@@ -51,6 +53,8 @@ class Lease:
     ) -> None:
         if nbytes <= 0:
             raise ValueError(f"a lease of {nbytes} bytes")
+        if not 0 <= wait_s < float("inf"):
+            raise ValueError(f"wait_s is {wait_s}; give seconds from 0")
         self.nbytes = nbytes
         self.device = device
         self.uuid = ""  # of the GPU, for CUDA_VISIBLE_DEVICES; "" for the CPU
@@ -64,9 +68,15 @@ class Lease:
         self._role, self._life = f"lease@{os.getpid()}/{next(_numbers)}", start_time(os.getpid())
         self._link: Dealer | None = None
         self._asked_to_leave = False
+        self._told_to_wait = False
+        self._heard_at = 0.0
 
     def acquire(self) -> Lease:
-        """Wait until it is granted. Raises DragomanError with the reason when it is not, or when there is no node."""
+        """Wait until it is granted. Raises DragomanError with the reason when it is not, or when there is no node.
+
+        The arbiter counts ``wait_s``, without the time that others take to load; after an error, or an interruption,
+        nothing is leased.
+        """
         if not self._ctl:
             self._ctl = default_endpoint().removesuffix("client") + "ctl"
         self._choose_device()
@@ -74,11 +84,13 @@ class Lease:
             time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible,
             self._priority, pid=os.getpid(),
         )  # fmt: skip
-        until = time.monotonic() + self._wait_s + ctl.TIMEOUT_S
-        while not self.number:
-            if time.monotonic() > until:
-                raise DragomanError(f"the arbiter at {self._ctl} does not answer", "look at: run_node.py stats")
-            self._ask(request, until)
+        self._heard_at = time.monotonic()
+        try:
+            while not self.number:
+                self._ask(request)
+        except BaseException:
+            self._withdraw()
+            raise
         return self
 
     @property
@@ -119,15 +131,36 @@ class Lease:
         link.greet(GREET_S)
         return link
 
-    def _ask(self, request: LeaseRequest, until: float) -> None:
-        """Ask one life of the arbiter, and hear it until it has answered or died."""
+    def _ask(self, request: LeaseRequest) -> None:
+        """Ask one life of the arbiter, and hear it until it has answered for good, or died.
+
+        It answers at once, if only that we wait, and then says more when there is more to say.
+        """
+        self._told_to_wait = False
         link = self._link = self._connect()
         try:
             link.send([request])
-            while not self.number and link.greeted and time.monotonic() < until:
-                self._hear(until - time.monotonic())
+            while not self.number and link.greeted:
+                self._hear(LOOK_S)
+                if not self._told_to_wait:
+                    self._check_patience()
         except PeerGone:
             time.sleep(RETRY_S)  # it is starting again
+        if self._told_to_wait:
+            self._heard_at = time.monotonic()
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        if not self.number and time.monotonic() > self._heard_at + ctl.TIMEOUT_S:
+            raise DragomanError(f"the arbiter at {self._ctl} does not answer", "look at: run_node.py stats")
+
+    def _withdraw(self) -> None:
+        """What was asked for is wanted no more; where nobody hears that, the request ends with this process."""
+        if self._link is not None and self._link.greeted:
+            with suppress(PeerGone):
+                self._link.send([Release(0)])
+                self._link.close()
+        self.number = 0
 
     def _hear(self, timeout_s: float) -> None:
         link = self._link
@@ -146,6 +179,7 @@ class Lease:
             case Granted(lease=number):
                 self.number = number
             case LeaseWait(reason=reason):
+                self._told_to_wait = True
                 self._on_wait(reason)
             case Denied(reason=reason):
                 raise DragomanError(reason, "run_node.py stats shows who holds it")

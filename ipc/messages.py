@@ -564,6 +564,8 @@ class Settled(_Wire, frozen=True):
 
 
 class Release(_Wire, frozen=True):
+    """``lease`` 0: whatever this holder has asked for, whether it has been answered or not."""
+
     lease: int
 
 

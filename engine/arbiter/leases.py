@@ -23,6 +23,7 @@ all of it twice. A load that was under way keeps its turn until its holder, or i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -43,6 +44,8 @@ from ipc.peers import split_peer
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
+
+NAME_CHARS = 200  # of a model's or a program's name: the book must fit its journal
 
 
 class Leases:
@@ -69,6 +72,8 @@ class Leases:
                 return self._request(peer, message, now)
             case FromWorker(peer, Settled() as message):
                 return self._settled(peer, message, now)
+            case FromWorker(peer, Release(lease=0)):
+                return self._let_go([one for one in self._by_role.get(_role(peer), ()) if one.peer == peer], now)
             case FromWorker(peer, Release(lease=number)):
                 return self._let_go(self._of(peer, number), now)
             case Gone(role=role, incarnation=incarnation, stuck=stuck):
@@ -104,7 +109,7 @@ class Leases:
         device = self._books.get(message.device, message.device)
         memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, device, message.nbytes, message.model, LeaseState.REQUESTED, now,
+            peer, message.id, device, message.nbytes, message.model[:NAME_CHARS], LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
             pid=message.pid,
             home=message.device if message.device in self._books else "",
@@ -113,6 +118,8 @@ class Leases:
             return [self._deny(lease, f"this node has no device {message.device!r}", now)]
         if message.device in self._lost:
             return [self._deny(lease, words.quarantined(message.device, self._lost[message.device]), now)]
+        if message.wait_s is not None and not 0 <= message.wait_s < math.inf:
+            return [self._deny(lease, f"{message.wait_s} is no time to wait", now)]
         if message.priority not in PRIORITIES:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:

@@ -13,6 +13,7 @@ from engine.leasing import WAIT_S, Lease
 from ipc.errors import DragomanError
 
 GIB = 2**30
+LONGEST_S = 30 * 86_400
 EPILOG = """examples:
   run_node.py lease --gib 6 -- python train.py
   run_node.py lease --gib 6 --device cuda:1 --wait 600 --preemptible -- ./render
@@ -49,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("lease needs a program to run", "write it after --, as in: lease --gib 6 -- python train.py")
-    if not 0 < args.gib < 2**20:
+    if not 1 / GIB <= args.gib < 2**20:
         raise UsageError(f"--gib is {args.gib:g}", "give the memory that the program needs, in GiB")
-    if not 0 <= args.wait < float("inf"):
-        raise UsageError(f"--wait is {args.wait:g}", "give seconds from 0")
+    if not 0 <= args.wait <= LONGEST_S:
+        raise UsageError(f"--wait is {args.wait:g}", f"give seconds from 0 to {LONGEST_S:,}")
     if shutil.which(command[0]) is None:
         raise DragomanError(f"there is no program {command[0]!r}", "nothing was leased")
     lease = Lease(
@@ -63,7 +64,12 @@ def run(args: argparse.Namespace) -> int:
     if lease.uuid:
         environ["CUDA_VISIBLE_DEVICES"] = lease.uuid
     sys.stdout.flush()
-    os.execvpe(command[0], command, environ)  # the lease is this process's, and stays
+    try:
+        os.execvpe(command[0], command, environ)  # the lease is this process's, and stays
+    except OSError as error:
+        lease.release()
+        text = f"{command[0]} cannot be run: {error.strerror}"
+        raise DragomanError(text, "a script needs a first line like #!/bin/sh") from error
 
 
 def _say(reason: str) -> None:

@@ -978,3 +978,36 @@ def test_a_process_that_gives_one_lease_back_for_another_has_what_it_has_by_the_
     assert (bench.states(), bench.row()["held_bytes"], bench.row()["promised_bytes"]) == (
         ["held", "held"], 7 * GIB, 3 * GIB,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("wait_s", [float("nan"), float("inf"), -1.0])
+def test_a_patience_that_is_no_time_is_denied_and_harms_nobody(wait_s: float):
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(2 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+    message = LeaseRequest(next(bench._ids), "lease@7/1", GPU, GIB, "", wait_s)
+    (denied,) = bench.feed(FromWorker("lease@7/1#1", message))
+    assert isinstance(denied, Denied) and "no time to wait" in denied.reason
+    bench.later(1.0)
+    (granted,) = bench.read(24 * GIB)
+    assert isinstance(granted, Granted) and bench.states() == ["granted"], "the other waits on, and is served"
+
+
+def test_who_withdraws_has_neither_a_request_nor_a_lease():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.ask("lease@7/1", 10 * GIB)
+    bench.ask("lease@8/1", 20 * GIB)
+    bench.feed(FromWorker("lease@8/1#1", Release(0)))
+    assert bench.states() == ["held"] and bench.row()["grantable_bytes"] == 14 * GIB
+    bench.feed(FromWorker("lease@7/1#1", Release(0)))
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    assert bench.states() == []
+
+
+def test_names_are_cut_so_that_the_book_fits_its_journal():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.feed(FromWorker("lease@7/1#1", LeaseRequest(next(bench._ids), "lease@7/1", GPU, GIB, "x" * 50_000)))
+    assert len(kept.encode(bench.book.keep())) < 2000

@@ -164,3 +164,52 @@ def test_a_name_that_is_not_its_own_holds_nothing() -> None:
         with pytest.raises(DragomanError, match="is not there"):
             liar.acquire()
         assert not external(node)
+
+
+def test_who_gives_up_waiting_has_leased_nothing_and_hears_why() -> None:
+    """While a model loads nobody's patience counts, so it is not denied before that; then it is granted to nobody."""
+    slow = {name: {"load_ms": 3000.0} for name in ("asr",)}
+    with Node(config(options=slow)) as node:
+        wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loaded")
+        kill(process_of(node, "asr@cpu/0")["pid"])
+        wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loading")
+        reasons: list[str] = []
+
+        def interrupt(reason: str) -> None:
+            reasons.append(reason)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Lease(256 * MIB, wait_s=60.0, ctl_endpoint=node.ctl_endpoint, on_wait=interrupt).acquire()
+        assert "load" in reasons[0]
+        wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loaded")
+        assert not external(node)
+        with Lease(256 * MIB, wait_s=0.1, ctl_endpoint=node.ctl_endpoint):
+            assert len(external(node)) == 1 or wait_until(lambda: external(node))
+
+
+def test_a_load_of_others_is_waited_out_and_does_not_count() -> None:
+    with Node(config(options={"asr": {"load_ms": 8000.0}})) as node:
+        kill(process_of(node, "asr@cpu/0")["pid"])
+        wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loading")
+        with Lease(256 * MIB, wait_s=1.0, ctl_endpoint=node.ctl_endpoint) as lease:
+            assert lease.number
+
+
+@pytest.mark.parametrize("wait_s", [float("nan"), float("inf"), -1.0])
+def test_a_wait_that_is_no_time_is_refused(wait_s: float) -> None:
+    with pytest.raises(ValueError, match="give seconds from 0"):
+        Lease(MIB, wait_s=wait_s)
+
+
+def test_a_program_that_cannot_be_run_is_one_line_and_leaves_no_lease(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("no first line\n")
+    script.chmod(0o755)
+    with Node(config()) as node:
+        done = subprocess.run(command(node, "--", str(script)), capture_output=True, text=True)
+        assert done.returncode == 1 and "cannot be run: Exec format error" in done.stderr
+        assert done.stderr.count("\n") == 1
+        wait_until(lambda: not external(node))
+        done = subprocess.run(command(node, "--", "true", gib="1e-10"), capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -83,15 +83,19 @@ def test_a_killed_node_s_gpu_is_free_when_the_last_of_its_workers_is_gone(gpus: 
         assert {o.outcome for o in translate(second, 1)} == {"ok"}
 
 
+def device(node: Node) -> dict:
+    return node.stats()["arbiter"]["devices"]["cuda:0"]
+
+
 def test_two_nodes_that_say_so_share_a_gpu_each_within_its_part(gpus: Gpus) -> None:  # noqa: F811
     driver = gpus(Gpu(12 * GIB, context_bytes=CONTEXT))
     part = {"share": True, "max_bytes": {"cuda:0": 6 * GIB}}
     with Node(on("cuda:0", devices=part)) as first, Node(on("cuda:0", devices=part)) as second:
         for node in (first, second):
             assert {o.outcome for o in translate(node, 2)} == {"ok"}
-            wait_until(lambda node=node: node.stats()["arbiter"]["devices"]["cuda:0"]["foreign_bytes"] > 4 * GIB)
-            row = node.stats()["arbiter"]["devices"]["cuda:0"]
-            assert row["grantable_bytes"] < 2 * GIB  # what is left of its part, of which the other takes nothing
+            wait_until(lambda node=node: device(node)["foreign_bytes"] > 4 * GIB)
+            # What is left of its part, of which the other takes nothing.
+            wait_until(lambda node=node: 0 < device(node)["grantable_bytes"] < 2 * GIB)
         assert driver.truth(0) == 2 * (4 * GIB + CONTEXT)
         with pytest.raises(DragomanError, match="is in use by node"), Node(on("cuda:0")):
             pass
