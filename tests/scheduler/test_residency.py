@@ -119,6 +119,32 @@ def test_patience_ends_and_who_has_stayed_so_long_leaves_after_its_last_batch() 
     assert not found.messages(Run, found.peer(chosen)), "no more work for one that leaves"
 
 
+def test_a_model_that_has_just_come_stays_its_turn_however_long_others_have_waited() -> None:
+    found = world("a")
+    for index in range(5):
+        found.admit(index)
+    want(found, "c")
+    found.advance(TURN / 2)
+    found.kill(role("a"))
+    found.start(role("a"))
+    come(found, "a")
+    worker = found.core.book.workers[role("a")]
+    found.advance(TURN / 2 + 0.5)
+    assert worker.life is Life.LOADED and not worker.leaving, "c has waited long enough, and a has not stayed so"
+    found.advance(TURN / 2)
+    assert worker.leaving
+
+
+def test_who_asks_again_has_waited_since_it_first_asked() -> None:
+    found = world("a", "b")
+    for index in range(5):
+        found.admit(index)
+    for _ in range(4):
+        want(found, "c", 500)
+        found.advance(TURN / 4 + 0.2)
+    assert parked(found) == ["b"]
+
+
 def test_who_leaves_with_work_on_board_does_it_first() -> None:
     found = world("a", "b")
     found.admit(0)
