@@ -45,7 +45,9 @@ from ipc.peers import split_peer
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
 
-NAME_CHARS = 200  # of a model's or a program's name: the book must fit its journal
+# The book must fit its journal, half of the supervisor's JOURNAL_BYTES, and so what programs can fill it with.
+NAME_BYTES = 200  # of a model's or a program's name
+MOST_LEASES = 1000  # beyond which programs get no more; the node's own are bounded by its workers
 
 
 class Leases:
@@ -109,7 +111,7 @@ class Leases:
         device = self._books.get(message.device, message.device)
         memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, device, message.nbytes, message.model[:NAME_CHARS], LeaseState.REQUESTED, now,
+            peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
             pid=message.pid,
             home=message.device if message.device in self._books else "",
@@ -120,6 +122,8 @@ class Leases:
             return [self._deny(lease, words.quarantined(message.device, self._lost[message.device]), now)]
         if message.wait_s is not None and not 0 <= message.wait_s < math.inf:
             return [self._deny(lease, f"{message.wait_s} is no time to wait", now)]
+        if lease.external and sum(map(len, self._by_role.values())) >= MOST_LEASES:
+            return [self._deny(lease, f"{MOST_LEASES} leases are asked for or held, the most this node keeps", now)]
         if message.priority not in PRIORITIES:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
@@ -435,3 +439,7 @@ class Leases:
 
 def _role(peer: str) -> str:
     return peer.rpartition("#")[0]
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")

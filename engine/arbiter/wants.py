@@ -2,8 +2,8 @@
 
 A preemptible holder outside the node is asked first, the newest before the older ones, and has ``grace_s`` to leave.
 What is lacking beyond that, and beyond the memory of the dead that is on its way back, is told to the scheduler, which
-alone knows which of the node's models may leave. It is told nothing when all of those together would not give enough:
-other programs hold the rest, and nobody leaves in vain.
+alone knows which of the node's models may leave. Nobody is asked, and nothing told, when all of those together would
+not give enough: other programs hold the rest, and nobody leaves in vain.
 """
 
 from __future__ import annotations
@@ -68,9 +68,14 @@ class Wants:
         return None if lease.asked_at is None or self.is_overdue(lease, now) else lease.asked_at + self._grace_s - now
 
     def _ask(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
-        lacking = wish.lacking(room + self._promised_back(leases, now))
-        for lease in reversed([one for one in leases if one.preemptible and one.state is LeaseState.HELD]):
-            if lacking > 0 and lease.asked_at is None:
+        lacking = wish.nbytes - room - self._promised_back(leases, now)
+        held = [one for one in leases if one.state is LeaseState.HELD]
+        programs = [one for one in held if one.preemptible and one.asked_at is None]
+        models = [one for one in held if not one.external]
+        if lacking > sum(map(_taken, programs + models)):
+            return  # it would not be enough
+        for lease in reversed(programs):
+            if lacking > 0:
                 lease.asked_at = now
                 lacking -= _taken(lease)
                 yield AskToLeave(lease.peer, Leave(lease.number, self._grace_s))

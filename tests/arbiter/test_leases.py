@@ -9,11 +9,13 @@ import pytest
 
 from engine.arbiter import kept, words
 from engine.arbiter.events import FromWorker, Sample, Send, Tick, Waits
+from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
-from engine.arbiter.leases import Leases
+from engine.arbiter.leases import MOST_LEASES, Leases
 from engine.arbiter.room import Reading
 from engine.arbiter.words import GIB
 from engine.limits import Limits
+from engine.supervisor.main import JOURNAL_BYTES
 from ipc.errors import IllegalMove
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
 
@@ -1011,3 +1013,16 @@ def test_names_are_cut_so_that_the_book_fits_its_journal():
     bench.read(24 * GIB)
     bench.feed(FromWorker("lease@7/1#1", LeaseRequest(next(bench._ids), "lease@7/1", GPU, GIB, "x" * 50_000)))
     assert len(kept.encode(bench.book.keep())) < 2000
+
+
+def test_programs_can_fill_the_book_no_further_than_its_journal_takes():
+    bench = Bench(Limits(GPU, 10_000 * GIB, safety_margin=0.0))
+    bench.read(10_000 * GIB)
+    for pid in range(MOST_LEASES):
+        message = LeaseRequest(next(bench._ids), f"lease@{pid}/1", GPU, 1, "\u4e16" * 5000)
+        (granted,) = bench.feed(FromWorker(f"lease@{pid}/1#1", message))
+        assert isinstance(granted, Granted)
+    (denied,) = bench.ask("lease@5000/1", 1)
+    assert isinstance(denied, Denied) and "the most this node keeps" in denied.reason
+    assert isinstance(bench.ask("asr@cuda:0/0", GIB)[0], Granted), "the node's own are always taken in"
+    assert len(kept.encode(bench.book.keep())) < JOURNAL_BYTES // 2 - HEADER_BYTES

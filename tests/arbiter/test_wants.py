@@ -108,3 +108,13 @@ def test_nobody_leaves_for_what_is_on_its_way_back_already() -> None:
     assert look(wants, wish("tts", 2000), leases, 0) is None and asked(wants, wish("tts", 2000), leases, 0) == []
     dying.state = LeaseState.DEFICIT  # it did not come back in time
     assert asked(wants, wish("tts", 2000), leases, 0) == ["lease@1/1#1"]
+
+
+def test_no_program_leaves_when_all_that_may_leave_would_not_be_enough() -> None:
+    leases = [lease("asr", 2000), external(1, 1000), external(2, 9000, preemptible=False)]
+    assert asked(Wants(GRACE_S), wish("nmt", 4500), leases, 1000) == []
+    assert asked(Wants(GRACE_S), wish("nmt", 4000), leases, 1000) == ["lease@1/1#1"], "with asr it is"
+
+
+def test_no_program_leaves_for_a_place_among_the_models() -> None:
+    assert asked(Wants(GRACE_S), wish("nmt", 500, place=True), [lease("asr", 2000), external(1, 1000)], 1000) == []

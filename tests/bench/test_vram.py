@@ -175,14 +175,14 @@ def test_a_batch_that_runs_out_is_run_again_in_halves_and_one_estimated_too_low_
         obeyed(self, peer, message)
 
     monkeypatch.setattr(VirtualNode, "_tell", tell)
-    node = VirtualNode(Plan(**vram.FORCED["outsider"]))  # type: ignore[arg-type]
+    node = VirtualNode(Plan(2, **vram.FORCED["outsider"]))  # type: ignore[arg-type]
     node.run()
     assert heard["halved"]
     assert any(one.grows for _, leases in node.arbiter.book.books() for one in leases)
 
 
 def test_a_scheduler_that_tries_again_at_once_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(4, outsider=True)
+    plan = Plan(6, outsider=True)
     assert VirtualNode(plan).run().oom_rate < 0.05
     monkeypatch.setattr(retries, "OOM", (0.001,) * 1000)
     monkeypatch.setattr(Shortages, "held_until", lambda self, device: None)  # ... and never pauses a device
