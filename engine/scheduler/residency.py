@@ -31,14 +31,22 @@ from ipc.messages import Park, Vacate
 
 FAR = math.inf  # no utterance needs it
 
+# For so long after a process has gone its memory may be neither its own nor free, and what is said to be lacking too
+# much: until the driver shows it back and the arbiter has looked.
+LAG_S = 1.5
+
 
 @dataclass
 class Want:
-    """What the arbiter lacks on a device. ``answered``: somebody leaves for it already."""
+    """What the arbiter lacks on a device.
+
+    ``answered``: somebody leaves for it already. ``not_before``: when it may be acted upon, see ``LAG_S``.
+    """
 
     by: str
     since: float
     answered: bool = False
+    not_before: float = 0.0
 
 
 class Residency:
@@ -50,6 +58,8 @@ class Residency:
         self.parked_total = 0
         self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
+        self._going: dict[str, str] = {}  # parked workers that are still there -> their devices
+        self._left_at: dict[str, float] = {}  # device -> when the last of them had gone
 
     def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
         """The newest word of this life of the arbiter on a device."""
@@ -58,12 +68,20 @@ class Residency:
         if arbiter > self._arbiter:
             self.forget(self._arbiter)
             self._arbiter = arbiter
+        self._note_who_has_gone(now)
         before = self._wants.pop(message.device, None)
         if message.nbytes:
             since = before.since if before is not None and before.by == message.by else now
-            self._wants[message.device] = Want(message.by, since)
+            # While somebody is going, figures change from reading to reading; when it has gone this is said again.
+            is_going = message.device in self._going.values()
+            settled = self._left_at.get(message.device, -LAG_S) + LAG_S
+            self._wants[message.device] = Want(message.by, since, answered=is_going, not_before=settled)
         else:
             self._stay(message.device)
+
+    def _note_who_has_gone(self, now: float) -> None:
+        for role in [role for role in self._going if self.book.workers[role].life is not Life.LOADED]:
+            self._left_at[self._going.pop(role)] = now
 
     def forget(self, arbiter: int) -> None:
         """This life of the arbiter is dead; the next one says anew what it lacks, and may have done so already."""
@@ -86,6 +104,7 @@ class Residency:
             called, self.book.called = self.book.called, {}
             for stage in called:
                 self.fleet.call(stage)
+        self._note_who_has_gone(now)
         mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
         if not self._wants and not mortal:
             return None
@@ -102,6 +121,8 @@ class Residency:
             if not worker.batches:
                 self.park(worker, f"{want.by} needs its memory")
         asker = self.book.workers.get(want.by)
+        if now < want.not_before and not want.answered:
+            return want.not_before
         if want.answered or leaving or (asker is not None and asker.plan.extra):
             return None
         present = [w for w in here if w.life is Life.LOADED and not w.ordered and w is not asker]
@@ -179,6 +200,7 @@ class Residency:
     def park(self, worker: Worker, reason: str) -> None:
         """Have an idle worker leave, and its next life wait for work."""
         worker.leaving = worker.parked = True
+        self._going[worker.plan.role] = self.book.boot.books.get(worker.plan.device, worker.plan.device)
         worker.waiting_for = f"parked: {reason}"
         self.parked_total += 1
         self.book.note("info", f"{worker.plan.role} is parked: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
+from engine.scheduler.residency import LAG_S
 from engine.scheduler.workers import Life
 from ipc.messages import Denied, Gone, Here, Load, Loaded, Loading, Park, Ready, Run, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
@@ -75,6 +76,7 @@ def test_one_leaves_at_a_time_and_the_next_when_something_is_still_lacking() -> 
     assert len(parked(found)) == 1, "the arbiter has not said that it lacks more"
     leave(found, parked(found)[0])
     want(found, "c", 200)
+    found.advance(LAG_S)
     assert sorted(parked(found)) == ["a", "b"], "and never the one that asks"
 
 
@@ -298,3 +300,18 @@ def test_parked_by_an_epoch_that_died_it_is_no_loss_to_the_next() -> None:
     found.start(role("a"))
     found.run_everything()
     assert found.ended() == {("s", 0): "ok"}
+
+
+def test_while_one_is_going_nobody_else_leaves_whatever_the_figures_say_meanwhile() -> None:
+    found = world("a", "b", "c")
+    want(found, "d", 500)
+    assert len(parked(found)) == 1
+    want(found, "d", 900)  # its memory is neither its own any more nor free
+    found.advance(0.5)
+    assert len(parked(found)) == 1
+    leave(found, parked(found)[0])
+    want(found, "d", 400)  # its memory may still be on its way
+    found.advance(LAG_S - 0.1)
+    assert len(parked(found)) == 1
+    found.advance(0.2)
+    assert len(parked(found)) == 2
