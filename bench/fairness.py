@@ -28,7 +28,7 @@ import zmq
 
 from bench import line, workloads
 from bench.drive import arrived, progress, within
-from bench.report import ZERO, Goal, Report
+from bench.report import ZERO, Goal, Report, at_least
 from stages.simulated import mark_samples
 
 GOOD, LOAD = 4, 0.5  # sessions, and their part of what the bottleneck can do
@@ -62,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench fairness", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    found.add_argument("--seconds", type=float, default=15.0, help="of speech, alone and beside the flood (default 15)")
-    found.add_argument("--rounds", type=int, default=1, help="rounds; the median of them is reported (default 1)")
+    found.add_argument(
+        "--seconds", type=at_least(1), default=15, help="of speech, alone and beside the flood (default 15)"
+    )
+    found.add_argument("--rounds", type=at_least(1), default=1, help="of which the median is reported (default 1)")
     return found
 
 

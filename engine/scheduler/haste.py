@@ -32,8 +32,7 @@ def may_leave_out(job: Job, plan: StagePlan) -> bool:
 
 def latest(book: Book, job: Job) -> float:
     """When the stages after its present one must have it."""
-    later = [book.paces[stage] for stage in job.stages[job.at + 1 :] if stage not in book.absent]
-    return job.deadline - sum(pace.safe_s for pace in later)
+    return job.deadline - sum(book.paces[stage].safe_s for stage in _to_come(book, job, job.at + 1))
 
 
 def leave_out(book: Book, job: Job, now: float) -> str:
@@ -58,7 +57,7 @@ def hurry(flow: Flow, key: Key, now: float) -> None:
 
 def is_hopeless(book: Book, job: Job, now: float) -> bool:
     """Whether the runs alone that it must have end after its deadline, by what they take now."""
-    plans = [book.stages[stage] for stage in job.stages[job.at :] if stage not in book.absent]
+    plans = [book.stages[stage] for stage in _to_come(book, job, job.at)]
     needed = [plan for plan in plans if not may_leave_out(job, plan)]
     if job.session.on_deadline == "text":  # its speech may be given up
         needed = [plan for plan in needed if plan.emits != "audio"]
@@ -86,6 +85,11 @@ def without_speech(flow: Flow, job: Job, now: float) -> bool:
     job.ticket = ticket  # serial mode waits for its run
     flow.end(job, "ok", "", "", now)
     return True
+
+
+def _to_come(book: Book, job: Job, first: int) -> list[str]:
+    """The stages from this place on that it does not go past anyhow."""
+    return [stage for stage in job.stages[first:] if stage not in book.absent and stage not in job.admit.skip]
 
 
 def _say(job: Job, now: float) -> str:

@@ -180,3 +180,12 @@ def test_a_figure_that_is_wrong_keeps_nobody_out_for_long():
     world.admit(3, budget_ms=30_000)
     run(world, "a", 1.0)
     assert world.ended()["s", 2] == world.ended()["s", 3] == "ok"
+
+
+def test_stages_that_are_skipped_anyhow_make_nobody_late():
+    world = speaking("fail")
+    world.admit(5, session="late", budget_ms=3500, skip=("nmt",))  # three seconds of work
+    assert board(world, "asr") == [5]
+    for stage in ("asr", "repair", "tts"):
+        run(world, stage)
+    assert world.ended()["late", 5] == "ok"
