@@ -27,6 +27,7 @@ CARDS_GIB = ((6, 8), (8, 12), (16, 24), (24,), (48, 80))  # in one machine
 FATES = ("dies waiting", "dies loading", "fails to load", "dies", "unloads", "parks")
 FATE_SHARES = (0.03, 0.03, 0.03, 0.08, 0.33, 0.5)
 HOLD_S, LOAD_S = 120.0, (0.2, 1.5)  # mean; from, to
+LONGEST_S = 1000.0  # that anybody holds a lease: a history ends some time after its last request
 PHASE_S, PHASES = 600.0, (1.3, 0.7)  # demand over capacity, by turns
 START_FACTOR, HEADROOM = 1.2, 1.02
 EXTERNAL_SHARE = 0.25
@@ -127,9 +128,12 @@ class Trace:
         more = chance.uniform(0.05, 0.25) if chance.random() < GROWING_SHARE else 0.0
         return Request(
             time, device, model, int(model.true_bytes * chance.uniform(0.98, 1.0)), 0, chance.uniform(*LOAD_S),
-            chance.expovariate(1 / HOLD_S), fate, int(more * model.true_bytes), chance.random() < STUCK_SHARE, None,
+            self._hold_s(), fate, int(more * model.true_bytes), chance.random() < STUCK_SHARE, None,
             False, self._priority(),
         )  # fmt: skip
+
+    def _hold_s(self) -> float:
+        return min(LONGEST_S, self._chance.expovariate(1 / HOLD_S))
 
     def _priority(self) -> str:
         (priority,) = self._chance.choices(("high", "normal", "low"), (1, 6, 2))
@@ -141,7 +145,7 @@ class Trace:
         fate = chance.choice(("dies waiting", "dies", "dies", "unloads", "unloads", "unloads"))
         return Request(
             time, "", None, int(asked * chance.uniform(0.85, 1.0)), asked, chance.uniform(*LOAD_S),
-            chance.expovariate(1 / HOLD_S), fate, 0, False, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
+            self._hold_s(), fate, 0, False, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
             self._priority(),
         )  # fmt: skip
 

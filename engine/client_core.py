@@ -303,7 +303,9 @@ class SessionCore:
 
     def _rejected(self, message: Mapping[str, Any]) -> None:
         code, text, index = message["code"], message["text"], message.get("index")
-        if self.state is State.OPENING or index is None or (self.state is State.RESUMING and index == self.through):
+        # Of a Resume the node says bad_index; a late answer about that index itself is another matter.
+        of_resume = self.state is State.RESUMING and index == self.through and code == "bad_index"
+        if self.state is State.OPENING or index is None or of_resume:
             self.failure = Rejected(code, text, tuple(message.get("accepted", ())))
             if self.state is not State.OPEN:
                 self._move(State.CLOSED)

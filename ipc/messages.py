@@ -597,12 +597,14 @@ class Leave(_Wire, frozen=True):
 class Vacate(_Wire, frozen=True):
     """Room is wanted on a device: ``nbytes`` more than there is, for the worker ``by``; 0: nothing is wanted any more.
 
-    It replaces what was said of that device before, and is said again when a lease there has ended and it still holds.
+    It replaces what was said of that device before. ``again``: since then a lease of a worker there has ended, and all
+    the memory that it gives back is in these figures.
     """
 
     device: str
     nbytes: int
     by: str = ""
+    again: bool = False
 
 
 class Room(_Wire, frozen=True):

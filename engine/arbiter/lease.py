@@ -19,6 +19,7 @@ stays. A request whose holder dies while it waits goes straight to released.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -56,7 +57,7 @@ LEAVING = frozenset({LeaseState.DRAINING, LeaseState.DEFICIT})  # nobody uses it
 ON_DEVICE = ALIVE | LEAVING | {LeaseState.LOST}  # its bytes may lie on the device
 
 EXTERNAL = "lease@"  # how the names of holders outside the node begin
-SHOWN_BACK = 0.1  # a draining lease is over when at most this share of its bytes is still there
+SHOWN_BACK = 0.1  # what drains is over when at most this share of its bytes is still there
 
 
 @dataclass(eq=False, slots=True)
@@ -105,14 +106,17 @@ class Lease:
         return short
 
     @property
-    def shown_back(self) -> bool:
-        """Whether the driver has shown (nearly) all its bytes back since it began to drain."""
-        return self.held_bytes <= SHOWN_BACK * self.leaving_bytes
-
-    @property
     def kind_of_model(self) -> tuple[str, str]:
         """Two instances of one stage with one model are one model."""
         return self.peer.partition("@")[0], self.model
+
+
+def shown_back(leases: Iterable[Lease]) -> bool:
+    """Whether the driver has shown (nearly) all bytes of these back since they began to drain."""
+    held = leaving = 0
+    for lease in leases:
+        held, leaving = held + lease.held_bytes, leaving + lease.leaving_bytes
+    return held <= SHOWN_BACK * leaving
 
 
 def move(lease: Lease, state: LeaseState, now: float) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 from engine.arbiter import words
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move
+from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DeviceMemory, Reading
@@ -259,6 +259,7 @@ class Leases:
             held = [lease for lease in dead if lease.state in ALIVE]
             for lease in held:
                 move(lease, LeaseState.LOST, now)
+                self.wants.again(lease)
             dead = [lease for lease in dead if lease.state is LeaseState.REQUESTED]
             return self._let_go(dead, now) + [one for lease in held for one in self._serve(lease.device, now)]
         return self._let_go(dead, now)
@@ -276,6 +277,7 @@ class Leases:
                 actions.append(self._deny(lease, words.quarantined(event.device, event.reason), now))
             elif lease.state is not LeaseState.LOST:
                 move(lease, LeaseState.LOST, now)
+                self.wants.again(lease)
         return actions + self._serve(book, now)
 
     def alarms(self) -> list[Quarantine]:
@@ -292,15 +294,22 @@ class Leases:
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
         memory = self._devices[device]
-        for lease in [one for one in self._present[device] if one.state in LEAVING]:
+        leaving: dict[str, list[Lease]] = {}
+        for lease in self._present[device]:
+            if lease.state in LEAVING:
+                leaving.setdefault(lease.peer, []).append(lease)
+        # What of one holder lies in which of its leases is a guess; so all of them are back, or none.
+        back = {peer for peer, leases in leaving.items() if memory.limits.returns_at_once or shown_back(leases)}
+        for lease in [one for leases in leaving.values() for one in leases]:
             read_since = memory.reading is not None and memory.reading.taken_at > lease.since
-            if read_since and (lease.shown_back or memory.limits.returns_at_once):
+            if read_since and lease.peer in back:
                 self._forget(lease)
                 move(lease, LeaseState.RELEASED, now)
                 memory.forget(lease, self._present[device])
-                self.wants.again(device)
+                self.wants.again(lease)
             elif read_since and lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
+                self.wants.again(lease)
                 self._counts["deficits"] += 1
 
     def _forget(self, lease: Lease) -> None:

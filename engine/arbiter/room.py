@@ -16,6 +16,9 @@ WSL, it does not, or by numbers that are not ours). Once one of our holders has 
 of those who can stand there:
 
 * a living holder has what it is listed with, or nothing; what others are listed with is foreign;
+* a driver may drop a process that ends before its memory is free, and before anybody tells of its death. So what the
+  list drops while the sum stays is *fading*: still its holder's, which might take as much anew; after ``PATIENT_S`` it
+  is somebody else's who is not listed;
 * the rules above are for memory that is listed with nobody: what the dead have left, and what the list leaves out.
 
 Room for a grant, all figures signed::
@@ -70,6 +73,7 @@ class DeviceMemory:
         self.reading: Reading | None = None
         self.missing_bytes = 0  # of what the book says is held, and the driver does not show
         self.lists_us = False  # the driver has shown that it lists our processes, by the numbers that we know
+        self._fading: dict[int, tuple[int, float]] = {}  # lease -> bytes that the list has dropped, and since when
         self._strangers_bytes = 0  # foreign, and listed
         self._unlisted_bytes = 0  # foreign otherwise
         self._missing_since = 0.0
@@ -93,15 +97,16 @@ class DeviceMemory:
         """Enter a reading: what it lists, what was measured before it; then explain the rest."""
         leases = [lease for lease in leases if lease.state in ON_DEVICE]
         shown = reading.used_bytes
+        dropped: list[tuple[Lease, int]] = []
         if self._tells(reading, leases):
             shown -= sum(reading.listed.values())
-            leases = self._enter(reading, leases)
-        corrected = sum(self._settle(lease, reading) for lease in leases)
-        self._unlisted_bytes = max(0, self._unlisted_bytes - corrected)  # what one had too much, others had too little
+            leases, dropped = self._enter(reading, leases)
+        self._correct(sum(self._settle(lease, reading) for lease in leases), leases)
         self.reading, self._remembered = reading, False
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
-        if unexplained > 0:
-            self._grow(unexplained, leases)
+        fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
+        if unexplained > fading:
+            self._grow(unexplained - fading, leases)
         missing = self._shrink(max(0, -unexplained), leases)
         if not missing or not self.missing_bytes:
             self._missing_since = reading.taken_at
@@ -133,7 +138,7 @@ class DeviceMemory:
         if self.reading is None:
             return 0
         present = [lease for lease in leases if lease.state in ON_DEVICE]
-        promised = sum(lease.promised_bytes for lease in present)
+        promised = sum(lease.promised_bytes + self._anew(lease) for lease in present)
         ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
         return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
 
@@ -165,10 +170,11 @@ class DeviceMemory:
         """Whether this reading says what its holder has. The dead leave the list before their memory is back."""
         return self._told_by(reading) and (lease.pid in reading.listed or (lease.pid > 0 and lease.state in ALIVE))
 
-    def _enter(self, reading: Reading, leases: list[Lease]) -> list[Lease]:
-        """Enter what the list says; returns the leases of which it says nothing."""
+    def _enter(self, reading: Reading, leases: list[Lease]) -> tuple[list[Lease], list[tuple[Lease, int]]]:
+        """Enter what the list says; returns the leases of which it says nothing, and whose bytes it has dropped."""
         ours: dict[int, list[Lease]] = {}
         others: list[Lease] = []
+        dropped: list[tuple[Lease, int]] = []
         for lease in leases:
             if self._is_listed(lease, reading):
                 ours.setdefault(lease.pid, []).append(lease)
@@ -179,8 +185,28 @@ class DeviceMemory:
         for pid, held in ours.items():
             nbytes = listed.get(pid, 0)
             self._strangers_bytes -= nbytes
+            fall = sum(lease.held_bytes for lease in held) - nbytes
             self._share(nbytes, held, reading)
-        return others
+            if fall > 0:
+                dropped.append((held[0], fall))
+        return others, dropped
+
+    def _fade(self, nbytes: int, dropped: list[tuple[Lease, int]], taken_at: float) -> int:
+        """Leave with its holder what the list has dropped and the device has not; returns how much that is."""
+        before, self._fading = self._fading, {}
+        rest = nbytes
+        for lease, fall in dropped:
+            since = before[lease.number][1] if lease.number in before else taken_at
+            if (part := min(rest, fall)) and taken_at - since < PATIENT_S:
+                self._fading[lease.number] = part, since
+                lease.held_bytes += part
+                rest -= part
+        return nbytes - rest
+
+    def _anew(self, lease: Lease) -> int:
+        """What a holder may take besides what is promised it, as far as what it had is fading."""
+        fading = self._fading.get(lease.number, (0, 0.0))[0] if lease.state in ALIVE else 0
+        return max(0, lease.nbytes - lease.held_bytes + fading) - max(0, lease.nbytes - lease.held_bytes)
 
     def _share(self, nbytes: int, leases: list[Lease], reading: Reading) -> None:
         """What one process has: to each of its leases what was granted, and the first what is too much for all."""
@@ -203,14 +229,29 @@ class DeviceMemory:
         before, lease.held_bytes = lease.held_bytes, lease.measured_bytes
         return lease.held_bytes - before
 
+    def _correct(self, nbytes: int, leases: list[Lease]) -> None:
+        """So much more have those who have measured themselves now: others had too much, and foreign first."""
+        part = min(self._unlisted_bytes, nbytes)  # below 0: foreign had too little
+        self._unlisted_bytes, nbytes = self._unlisted_bytes - part, nbytes - part
+        for lease in leases:
+            if lease.state in ALIVE and 0 <= lease.measured_bytes < lease.held_bytes and nbytes > 0:
+                part = min(lease.held_bytes - lease.measured_bytes, nbytes)
+                lease.held_bytes, nbytes = lease.held_bytes - part, nbytes - part
+
     def _grow(self, nbytes: int, leases: list[Lease]) -> None:
         # What somebody took just before its death may show only now; then the loader, and one that got stuck in its
-        # load; then holders outside the node, who take their bytes when they please and never say so.
+        # load; then those who have asked for more; then holders outside the node, who take their bytes when they please
+        # and never say so.
         order = [LeaseState.DRAINING, LeaseState.GRANTED, LeaseState.LOST, LeaseState.HELD]
         if self.limits.returns_at_once:
             order.remove(LeaseState.DRAINING)
-        growing = [one for one in leases if one.state in order]
-        for lease in sorted(growing, key=lambda one: (order.index(one.state), not one.external)):
+
+        def rank(lease: Lease) -> tuple[int, bool, bool]:
+            has_just_loaded = lease.state is LeaseState.HELD and lease.settled_at is not None
+            state = LeaseState.GRANTED if has_just_loaded else lease.state
+            return order.index(state), not lease.grows, not lease.external
+
+        for lease in sorted([one for one in leases if one.state in order], key=rank):
             part = min(nbytes, lease.promised_bytes)
             lease.held_bytes += part
             lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)

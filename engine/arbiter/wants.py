@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from engine.arbiter.events import AskToLeave, Tell
 from engine.arbiter.lease import Lease, LeaseState
 from ipc.messages import Leave, Vacate
@@ -35,6 +37,7 @@ class Wants:
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._told: dict[str, Vacate] = {}
+        self._ended: set[str] = set()  # devices where a worker's lease has ended since something was wanted there
 
     def look(
         self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int, now: float
@@ -42,14 +45,18 @@ class Wants:
         """Who is to be asked now. ``leases``: those on the device; ``room``: bytes that may be granted."""
         asked = list(self._ask(wish, leases, room, now)) if wish else []
         news = self._news(device, wish, leases, room + self._promised_back(leases, now))
-        if news == self._told.get(device, Vacate(device, 0)):
+        again = device in self._ended and news.nbytes > 0
+        if news == self._told.get(device, Vacate(device, 0)) and not again:
             return [*asked]
         self._told[device] = news
-        return [*asked, Tell(news)]
+        if again:
+            self._ended.discard(device)
+        return [*asked, Tell(msgspec.structs.replace(news, again=again))]
 
-    def again(self, device: str) -> None:
-        """A lease has ended there: what is still lacking is said again."""
-        self._told.pop(device, None)
+    def again(self, lease: Lease) -> None:
+        """This lease has ended, or will not give its bytes back: what is still lacking is said again."""
+        if not lease.external:
+            self._ended.add(lease.device)
 
     def all(self) -> list[Vacate]:
         """Everything that is wanted now, for a scheduler that has heard nothing yet."""

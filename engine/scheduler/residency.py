@@ -15,8 +15,9 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
 them nobody leaves.
 
-One leaves at a time; the next goes when the arbiter says that it still lacks something. Pinned models never leave. A
-model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
+One leaves at a time: the next goes when the arbiter says that a lease has ended and it still lacks something. Until
+then figures change with every reading, and what is on its way may be in none of them. Pinned models never leave. One
+with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
 
 from __future__ import annotations
@@ -31,22 +32,13 @@ from ipc.messages import Park, Vacate
 
 FAR = math.inf  # no utterance needs it
 
-# For so long after a process has gone its memory may be neither its own nor free, and what is said to be lacking too
-# much: until the driver shows it back and the arbiter has looked.
-LAG_S = 1.5
 
-
-@dataclass
+@dataclass(frozen=True)
 class Want:
-    """What the arbiter lacks on a device.
-
-    ``answered``: somebody leaves for it already. ``not_before``: when it may be acted upon, see ``LAG_S``.
-    """
+    """What the arbiter lacks on a device: for whom, and since when."""
 
     by: str
     since: float
-    answered: bool = False
-    not_before: float = 0.0
 
 
 class Residency:
@@ -58,30 +50,24 @@ class Residency:
         self.parked_total = 0
         self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
-        self._going: dict[str, str] = {}  # parked workers that are still there -> their devices
-        self._left_at: dict[str, float] = {}  # device -> when the last of them had gone
+        self._answered: set[str] = set()  # devices where somebody leaves, or has left and the arbiter may not know
 
     def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
         """The newest word of this life of the arbiter on a device."""
         if arbiter < self._arbiter:
             return
         if arbiter > self._arbiter:
-            self.forget(self._arbiter)
+            if self._arbiter:
+                self.forget(self._arbiter)
             self._arbiter = arbiter
-        self._note_who_has_gone(now)
         before = self._wants.pop(message.device, None)
+        if message.again:
+            self._answered.discard(message.device)
         if message.nbytes:
             since = before.since if before is not None and before.by == message.by else now
-            # While somebody is going, figures change from reading to reading; when it has gone this is said again.
-            is_going = message.device in self._going.values()
-            settled = self._left_at.get(message.device, -LAG_S) + LAG_S
-            self._wants[message.device] = Want(message.by, since, answered=is_going, not_before=settled)
+            self._wants[message.device] = Want(message.by, since)
         else:
             self._stay(message.device)
-
-    def _note_who_has_gone(self, now: float) -> None:
-        for role in [role for role in self._going if self.book.workers[role].life is not Life.LOADED]:
-            self._left_at[self._going.pop(role)] = now
 
     def forget(self, arbiter: int) -> None:
         """This life of the arbiter is dead; the next one says anew what it lacks, and may have done so already."""
@@ -90,12 +76,14 @@ class Residency:
         for device in self._wants:
             self._stay(device)
         self._wants.clear()
+        self._answered.clear()
 
     def _stay(self, device: str) -> None:
         """Nobody needs room any more: who was to leave after its last batch may stay."""
         for worker in self.book.at(device):
             if worker.leaving and not worker.parked:
                 worker.leaving = False
+                self._answered.discard(device)
                 self.book.stir(worker.plan.stage)
 
     def turn(self, now: float) -> float | None:
@@ -104,7 +92,6 @@ class Residency:
             called, self.book.called = self.book.called, {}
             for stage in called:
                 self.fleet.call(stage)
-        self._note_who_has_gone(now)
         mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
         if not self._wants and not mortal:
             return None
@@ -121,11 +108,9 @@ class Residency:
             if not worker.batches:
                 self.park(worker, f"{want.by} needs its memory")
         asker = self.book.workers.get(want.by)
-        if now < want.not_before and not want.answered:
-            return want.not_before
-        if want.answered or leaving or (asker is not None and asker.plan.extra):
+        if device in self._answered or leaving or (asker is not None and asker.plan.extra):
             return None
-        present = [w for w in here if w.life is Life.LOADED and not w.ordered and w is not asker]
+        present = [w for w in here if w.life is Life.LOADED and not (w.ordered or w.leaving) and w is not asker]
         if extras := [w for w in present if w.plan.extra]:
             self._let_go(min(extras, key=lambda extra: len(extra.batches)), want)
             return None
@@ -144,7 +129,8 @@ class Residency:
 
     def _let_go(self, worker: Worker, want: Want) -> None:
         """It leaves for this, after its last batch."""
-        want.answered = worker.leaving = True
+        worker.leaving = True
+        self._answered.add(self.book.boot.books.get(worker.plan.device, worker.plan.device))
         if not worker.batches:
             self.park(worker, f"{want.by} needs its memory")
 
@@ -200,7 +186,7 @@ class Residency:
     def park(self, worker: Worker, reason: str) -> None:
         """Have an idle worker leave, and its next life wait for work."""
         worker.leaving = worker.parked = True
-        self._going[worker.plan.role] = self.book.boot.books.get(worker.plan.device, worker.plan.device)
+        self._answered.add(self.book.boot.books.get(worker.plan.device, worker.plan.device))
         worker.waiting_for = f"parked: {reason}"
         self.parked_total += 1
         self.book.note("info", f"{worker.plan.role} is parked: {reason}")

@@ -48,12 +48,23 @@ def test_it_is_taken_back_when_nobody_waits_any_more() -> None:
     assert wants.all() == []
 
 
-def test_it_is_said_again_when_a_lease_has_ended_and_it_still_holds() -> None:
+def test_it_is_said_again_when_a_workers_lease_has_ended_and_it_still_holds() -> None:
     wants = Wants(GRACE_S)
     leases = [lease("asr", 5000), lease("tts", 100)]
     look(wants, wish("nmt", 3000), leases, 1000)
-    wants.again(GPU)
-    assert look(wants, wish("nmt", 3000), leases[:1], 1000) == Vacate(GPU, 2000, f"nmt@{GPU}/0")
+    wants.again(leases[1])
+    assert look(wants, wish("nmt", 3000), leases[:1], 1000) == Vacate(GPU, 2000, f"nmt@{GPU}/0", again=True)
+    assert look(wants, wish("nmt", 3000), leases[:1], 900) == Vacate(GPU, 2100, f"nmt@{GPU}/0"), "none has ended since"
+    wants.again(external(1, 100))
+    assert look(wants, wish("nmt", 3000), leases[:1], 900) is None
+
+
+def test_that_a_lease_has_ended_is_not_forgotten_while_nothing_is_wanted() -> None:
+    wants = Wants(GRACE_S)
+    look(wants, wish("nmt", 3000), [lease("asr", 5000), lease("tts", 100)], 1000)
+    wants.again(lease("tts", 100))
+    assert look(wants, None, [lease("asr", 5000)], 1000) == Vacate(GPU, 0)
+    assert look(wants, wish("nmt", 3000), [lease("asr", 5000)], 1000) == Vacate(GPU, 2000, f"nmt@{GPU}/0", again=True)
 
 
 def test_nobody_leaves_in_vain_when_other_programs_hold_the_rest() -> None:

@@ -133,6 +133,16 @@ def test_a_skip_whose_end_has_not_come_is_said_again_after_a_resume(core: Sessio
     assert not core.unended
 
 
+def test_a_late_refusal_of_what_has_ended_is_no_answer_to_a_resume(core: SessionCore) -> None:
+    submit(core, 0)
+    answer(core, "Outcome", session="s", index=0, outcome="skipped", code="gap")
+    core.resume(1.0)
+    answer(core, "Rejected", session="s", index=0, code="too_late", text="index 0 has ended without being accepted")
+    assert (core.state, core.failure) == (State.RESUMING, None)
+    answer(core, "Rejected", session="s", index=0, code="bad_index", text="the node has no index 0")
+    assert core.state is State.CLOSED and core.failure is not None
+
+
 def test_who_was_taken_over_by_an_earlier_resume_of_its_own_takes_the_session_back(core: SessionCore) -> None:
     """Its connection broke behind that Resume, which came when the next one had been answered."""
     core.resume(1.0)

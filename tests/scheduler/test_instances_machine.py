@@ -157,17 +157,17 @@ class InstancesMachine(RuleBasedStateMachine):
         self.rooms[device] = nbytes
         self._hear("arbiter#1", Room(device, nbytes))
 
-    @rule(device=st.sampled_from(DEVICES), by=st.sampled_from(["", OUTSIDER, *REGULARS, *EXTRAS]))
-    def want(self, device: str, by: str) -> None:
-        """Somebody wants memory; what waits for it leaves none to others."""
+    @rule(device=st.sampled_from(DEVICES), by=st.sampled_from(["", OUTSIDER, *REGULARS, *EXTRAS]), again=st.booleans())
+    def want(self, device: str, by: str, again: bool) -> None:
+        """Somebody wants memory; what waits for it leaves none to others. ``again``: who has left has been counted."""
         self.rooms[device], self.wanted[device] = 0, by
         self._hear("arbiter#1", Room(device, 0))
         before = set(self.told_to_leave)
         extras = [self.world.core.book.workers[one] for one in EXTRAS if device_of(one) == device and one != by]
         ready = any(self._works(one.plan.role) for one in extras)
         was_quiet = not any(one.leaving and not one.parked for one in self.world.core.book.at(device))
-        self._hear("arbiter#1", Vacate(device, 500 if by else 0, by))
-        if by and by not in EXTRAS and ready and was_quiet:
+        self._hear("arbiter#1", Vacate(device, 500 if by else 0, by, again))
+        if by and by not in EXTRAS and ready and was_quiet and again:
             assert any(one.leaving for one in extras), "an extra worker is at ease while somebody lacks memory"
         went = {role for role in self.told_to_leave - before if device_of(role) == device}
         if by in EXTRAS:
@@ -225,7 +225,7 @@ class InstancesMachine(RuleBasedStateMachine):
 
     def answered(self, device: str) -> bool:
         """Somebody has left for it, and the arbiter has not said since that it lacks more."""
-        return self.world.core.residency._wants[device].answered
+        return device in self.world.core.residency._answered
 
     def teardown(self) -> None:
         """Everything works from now on; work ends, and so do extra workers."""
@@ -233,7 +233,7 @@ class InstancesMachine(RuleBasedStateMachine):
             return
         self.order(())
         for device in DEVICES:
-            self.want(device, "")
+            self.want(device, "", again=True)
             self.room(device, 10 * NEEDS)
         for _ in range(40):
             for _ in range(6 + self.admitted // 20):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
-from engine.scheduler.residency import LAG_S
 from engine.scheduler.workers import Life
 from ipc.messages import Denied, Gone, Here, Load, Loaded, Loading, Park, Ready, Run, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
@@ -30,8 +29,8 @@ def role(name: str) -> str:
     return f"{name}@{GPU}/0"
 
 
-def want(world: World, by: str, nbytes: int = 500) -> None:
-    world.core.handle("arbiter#1", Vacate(GPU, nbytes, role(by)), world.now)
+def want(world: World, by: str, nbytes: int = 500, *, again: bool = False) -> None:
+    world.core.handle("arbiter#1", Vacate(GPU, nbytes, role(by) if nbytes else "", again), world.now)
     world.turn()
 
 
@@ -75,8 +74,7 @@ def test_one_leaves_at_a_time_and_the_next_when_something_is_still_lacking() -> 
     found.advance(5.0)
     assert len(parked(found)) == 1, "the arbiter has not said that it lacks more"
     leave(found, parked(found)[0])
-    want(found, "c", 200)
-    found.advance(LAG_S)
+    want(found, "c", 200, again=True)
     assert sorted(parked(found)) == ["a", "b"], "and never the one that asks"
 
 
@@ -306,12 +304,45 @@ def test_while_one_is_going_nobody_else_leaves_whatever_the_figures_say_meanwhil
     found = world("a", "b", "c")
     want(found, "d", 500)
     assert len(parked(found)) == 1
-    want(found, "d", 900)  # its memory is neither its own any more nor free
-    found.advance(0.5)
-    assert len(parked(found)) == 1
+    want(found, "d", 900)
+    want(found, "d", 0)
+    want(found, "e", 300)
     leave(found, parked(found)[0])
-    want(found, "d", 400)  # its memory may still be on its way
-    found.advance(LAG_S - 0.1)
+    want(found, "e", 400)  # its memory may still be on its way
+    found.advance(5.0)
     assert len(parked(found)) == 1
-    found.advance(0.2)
+
+
+def test_that_its_memory_is_back_may_be_told_before_its_death_is() -> None:
+    found = world("a", "b", "c")
+    want(found, "d", 500)
+    (first,) = parked(found)
+    want(found, "d", 200, again=True)
     assert len(parked(found)) == 2
+    leave(found, first)
+
+
+def test_who_is_idle_for_long_leaves_and_nobody_else_for_what_lacks_meanwhile() -> None:
+    found = World(stage("a", keep_alive_s=5.0), stage("b"), stage("c"))
+    for name in "abc":
+        found.start(role(name))
+    found.advance(6.0)
+    assert parked(found) == ["a"]
+    want(found, "c")
+    assert parked(found) == ["a"]
+    want(found, "c", again=True)
+    assert parked(found) == ["a", "b"]
+
+
+def test_who_was_to_leave_and_may_stay_is_no_answer_to_what_is_wanted_next() -> None:
+    found = world("a")
+    found.admit(0)
+    want(found, "c")
+    found.advance(2 * TURN)
+    worker = found.core.book.workers[role("a")]
+    assert worker.leaving and parked(found) == [], "it leaves after its batch"
+    want(found, "c", 0)
+    found.done(found.peer(role("a")))
+    assert not worker.leaving and parked(found) == []
+    want(found, "c")
+    assert parked(found) == ["a"]
