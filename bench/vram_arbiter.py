@@ -61,6 +61,7 @@ class VirtualArbiter:
     ) -> None:
         self.devices = {device.name: device for device in devices}
         self.foreign_read = dict.fromkeys(self.devices, 0)  # other programs' bytes, in the newest reading
+        self.held_read: dict[str, dict[str, int]] = {name: {} for name in self.devices}  # ... and each process's
         self.blind: set[str] = set()  # devices whose driver does not answer
         self.lives = 1
         self.alive = True
@@ -139,7 +140,7 @@ class VirtualArbiter:
         if device not in self.blind:
             true = self.devices[device]
             reading = Reading(device, true.total_bytes, true.free_bytes, self._clock.now, self._list(true))
-            self._clock.after(0.001, self._read_arrives, reading, true.foreign_bytes)
+            self._clock.after(0.001, self._read_arrives, reading, true.foreign_bytes, dict(true.held))
 
     def _list(self, device: TrueDevice) -> dict[int, int] | None:
         """What the driver says of processes; of those that have nothing, nothing."""
@@ -150,9 +151,9 @@ class VirtualArbiter:
         found[OUTSIDER + other] = int(self._outsiders_listed * device.foreign_bytes)
         return {pid: nbytes for pid, nbytes in found.items() if nbytes}
 
-    def _read_arrives(self, reading: Reading, foreign_bytes: int) -> None:
+    def _read_arrives(self, reading: Reading, foreign_bytes: int, held: dict[str, int]) -> None:
         if self.will_hear:
-            self.foreign_read[reading.device] = foreign_bytes
+            self.foreign_read[reading.device], self.held_read[reading.device] = foreign_bytes, held
         self.hear(reading)
 
     def _die(self) -> None:

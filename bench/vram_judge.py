@@ -3,8 +3,8 @@
 * ``overcommitted``: a grant after which what living holders have and may yet take by their leases, what the dead have
   left and other programs' memory as the newest reading showed it are more than there is. ``above_ceiling``: likewise.
   A driver's sum cannot tell the growth of one from that of another who may grow too, so a book that has nothing else
-  may think that others have taken what they have not. An excess up to that is counted as ``unseen`` and not held
-  against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
+  may think that others have taken what they have not. An excess up to what it *does* think so is counted as ``unseen``
+  and not held against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have no more now than in the
   reading upon which it was granted. What outsiders have snatched is ``snatched``: no book can know of it before. And
   one beside a holder whose grant was unseen is ``unseen_oom``.
@@ -106,35 +106,47 @@ class Judge:
         if process.heard_at < 0:
             process.heard_at, process.turns_at = self._clock.now, self._turns_until_now(process.device)
 
-    def granted(self, process: Process, nbytes: int, foreign_read: int) -> None:
+    def granted(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         if process.granted_bytes:
             return  # the same answer again
         self._answered(process)
-        self._judge(process, nbytes, foreign_read)
+        self._judge(process, nbytes, arbiter)
         if not process.external:
             if self._loading[process.device]:
                 self.broken("two_loads", f"{process.peer} on {process.device}")
             self._set_loading(process, True)
 
-    def granted_more(self, process: Process, nbytes: int, foreign_read: int) -> None:
+    def granted_more(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         """Besides what it has."""
         self.counts["grown"] += 1
-        self._judge(process, nbytes, foreign_read)
+        self._judge(process, nbytes, arbiter)
 
-    def _judge(self, process: Process, nbytes: int, foreign_read: int) -> None:
+    def _judge(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         device, before = self._devices[process.device], process.granted_bytes
+        foreign_read = arbiter.foreign_read[process.device]
         process.granted_bytes, process.foreign_known = process.granted_bytes + nbytes, foreign_read
-        present = [one for one in self.present[process.device] if one.granted_bytes]
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
-        may_take = {one: before if one is process else one.granted_bytes for one in present}
-        untaken = sum(max(0, nbytes - self._held(one)) for one, nbytes in may_take.items())
-        doubt = 0 if self._exact else untaken
         usable = self._limits[process.device].usable_bytes
+        doubt = 0 if self._exact or committed <= usable else self._untaken(process, before, arbiter)
         for promise, most in (("overcommitted", device.total_bytes), ("above_ceiling", usable)):
             if committed - doubt > most:
                 self.broken(promise, f"{process.peer} on {device.name}: {committed} of {most} bytes")
         process.is_unseen = committed - doubt <= usable < committed
         self.counts["unseen"] += process.is_unseen
+
+    def _untaken(self, process: Process, before: int, arbiter: VirtualArbiter) -> int:
+        """What holders there might take at the newest reading and the book put down to them. ``before``: what
+        ``process`` might."""
+        believed: Counter[str] = Counter()
+        for memory, leases in arbiter.book.books():
+            if memory.limits.name == process.device:
+                for lease in leases:
+                    believed[lease.peer] += lease.held_bytes
+        held, untaken = arbiter.held_read[process.device], 0
+        for one in self.present[process.device]:
+            may_take = before if one is process else one.granted_bytes
+            untaken += max(0, min(may_take, believed[one.peer]) - held.get(one.peer, 0))
+        return untaken
 
     def denied(self, process: Process) -> None:
         self.counts["denied"] += 1

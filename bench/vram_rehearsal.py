@@ -7,11 +7,12 @@ the node's configuration as it stands. The figures are the driver's and the clie
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from stages.simulated import mark_samples, read_mark
 GIB = 2**30
 SAMPLE_S = 0.05
 PATIENCE_S = 120.0  # without any outcome
+REPORT_S = 2.5  # after an outsider has grown: before that a report may show grants from before
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
 
@@ -137,6 +139,8 @@ class Rehearsal:
         self.overcommitted = 0
         self._driver, self._node, self._totals = driver, node, totals
         self._foreign = [0] * len(totals)
+        self._grown_at = [-math.inf] * len(totals)  # when an outsider last took more there
+        self._granted: set[int] = set()  # numbers of leases, at the last look
         self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
         self._sent_at: dict[int, float] = {}
 
@@ -195,17 +199,23 @@ class Rehearsal:
                 with contextlib.suppress(MemoryError):
                     self._driver.set_foreign(one.gpu, max(0, wanted))
                     break
+            if wanted > self._foreign[one.gpu]:
+                self._grown_at[one.gpu] = time.monotonic()
             self._foreign[one.gpu] = max(0, wanted)
 
     def _look(self) -> None:
         self.used.append(sum(self._driver.truth(gpu) - self._driver.lagging(gpu) for gpu in range(len(self._totals))))
         self.packed.append(self._packing())
-        granted = dict.fromkeys(range(len(self._totals)), 0)
-        for row in self._node.stats().get("arbiter", {}).get("leases", ()):
-            name, _, number = row["device"].partition(":")
-            if name == "cuda" and row["state"] in ("granted", "held"):
-                granted[int(number)] += row["nbytes"]
-        self.overcommitted += sum(granted[gpu] > total for gpu, total in enumerate(self._totals))
+        self._judge(self._node.stats().get("arbiter", {}).get("leases", ()))
+
+    def _judge(self, leases: Sequence[dict[str, Any]]) -> None:
+        """Whether new grants go beyond a GPU: with all others there, and what outsiders had when they were made."""
+        before, self._granted = self._granted, {row["lease"] for row in leases}
+        for gpu, total in enumerate(self._totals):
+            alive = [row for row in leases if row["device"] == f"cuda:{gpu}" and row["state"] in ("granted", "held")]
+            if time.monotonic() - self._grown_at[gpu] > REPORT_S and any(row["lease"] not in before for row in alive):
+                committed = sum(row["nbytes"] for row in alive) + self._foreign[gpu]
+                self.overcommitted += committed > total
 
     def _packing(self) -> int:
         """Of each GPU, the models that may lie there, the largest first, as far as they fit beside the outsiders."""
@@ -272,7 +282,7 @@ def summary(
     report.add("oom_rate", ooms / max(1, ooms + allocations), "ratio", Goal(at_most=0.05, fatal=True))
     report.add("failed", len(wrong), "utterances", ZERO)
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
-    report.add("overcommitted", rehearsal.overcommitted, "samples", ZERO)
+    report.add("overcommitted", rehearsal.overcommitted, "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")

@@ -227,10 +227,10 @@ class World:
         if process is None:
             return
         if process.question is not None and process.question.id == granted.id:
-            self.judge.granted(process, granted.nbytes, self.arbiter.foreign_read[process.device])
+            self.judge.granted(process, granted.nbytes, self.arbiter)
         elif process.more is not None and process.more.id == granted.id and process.more.id not in self._grown:
             self._grown.add(granted.id)
-            self.judge.granted_more(process, granted.nbytes, self.arbiter.foreign_read[process.device])
+            self.judge.granted_more(process, granted.nbytes, self.arbiter)
 
     def told(self, peer: str, message: Any) -> None:
         process = self.processes.get(peer)

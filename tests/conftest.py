@@ -2,7 +2,8 @@
 
 A node's folder, and so what finds it, depends on XDG_RUNTIME_DIR and TMPDIR. The tests get their own before anything
 else looks: they neither see a node that runs on this machine nor leave a folder behind. Their cache is their own, too:
-what a node measures of its models decides what the next one asks for, so each test begins without.
+what a node measures of its models decides what the next one asks for, so each test begins without. And no example of
+hypothesis is late: how long one takes says something of the machine, and what else it does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("dragoman", deadline=None)
+settings.load_profile("dragoman")
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports to its makers when it is imported
 

@@ -93,6 +93,11 @@ class Lease:
         return (self.home or self.device) == device
 
     @property
+    def is_loading(self) -> bool:
+        """Whether its holder loads, or has said that it has loaded since the newest reading."""
+        return self.state is LeaseState.GRANTED or (self.state is LeaseState.HELD and self.settled_at is not None)
+
+    @property
     def external(self) -> bool:
         """Whether its holder is a program outside the node ("lease@PID/N#START")."""
         return self.peer.startswith(EXTERNAL)

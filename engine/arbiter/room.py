@@ -7,7 +7,7 @@ is *foreign* (other programs, and whatever of ours no lease covers), and keeps t
   before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
-* what a lease still has ``DOUBT_S`` after it has become a deficit goes to those who were granted more than they hold:
+* what a lease still has ``DOUBT_S`` after it has become a deficit goes to those who have long held less than granted:
   growth and a fall between two readings look like a smaller fall, and no driver keeps memory for so long;
 * what a worker measured of itself after loading replaces what was put down to it.
 
@@ -96,6 +96,7 @@ class DeviceMemory:
     def take(self, reading: Reading, leases: Collection[Lease]) -> None:
         """Enter a reading: what it lists, what was measured before it; then explain the rest."""
         leases = [lease for lease in leases if lease.state in ON_DEVICE]
+        loaders = {lease.number for lease in leases if lease.is_loading}
         shown = reading.used_bytes
         dropped: list[tuple[Lease, int]] = []
         if self._tells(reading, leases):
@@ -106,7 +107,7 @@ class DeviceMemory:
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
         if unexplained > fading:
-            self._grow(unexplained - fading, leases)
+            self._grow(unexplained - fading, leases, loaders)
         missing = self._shrink(max(0, -unexplained), leases)
         if not missing or not self.missing_bytes:
             self._missing_since = reading.taken_at
@@ -115,7 +116,7 @@ class DeviceMemory:
         self.missing_bytes = missing
         for lease in leases:
             if lease.state is LeaseState.DEFICIT and reading.taken_at - lease.since >= DOUBT_S:
-                self._explain(lease, leases)
+                self._explain(lease, [one for one in leases if reading.taken_at - one.since >= DOUBT_S])
 
     def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
         """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
@@ -128,7 +129,7 @@ class DeviceMemory:
             self._strangers_bytes += nbytes
         else:
             others = [one for one in others if one is not lease and not self._is_listed(one, self.reading)]
-            self._grow(nbytes, others)
+            self._grow(nbytes, others, {one.number for one in others if one.is_loading})
 
     def margin(self) -> int:
         return self.limits.margin(self.reading.free_bytes if self.reading else 0)
@@ -238,7 +239,7 @@ class DeviceMemory:
                 part = min(lease.held_bytes - lease.measured_bytes, nbytes)
                 lease.held_bytes, nbytes = lease.held_bytes - part, nbytes - part
 
-    def _grow(self, nbytes: int, leases: list[Lease]) -> None:
+    def _grow(self, nbytes: int, leases: list[Lease], loaders: Collection[int]) -> None:
         # What somebody took just before its death may show only now; then the loader, and one that got stuck in its
         # load; then those who have asked for more; then holders outside the node, who take their bytes when they please
         # and never say so.
@@ -247,8 +248,7 @@ class DeviceMemory:
             order.remove(LeaseState.DRAINING)
 
         def rank(lease: Lease) -> tuple[int, bool, bool]:
-            has_just_loaded = lease.state is LeaseState.HELD and lease.settled_at is not None
-            state = LeaseState.GRANTED if has_just_loaded else lease.state
+            state = LeaseState.GRANTED if lease.number in loaders else lease.state
             return order.index(state), not lease.grows, not lease.external
 
         for lease in sorted([one for one in leases if one.state in order], key=rank):

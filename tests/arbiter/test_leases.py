@@ -965,6 +965,20 @@ def test_growth_that_a_reading_from_before_the_end_of_a_load_shows_is_the_loader
     assert [row["held_bytes"] // GIB for row in bench.book.snapshot(bench.now)["leases"]] == [6, 4]
 
 
+def test_growth_that_the_first_reading_after_a_load_shows_is_the_loaders_whether_it_has_measured_or_not():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.settle("asr@cuda:0/0", granted.lease)
+    bench.later(0.1)
+    bench.read(18 * GIB)
+    (granted,) = bench.ask("nmt@cuda:0/0", 4 * GIB)
+    bench.settle("nmt@cuda:0/0", granted.lease)
+    bench.later(0.1)
+    bench.read(14 * GIB)
+    assert [row["held_bytes"] // GIB for row in bench.book.snapshot(bench.now)["leases"]] == [6, 4]
+
+
 def test_what_one_measured_that_others_were_thought_to_have_they_have_not():
     bench = two_loaded()
     ((memory, leases),) = bench.book.books()

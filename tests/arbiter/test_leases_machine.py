@@ -341,6 +341,4 @@ class LeasesMachine(RuleBasedStateMachine):
 
 
 TestLeases = LeasesMachine.TestCase
-TestLeases.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestLeases.settings = settings(max_examples=150, stateful_step_count=60, suppress_health_check=list(HealthCheck))

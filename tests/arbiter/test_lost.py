@@ -191,4 +191,4 @@ class AnyLosses(RuleBasedStateMachine):
 
 
 TestAnyLosses = AnyLosses.TestCase
-TestAnyLosses.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyLosses.settings = settings(max_examples=60, stateful_step_count=40)

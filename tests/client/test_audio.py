@@ -26,7 +26,7 @@ def samples_of(dtype: str) -> st.SearchStrategy[np.ndarray]:
     return hnp.arrays(dtype, SHAPES)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(audio.FORMATS).flatmap(samples_of), RATES)
 def test_length_and_range_for_every_format_rate_and_shape(samples: np.ndarray, rate: int) -> None:
     s16 = np.frombuffer(audio.to_wire(samples, rate, "s16le"), "<i2")
@@ -37,7 +37,7 @@ def test_length_and_range_for_every_format_rate_and_shape(samples: np.ndarray, r
     np.testing.assert_allclose(s16 / 32768, np.clip(f32, -1, 32767 / 32768), atol=0.51 / 32768)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(audio.FORMATS), RATES, SHAPES)
 def test_silence_stays_silence(dtype: str, rate: int, shape: tuple[int, ...]) -> None:
     rest = 128 if dtype == "uint8" else 0

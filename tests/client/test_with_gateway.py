@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
         assert world.gateway.books.sessions.get(world.core.id) is None, "the last acknowledgement lets it be forgotten"
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestClientAndGateway = Machine.TestCase
 
 

@@ -293,5 +293,5 @@ class Machine(RuleBasedStateMachine):
         assert snapshot["ring"]["free"] == RING and snapshot["outbox_bytes"] == 0 and snapshot["held"] == 0
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestMachine = Machine.TestCase

@@ -112,7 +112,7 @@ class Allocation(RuleBasedStateMachine):
 
 
 TestAllocation = Allocation.TestCase
-TestAllocation.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAllocation.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_slots_are_taken_one_after_the_other_before_the_ring_is_reused():

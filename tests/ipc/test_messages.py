@@ -63,7 +63,7 @@ ALL = sorted({kind for union in UNIONS.values() for kind in members(union)} | {A
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_round_trip_through_plain_msgpack(kind: type, data: st.DataObject) -> None:
     message = data.draw(examples(kind))

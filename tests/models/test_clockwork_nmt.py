@@ -91,7 +91,7 @@ def test_any_text_is_copied(folder):
     letters = st.characters(exclude_categories=["Cs"], exclude_characters=nmt.SPACE)
     words = {word for words in nmt.WORDS.values() for word in words}
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(st.text(letters, max_size=60).filter(lambda text: not any(word in text for word in words)))
     def check(text):
         assert translate(text, "en", "de") == text

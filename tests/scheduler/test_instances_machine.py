@@ -250,4 +250,4 @@ class InstancesMachine(RuleBasedStateMachine):
 
 
 TestInstancesMachine = InstancesMachine.TestCase
-TestInstancesMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestInstancesMachine.settings = settings(max_examples=150, stateful_step_count=40)

@@ -167,4 +167,4 @@ class LadderMachine(RuleBasedStateMachine):
 
 
 TestLadderMachine = LadderMachine.TestCase
-TestLadderMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLadderMachine.settings = settings(max_examples=150, stateful_step_count=40)
