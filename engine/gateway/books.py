@@ -71,6 +71,7 @@ class Books:
         self.whole = False  # all that an earlier life knew is known here
         self.totals = Totals()
         self.now = 0.0  # of the event being handled
+        self.ended_at: float | None = None  # when the last utterance did
         self.slow: set[bytes] = set()  # connections whose answers pile up unread
         self.ready: dict[str, None] = {}  # sessions that may have something to send or to finish
         self._actions: list[Action] = []
@@ -248,11 +249,19 @@ class Books:
         return min(session.window, max(1, self.capacity.n // working))
 
     def retry_after_s(self, session: Session | None = None, ahead: int = 0) -> float:
-        """When a place should be free for a session with so many before it in line (None: for anybody)."""
-        ends = self.ledger.total - self.capacity.n + 1 + ahead
+        """In how long a place should be free for a session with so many before it in line (None: for anybody)."""
+        ends = max(1.0, self.ledger.total - self.capacity.n + 1 + ahead)
+        if session is not None:
+            ends = min(self.gate.ends_for(ends, session.id, self.ledger.at_work()), self._ends_below_share(session))
+        since_s = 0.0 if self.ended_at is None else self.now - self.ended_at
+        return wait_s(ends, since_s, self.capacity.rate, self.deadlines.retry_after_s)
+
+    def _ends_below_share(self, session: Session) -> int:
+        """Ends of anybody's until so many of its own are among them that it is below its share."""
         # Sessions take turns at every stage: before its oldest goes at most one of each other session.
-        older = min(self.ledger.older(session.id), self.ledger.working - 1) if session is not None else ends
-        return wait_s(ends, older, self.capacity.rate, self.deadlines.retry_after_s)
+        working = self.ledger.working
+        own = max(0, self.ledger.unended(session.id) - self.share(session))
+        return min(self.ledger.older(session.id), working - 1) + 1 + own * working
 
     def check(self) -> None:
         """Invariants of every core, and of what they say of each other."""

@@ -5,14 +5,17 @@ come free are given in its order, and one that came later finds only what is lef
 line when it is let in, when it has not come back in time, and with its end.
 
 When it will be let in is told as the lesser of two times: until so many ends that the places before it and its own are
-free, and until the oldest of its own utterances ends, which brings it below its share. Ends come at the measured rate.
+free, and until so many of its own utterances have ended that it is below its share. Ends come at the measured rate,
+counted from the last one. One of a session that stands in line itself frees no place: being below its share then, it
+takes that again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-LONGEST_S, SHORTEST_S = 30.0, 0.02  # what is told of waiting, whatever the figures say
+LONGEST_S, SHORTEST_S = 30.0, 0.01  # what is told of waiting, whatever the figures say
 
 
 class Gate:
@@ -38,15 +41,21 @@ class Gate:
     def leave(self, session: str) -> None:
         self._line.pop(session, None)
 
+    def ends_for(self, places: float, session: str, at_work: Sequence[str]) -> float:
+        """Ends of anybody's until this session finds so many ``places`` free; ``at_work``: who has utterances here."""
+        others = [name for name in at_work if name != session]
+        content = sum(name not in self._line for name in others)
+        return places * len(others) / content if content else math.inf
+
     def __len__(self) -> int:
         return len(self._line)
 
 
-def wait_s(ends: int, older: int, rate: float, unknown_s: float) -> float:
-    """Seconds until a place is free: after ``ends`` ends, or after the session's oldest, with ``older`` before it.
+def wait_s(ends: float, since_s: float, rate: float, unknown_s: float) -> float:
+    """Seconds until so many more have ended, the last one ``since_s`` ago.
 
     ``rate``: ends per second; 0: not measured, then ``unknown_s``.
     """
     if rate <= 0 or not math.isfinite(rate):
         return unknown_s
-    return min(LONGEST_S, max(SHORTEST_S, min(max(1, ends), older + 1) / rate))
+    return min(LONGEST_S, max(SHORTEST_S, ends / rate - min(since_s, 1 / rate)))

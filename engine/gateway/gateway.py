@@ -248,6 +248,7 @@ class Gateway:
         untold = books.ledger.accept(outcome.session, outcome.index)
         self.handover.fruitful = True
         if books.ledger.end(outcome.session, outcome.index):
+            books.ended_at = now
             self.delivery.end(session, outcome, event.payload)
             if untold and session.order.next <= outcome.index:  # it waits for a lower one: it is accepted all the same
                 books.tell(session.client, Accepted(session.id, outcome.index))

@@ -416,7 +416,41 @@ def test_retry_after_follows_the_measured_rate(stand: Stand) -> None:
     stand.feed(Capacity(2, rate=0.5))
     assert stand.submit(session, 2)[0].retry_after_ms == 2000
     stand.feed(Capacity(2, rate=1000.0))
-    assert stand.submit(session, 2)[0].retry_after_ms == 20
+    assert stand.submit(session, 2)[0].retry_after_ms == 10, "no less than that"
+
+
+def test_retry_after_is_counted_from_the_last_end(stand: Stand) -> None:
+    stand.feed(Capacity(2, rate=1.0))
+    first, second = stand.open().session, stand.open(client=b"b").session
+    for session, client in ((first, b"a"), (second, b"b")):
+        stand.submit(session, 0, client=client)
+    stand.finish(first, 0)
+    stand.submit(first, 1)
+    stand.now += 0.4
+    assert stand.submit(second, 1, client=b"b")[0].retry_after_ms == 600
+
+
+def test_a_place_of_one_that_wants_it_back_is_told_to_nobody(stand: Stand) -> None:
+    """When one of the first ends, it comes below its share and takes its place again."""
+    stand.feed(Capacity(4, rate=1.0))
+    first, second = stand.open().session, stand.open(client=b"b").session
+    for index in (0, 1):
+        stand.submit(first, index)
+        stand.now += 0.001
+        stand.submit(second, index, client=b"b")
+        stand.now += 0.001
+    assert stand.submit(second, 2, client=b"b")[0].retry_after_ms == 1000, "the first may be content"
+    assert stand.submit(first, 2)[0].retry_after_ms == 1000, "its own oldest is the next to end"
+    assert stand.submit(second, 2, client=b"b")[0].retry_after_ms == 2000, "the first is not"
+
+
+def test_above_its_share_a_session_waits_for_as_many_ends_as_it_has_too_many(stand: Stand) -> None:
+    stand.feed(Capacity(4, rate=1.0))
+    first = stand.open().session
+    for index in range(4):
+        stand.submit(first, index)
+    stand.feed(Capacity(1, rate=1.0))
+    assert stand.submit(first, 4)[0].retry_after_ms == 4000
 
 
 def test_sessions_that_find_the_node_full_get_its_places_in_the_order_in_which_they_came(stand: Stand) -> None:
