@@ -422,7 +422,7 @@ class Leases:
             "free_bytes": reading.free_bytes if reading else 0,
             "grantable_bytes": max(0, memory.room(present)),
             "held_bytes": sum(lease.held_bytes for lease in present),
-            "promised_bytes": sum(lease.promised_bytes for lease in present),
+            "promised_bytes": memory.promised(present),
             "foreign_bytes": memory.foreign_bytes,
             "deficit_bytes": sum(one.held_bytes for one in present if one.state is LeaseState.DEFICIT),
             "lost_bytes": sum(max(one.nbytes, one.held_bytes) for one in present if one.state is LeaseState.LOST),

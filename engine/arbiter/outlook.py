@@ -36,7 +36,7 @@ class Outlook:
     @cached_property
     def promised(self) -> int:
         """Bytes that were granted and are not in use yet."""
-        return sum(one.promised_bytes for one in self.present)
+        return self.memory.promised(self.present)
 
     def next(self, line: Line) -> Lease | None:
         """Whose turn it is; None: nobody's."""

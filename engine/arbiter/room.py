@@ -139,9 +139,14 @@ class DeviceMemory:
         if self.reading is None:
             return 0
         present = [lease for lease in leases if lease.state in ON_DEVICE]
-        promised = sum(lease.promised_bytes + self._anew(lease) for lease in present)
+        promised = self.promised(present)
         ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
         return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
+
+    def promised(self, leases: Collection[Lease]) -> int:
+        """Bytes that holders may still take, and that are not used by the driver's figures."""
+        found = sum(lease.promised_bytes for lease in leases)
+        return found + sum(map(self._anew, leases)) if self._fading else found
 
     def age(self, now: float, since: float) -> float:
         """Seconds since the newest reading; while there is none of our own, since ``since``."""

@@ -43,8 +43,10 @@ class Wants:
         self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int, now: float
     ) -> list[AskToLeave | Tell]:
         """Who is to be asked now. ``leases``: those on the device; ``room``: bytes that may be granted."""
-        asked = list(self._ask(wish, leases, room, now)) if wish else []
-        news = self._news(device, wish, leases, room + self._promised_back(leases, now))
+        asked, news = [], Vacate(device, 0)
+        if wish is not None:
+            asked = list(self._ask(wish, leases, room, now))
+            news = self._news(device, wish, leases, room + self._promised_back(leases, now))
         again = device in self._ended and news.nbytes > 0
         if news == self._told.get(device, Vacate(device, 0)) and not again:
             return [*asked]
@@ -76,10 +78,10 @@ class Wants:
 
     def _ask(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
         lacking = wish.nbytes - room - self._promised_back(leases, now)
-        held = [one for one in leases if one.state is LeaseState.HELD]
-        programs = [one for one in held if one.preemptible and one.asked_at is None]
-        models = [one for one in held if not one.external]
-        if lacking > sum(map(_taken, programs + models)):
+        if lacking <= 0:
+            return
+        programs = [one for one in leases if one.state is LeaseState.HELD and one.preemptible and one.asked_at is None]
+        if not programs or lacking > sum(map(_taken, programs)) + sum(_taken(one) for one in leases if _is_models(one)):
             return  # it would not be enough
         for lease in reversed(programs):
             if lacking > 0:
@@ -93,12 +95,17 @@ class Wants:
         asked = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
         return sum(map(_taken, left)) + sum(_taken(one) for one in asked if not self.is_overdue(one, now))
 
-    def _news(self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int) -> Vacate:
-        lacking = wish.lacking(room) if wish else 0
-        ours = sum(_taken(one) for one in leases if one.state is LeaseState.HELD and not one.external)
-        if wish is None or not 0 < lacking <= ours:
+    @staticmethod
+    def _news(device: str, wish: Wish, leases: Sequence[Lease], room: int) -> Vacate:
+        lacking = wish.lacking(room)
+        if lacking <= 0 or lacking > sum(_taken(one) for one in leases if _is_models(one)):
             return Vacate(device, 0)
         return Vacate(device, lacking, wish.peer.partition("#")[0])
+
+
+def _is_models(lease: Lease) -> bool:
+    """Whether it is one of the node's, loaded, and so may leave."""
+    return lease.state is LeaseState.HELD and not lease.external
 
 
 def _taken(lease: Lease) -> int:
