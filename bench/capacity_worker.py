@@ -12,6 +12,7 @@ from bench.capacity_cards import GIB
 from engine.arbiter.events import FromWorker
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
+from engine.worker.runner import put_on_board
 from ipc.messages import (
     Denied,
     Done,
@@ -88,7 +89,7 @@ class VirtualWorker:
         """Of the scheduler, to this life."""
         match message:
             case Run():
-                self._runs.append(message)
+                put_on_board(self._runs, message)
                 self._next()
             case Load(raised=raised):
                 nbytes = round(self.plan.estimate_bytes * raised)

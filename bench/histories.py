@@ -32,6 +32,7 @@ PATHS = (
     "a result has no slot before a deaf reader speaks",
     "a run outlasts silence",
     "a load outlasts silence",
+    "one sent ahead is overtaken",
     "condemned",
     "a model leaves for another",
     "sent twice",

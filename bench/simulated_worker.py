@@ -9,6 +9,7 @@ from bench.simulated import ARBITER, DEADLINES, MODEL_BYTES, Stuck
 from bench.simulated_processes import Life
 from bench.simulated_wish import NAME_BYTES, Wish
 from engine.exits import PARKED
+from engine.worker.runner import put_on_board
 from ipc.messages import (
     Alive,
     Denied,
@@ -95,7 +96,8 @@ class WorkerLife(Life):
     def _command(self, message: Any) -> None:
         match message:
             case Run():
-                self.runs.append(message)
+                self.world.paths["one sent ahead is overtaken"] += message.overtakes
+                put_on_board(self.runs, message)
             case Park():
                 self.world.paths["a model leaves for another"] += 1
                 self.die(PARKED)

@@ -27,6 +27,7 @@ from engine.config import DeadlinesSection
 from engine.limits import Limits
 from engine.scheduler.book import GATEWAY, SUPERVISOR
 from engine.scheduler.scheduler import Scheduler
+from engine.worker.runner import put_on_board
 from ipc.messages import (
     Admit,
     Denied,
@@ -259,7 +260,7 @@ class VirtualNode:
             case Grow(nbytes=nbytes, wait_s=wait_s) if worker.loaded and worker.question is None:
                 self._ask(worker, nbytes, wait_s, grows=True)
             case Run():
-                worker.runs.append(message)
+                put_on_board(worker.runs, message)
                 self._run(worker)
             case Park():
                 self._leave(worker)

@@ -449,7 +449,10 @@ class RunItem(_Part, frozen=True):
 
 
 class Run(_Wire, frozen=True):
+    """``overtakes``: it goes before the one sent last, unless that has begun."""
+
     items: tuple[RunItem, ...]
+    overtakes: bool = False
 
 
 class Grow(_Wire, frozen=True):

@@ -8,6 +8,9 @@ suspect (its worker died) runs alone.
 A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
 several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
 bind the jobs to this one although another may be free before it (``docs/decisions/0019-what-is-sent-ahead.md``).
+
+Who comes while something sent ahead waits, and would be before it in the queue, overtakes it, one at a time: so neither
+a flood nor a lower priority costs anybody more than the run that has begun. Not in batches, which would be torn.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import Job, Key, State
-from engine.scheduler.queues import StageQueue
+from engine.scheduler.queues import Place, StageQueue
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
 
@@ -75,7 +78,21 @@ class Dispatch:
             else:
                 self.book.stir(plan.name)  # work and room, but no slot or no permission yet: look again next turn
                 break
+        if plan.max_batch == 1 and self.send_ahead and self._is_shared:
+            for worker in self.book.workers_of(plan.name):
+                self._let_pass(plan, queue, worker, now)
         return self._look_again(plan, now) if queue.waiting else None
+
+    def _let_pass(self, plan: StagePlan, queue: StageQueue, worker: Worker, now: float) -> None:
+        """Let whoever is first go before what was sent ahead and has not begun, if it would have been before that."""
+        unbegun = [batch for batch in worker.batches if batch.began is None]
+        if len(unbegun) != self.send_ahead or unbegun[-1].overtakes or not worker.takes_work(self.send_ahead + 1):
+            return
+        first, ahead = queue.first(now), unbegun[-1].place
+        if first is None or ahead is None or first[0] >= ahead:
+            return
+        if queue.pick(1, lambda key: key == first[1] and self._eligible(key, plan, worker, now, alone=False), now):
+            self._send(plan, worker, [self._granted.pop(first[1])], queue.place, now, overtakes=True)
 
     def _look_again(self, plan: StagePlan, now: float) -> float | None:
         """When there may be more room: a device that pauses begins again, or a run is near its end."""
@@ -146,9 +163,9 @@ class Dispatch:
         return 0 if several else self.send_ahead
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
-        keys = self._pick(plan, worker, now)
+        keys, place = self._pick(plan, worker, now)
         if keys:
-            self._send(plan, worker, [self._granted.pop(key) for key in keys], now)
+            self._send(plan, worker, [self._granted.pop(key) for key in keys], place, now)
         return bool(keys)
 
     def _fills_until(self, plan: StagePlan, now: float) -> float | None:
@@ -161,15 +178,16 @@ class Dispatch:
         closes = min(oldest + plan.max_delay_ms / 1000, min(job.deadline for job in jobs))
         return closes if closes > now else None
 
-    def _pick(self, plan: StagePlan, worker: Worker, now: float) -> list[Key]:
+    def _pick(self, plan: StagePlan, worker: Worker, now: float) -> tuple[list[Key], Place]:
         queue = self.book.queues[plan.name]
         keys = queue.pick(1, lambda key: self._eligible(key, plan, worker, now, alone=True), now)
+        place = queue.place
         if plan.max_batch <= 1 or not keys or self._job(keys[0]).suspect:
-            return keys
+            return keys, place
         if self.serial:
             self.book.in_flight.add(keys[0])
         rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
-        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now)
+        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now), place
 
     def may_run(self, key: Key) -> bool:
         """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""
@@ -220,15 +238,22 @@ class Dispatch:
         self._granted[job.key] = (job, ticket, offset, nbytes)
         return True
 
-    def _send(self, plan: StagePlan, worker: Worker, granted: list[tuple[Job, int, int, int]], now: float) -> None:
+    def _send(
+        self, plan: StagePlan, worker: Worker, granted: list[tuple[Job, int, int, int]], place: Place, now: float,
+        *, overtakes: bool = False,
+    ) -> None:  # fmt: skip
         items = tuple([self._item(worker, *grant) for grant in granted])
         limit = plan.timeout_base_s + plan.timeout_per_audio * max([job.audio_s for job, *_ in granted])
-        batch = Batch({ticket: job.key for job, ticket, *_ in granted}, now, limit, alone=granted[0][0].suspect)
+        batch = Batch(
+            {ticket: job.key for job, ticket, *_ in granted}, now, limit, alone=granted[0][0].suspect, place=place,
+            overtakes=overtakes,
+        )  # fmt: skip
         worker.send(batch)
         worker.runs += 1
         self.book.paces[plan.name].moved_at = now
-        self.book.send(worker.peer, Run(items))
+        self.book.send(worker.peer, Run(items, overtakes))
         if batch.began is not None:
+            self.book.queues[plan.name].begun(place)
             self.fleet.watch(batch.began + limit)
             for job, *_ in granted:
                 self.flow.status(job)

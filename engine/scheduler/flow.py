@@ -324,13 +324,14 @@ class Flow:
 
     def worker_died(self, worker: Worker, batches: list[Batch], reason: str, now: float) -> None:
         """Its jobs run again at once; of the batch that had begun, each is suspect."""
+        begun = 2 if batches and batches[0].overtakes else 1  # or one of two: which, nobody knows
         for position, batch in enumerate(batches):
             for ticket, key in batch.jobs.items():
                 self.book.free(self.book.slots.drop((worker.plan.role, ticket)))
                 job = self.book.job(key)
                 if job is not None and not job.ended and job.ticket == ticket:
                     job.ticket = 0
-                    self._again(job, worker, batch, position == 0, reason, now)
+                    self._again(job, worker, batch, position < begun, reason, now)
                 else:
                     self._landed(key)
         self.book.free(self.book.slots.gone(worker.peer))

@@ -3,7 +3,8 @@
 **Sessions** of one priority share a stage by the seconds of speech they bring, not by utterances, so that neither a
 flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's turn has a
 start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight; one that comes back
-after a pause begins at the level's virtual time, so that nobody saves up.
+after a pause begins at the level's virtual time, so that nobody saves up. That is the tag of what a worker has begun
+last: what was sent ahead and waits there has not had its turn yet, and who comes meanwhile may be before it.
 
 **Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up until its next utterance is taken.
 So it gets one in a while however busy its betters are, and no more than that.
@@ -19,12 +20,20 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.scheduler.jobs import Key
 
 LEVELS = ("high", "normal", "low")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
 FORGET = 1024  # most tags that are kept of sessions without work
+
+
+class Place(NamedTuple):
+    """Where an utterance stood, or stands, in the order of its queue; the least is first."""
+
+    level: int
+    tag: float
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +55,7 @@ class StageQueue:
     def __init__(self, age_s: float = 30.0) -> None:
         self.age_s = age_s
         self.waiting: dict[Key, float] = {}  # every job -> its cost
+        self.place = Place(len(LEVELS), 0.0)  # of the first that was picked last
         self._turns: dict[str, _Turn] = {}
         self._levels: list[list[tuple[float, int, _Turn]]] = [[] for _ in LEVELS]  # heaps
         self._times = [0.0 for _ in LEVELS]  # virtual
@@ -70,7 +80,10 @@ class StageQueue:
         self.waiting.pop(key, None)  # its index is dropped from the heap when it comes up
 
     def pick(self, most: int, eligible: Callable[[Key], bool], now: float) -> list[Key]:
-        """Take up to ``most`` eligible jobs, in order. A session whose lowest index is not eligible waits."""
+        """Take up to ``most`` eligible jobs, in order. A session whose lowest index is not eligible waits.
+
+        ``begun`` is to be told the ``place`` of this when a worker begins it.
+        """
         self._age(now)
         picked: list[Key] = []
         for level, entries in enumerate(self._levels):
@@ -81,8 +94,9 @@ class StageQueue:
                     continue
                 key = turn.session, turn.indices[0]
                 if eligible(key):
+                    if not picked:
+                        self.place = Place(level, tag)
                     picked.append(key)
-                    self._times[level] = max(self._times[level], tag)
                     self._take(turn, key, now)
                 elif key in self.waiting:
                     passed_over.append((tag, entry, turn))
@@ -91,6 +105,21 @@ class StageQueue:
             for passed in passed_over:
                 heapq.heappush(entries, passed)
         return picked
+
+    def begun(self, place: Place) -> None:
+        """What was picked there has begun."""
+        self._times[place.level] = max(self._times[place.level], place.tag)
+
+    def first(self, now: float) -> tuple[Place, Key] | None:
+        """Who is before all others, eligible or not."""
+        self._age(now)
+        for level, entries in enumerate(self._levels):
+            while entries:
+                tag, entry, turn = entries[0]
+                if turn.entry == entry and self._is_waiting(turn):
+                    return Place(level, tag), (turn.session, turn.indices[0])
+                heapq.heappop(entries)
+        return None
 
     def _enter(self, turn: _Turn, level: int, tag: float, now: float) -> None:
         turn.level, turn.entry = level, next(self._entries)

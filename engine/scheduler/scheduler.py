@@ -181,7 +181,10 @@ class Scheduler:
         """A batch sent ahead has begun."""
         if (limit := worker.hung_at()) is not None:
             self.fleet.watch(limit)
-        for key in worker.batches[0].jobs.values():
+        batch = worker.batches[0]
+        if batch.place is not None:
+            self.book.queues[worker.plan.stage].begun(batch.place)
+        for key in batch.jobs.values():
             if (job := self.book.job(key)) is not None:
                 self.flow.status(job)
 

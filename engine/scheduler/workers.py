@@ -4,7 +4,9 @@
                  ^________|  (denied)           any -> lost   when none will follow
 
 A worker runs its batches in the order they were sent, so the first batch on board is the one that runs, and it began
-when it was sent or when the ``Done`` of the one before it arrived, whichever was later.
+when it was sent or when the ``Done`` of the one before it arrived, whichever was later. Only a batch that *overtakes*
+goes before the one sent last, if that has not begun when it arrives; which of the two runs, their order here may then
+have wrong until one of them is done.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 
 from engine.boot import StagePlan, WorkerPlan
 from engine.scheduler.jobs import Key
+from engine.scheduler.queues import Place
 from ipc.errors import IllegalMove
 from ipc.peers import peer_name
 
@@ -51,6 +54,8 @@ class Batch:
     began: float | None = None
     size: int = 0
     alone: bool = False  # of a suspect: nothing is sent behind it
+    place: Place | None = None  # that its first job had in the queue
+    overtakes: bool = False
 
     def __post_init__(self) -> None:
         self.size = len(self.jobs)
@@ -170,7 +175,12 @@ class Worker:
         self.given_at = batch.sent
         if not self.batches:
             batch.began = batch.sent
-        self.batches.append(batch)
+        if batch.overtakes:
+            last = self.batches.pop()
+            batch.limit_s = max(batch.limit_s, last.limit_s)  # it may be that one which runs in this one's place
+            self.batches += batch, last
+        else:
+            self.batches.append(batch)
 
     def done(self, ticket: int, now: float) -> tuple[Key, Batch] | None:
         """Take a ticket off board; None if it is not there. The next batch begins when one is complete."""

@@ -22,7 +22,7 @@ from engine import failpoints, logs
 from engine.boot import Boot, VariantPlan, WorkerBoot
 from engine.exits import FAULTED, OK, PARKED
 from engine.process import BOOT_FAILED, ORPHANED, Lifeline, enter, leave, now
-from engine.worker.runner import Runner, stage_error
+from engine.worker.runner import Runner, put_on_board, stage_error
 from ipc.errors import PeerGone
 from ipc.messages import (
     Alive,
@@ -165,7 +165,7 @@ class Worker:
     def _command(self, message: Any) -> None:
         match message:
             case Run():
-                self.runs.append(message)
+                put_on_board(self.runs, message)
                 failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease(message)

@@ -8,6 +8,7 @@ which is a failure to be tried again, never a wrong result.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -140,6 +141,11 @@ class Runner:
             item.slot_offset, item.slot_nbytes, item.ticket, np.ascontiguousarray(array), sample_rate,
             failpoints.inside("worker.writing"),
         )  # fmt: skip
+
+
+def put_on_board(runs: deque[Run], run: Run) -> None:
+    """Add a run to those that have not begun: behind them, or before the last if it ``overtakes``."""
+    runs.insert(len(runs) - (run.overtakes and len(runs) > 0), run)
 
 
 def _result(item: RunItem, answer: Output | StageError, ref: Ref | None, begun: int, ended: int) -> RunResult:

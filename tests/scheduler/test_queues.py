@@ -16,9 +16,16 @@ def anybody(key: Key) -> bool:
     return True
 
 
+def take(queue: StageQueue, now: float = 0.0) -> list[Key]:
+    """The next one, which begins at once."""
+    if picked := queue.pick(1, anybody, now):
+        queue.begun(queue.place)
+    return picked
+
+
 def serve(queue: StageQueue, times: int, now: float = 0.0) -> list[str]:
     """Sessions in the order in which they are served."""
-    return [session for _ in range(times) for session, _ in queue.pick(1, anybody, now)]
+    return [session for _ in range(times) for session, _ in take(queue, now)]
 
 
 def fill(queue: StageQueue, session: str, count: int, priority: str = "normal", **fields: float) -> None:
@@ -64,7 +71,7 @@ def test_sessions_share_by_seconds_and_weight(ours: list[float], theirs: list[fl
     served: dict[str, float] = defaultdict(float)
     weights = {"s": ws, "t": wt}
     while {session for session, _ in queue} == {"s", "t"}:
-        ((session, index),) = queue.pick(1, anybody, 0.0)
+        ((session, index),) = take(queue)
         served[session] += costs[session][index]
         apart = abs(served["s"] / ws - served["t"] / wt)
         assert apart <= max(ours) / ws + max(theirs) / wt + 1e-6, weights
@@ -78,6 +85,30 @@ def test_who_comes_back_after_a_pause_has_saved_nothing_up() -> None:
     for index in range(1, 40):
         queue.push(("guest", index), "normal", 0.0)
     assert abs(Counter(serve(queue, 20))["guest"] - 10) <= 1
+
+
+def test_who_comes_before_what_was_picked_has_begun_is_before_it() -> None:
+    queue = StageQueue()
+    fill(queue, "busy", 3)
+    take(queue)
+    queue.pick(1, anybody, 0.0)
+    ahead = queue.place
+    queue.push(("guest", 0), "normal", 0.0)
+    assert queue.first(0.0) is not None and queue.first(0.0) < (ahead,)
+    queue.begun(ahead)
+    queue.push(("late", 0), "normal", 0.0)
+    assert [session for session, _ in (*take(queue), *queue.pick(1, anybody, 0.0))] == ["guest", "late"]
+    assert queue.place == ahead, "it came when that had begun"
+
+
+def test_who_is_first_is_who_is_picked_next() -> None:
+    queue = StageQueue()
+    assert queue.first(0.0) is None
+    fill(queue, "low", 1, "low")
+    fill(queue, "gone", 1, "high")
+    queue.remove(("gone", 0))
+    first = queue.first(0.0)
+    assert first is not None and queue.pick(1, anybody, 0.0) == [first[1]] == [("low", 0)] and queue.place == first[0]
 
 
 def test_a_higher_priority_goes_first() -> None:
@@ -111,7 +142,7 @@ def test_ageing_keeps_index_order_when_a_lower_one_comes_back() -> None:
     queue.push(("low", 5), "low", 0.0)
     serve(queue, 1, 11.0)
     queue.push(("low", 3), "low", 12.0)
-    found = [key for t in range(12, 40) for key in queue.pick(1, anybody, float(t)) if key[0] == "low"]
+    found = [key for t in range(12, 40) for key in take(queue, float(t)) if key[0] == "low"]
     assert found == [("low", 3)]
 
 

@@ -34,6 +34,7 @@ from ipc.messages import (
     Partial,
     Progress,
     Ready,
+    Run,
     Session,
     SessionEnded,
     Silent,
@@ -441,6 +442,73 @@ def test_what_is_sent_ahead_does_not_stand_in_the_way_of_another_session():
     assert len(world.board[worker]) == 1, "it is early"
     world.advance(0.497)
     assert [(item.session, item.index) for item in world.board[worker]] == [("s", 2), ("t", 0)], "in time"
+
+
+def busy_with_one_ahead(world: World) -> str:
+    """A flood of one session, with one of it running and one sent ahead."""
+    world.open("t")
+    for index in range(6):
+        world.admit(index)
+    worker = world.peer("a@cpu/0")
+    for _ in range(2):  # those came before any of them waited
+        world.done(worker)
+    world.advance(0.5)
+    assert [(item.session, item.index) for item in world.board[worker]] == [("s", 2), ("s", 3)]
+    return worker
+
+
+def test_who_comes_overtakes_what_of_a_flood_was_sent_ahead():
+    world = started(text_stage("a"))
+    worker = busy_with_one_ahead(world)
+    for index in (0, 1):
+        world.admit(index, "t")
+    assert [item.session for item in world.board[worker]] == ["s", "t", "s"], "one at a time"
+    assert [run.overtakes for run in world.messages(Run, worker)][-1]
+    order = [world.done(worker).session for _ in range(6)]
+    assert order == ["s", "t", "s", "t", "s", "s"] and set(world.ended().values()) == {"ok"}
+
+
+def test_nobody_overtakes_who_would_be_before_it_anyhow():
+    world = started(text_stage("a"))
+    world.open("t"), world.open("u")
+    for session in ("s", "t", "u"):
+        world.admit(0, session)
+    worker = world.peer("a@cpu/0")
+    world.advance(0.5)
+    assert [item.session for item in world.board[worker]] == ["s", "t"]
+
+
+def test_a_higher_priority_overtakes_what_was_sent_ahead():
+    world = started(text_stage("a"))
+    world.open("vip", priority="high")
+    worker = busy_with_one_ahead(world)
+    world.admit(0, "vip")
+    assert [item.session for item in world.board[worker]] == ["s", "vip", "s"]
+
+
+def test_a_batch_of_several_is_not_overtaken():
+    world = started(text_stage("a", max_batch=2))
+    world.open("t")
+    for index in range(6):
+        world.admit(index)
+    world.admit(0, "t")
+    worker = world.peer("a@cpu/0")
+    world.advance(0.5)
+    assert not any(run.overtakes for run in world.messages(Run, worker))
+
+
+def test_when_a_worker_dies_after_an_overtaking_either_of_the_two_may_have_killed_it():
+    """Which of them it had begun nobody knows: the message that one overtakes the other may have come too late."""
+    world = started(text_stage("a"))
+    worker = busy_with_one_ahead(world)
+    world.admit(0, "t")
+    world.done(worker)
+    world.kill("a@cpu/0")
+    suspects = {key for line in world.core.book.lines.values() for key, job in line.jobs.items() if job.suspect}
+    assert suspects == {0, 3}
+    world.start("a@cpu/0")
+    world.run_everything()
+    assert set(world.ended().values()) == {"ok"}
 
 
 def test_with_one_session_the_next_batch_is_sent_at_once():

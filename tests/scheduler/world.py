@@ -218,7 +218,9 @@ class World:
         elif isinstance(message, Free):
             self.freed.update(message.jobs)
         elif isinstance(message, Run):
-            self.board[action.peer].extend(message.items)
+            board = self.board[action.peer]
+            at = len(board) - 1 if message.overtakes else len(board)  # on these boards the first one runs
+            board[at:at] = message.items
 
     # ---------------------------------------------------------------- what tests ask
 

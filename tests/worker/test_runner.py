@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import pytest
 
 from engine.boot import Boot, RingGrant
 from engine.config import DeadlinesSection
-from engine.worker.runner import Runner, stage_error
+from engine.worker.runner import Runner, put_on_board, stage_error
 from ipc import memory
 from ipc.messages import Run, RunItem
 from ipc.ring import Ring, generation, segment_bytes
@@ -172,3 +174,14 @@ def test_a_usual_failure_is_not_sticky(rings):
     runner.stage.script = [RuntimeError("CUDA failed with error out of memory")]
     runner.run(Run((item(1, text="x"),)))
     assert not runner.fault
+
+
+def test_a_run_that_overtakes_goes_before_the_last_that_has_not_begun() -> None:
+    def run(name: int, *, overtakes: bool = False) -> Run:
+        return Run((item(name, text="x"),), overtakes)
+
+    runs: deque[Run] = deque()
+    put_on_board(runs, run(1, overtakes=True))  # what it was to overtake has begun
+    put_on_board(runs, run(2))
+    put_on_board(runs, run(3, overtakes=True))
+    assert [one.items[0].ticket for one in runs] == [1, 3, 2]
