@@ -15,8 +15,9 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
 them nobody leaves.
 
-One leaves at a time; the next goes when the arbiter says that it still lacks something. Pinned models never leave. A
-model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
+One leaves at a time, for whatever reason; the next goes when the arbiter says that it still lacks something. Who starts
+anew (``Fleet.renew``, an operator's restart) comes back at once, and makes no room for anybody. Pinned models never
+leave. A model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.workers import Life, Worker
-from ipc.messages import Park, Vacate
+from ipc.messages import Vacate
 
 FAR = math.inf  # no utterance needs it
 
@@ -94,7 +95,7 @@ class Residency:
     def _stay(self, device: str) -> None:
         """Nobody needs room any more: who was to leave after its last batch may stay."""
         for worker in self.book.at(device):
-            if worker.leaving and not worker.parked:
+            if worker.leaving and not worker.dismissed:
                 worker.leaving = False
                 self.book.stir(worker.plan.stage)
 
@@ -116,7 +117,7 @@ class Residency:
 
     def _make_room(self, device: str, want: Want, now: float) -> float | None:
         here = self.book.at(device)
-        leaving = [worker for worker in here if worker.leaving and not worker.parked]
+        leaving = [worker for worker in here if worker.leaving and not worker.dismissed]
         for worker in leaving:
             if not worker.batches:
                 self.park(worker, f"{want.by} needs its memory")
@@ -125,7 +126,7 @@ class Residency:
             return want.not_before
         if want.answered or leaving or (asker is not None and asker.plan.extra):
             return None
-        present = [w for w in here if w.life is Life.LOADED and not w.ordered and w is not asker]
+        present = [w for w in here if w.life is Life.LOADED and not (w.ordered or w.dismissed or w is asker)]
         if extras := [w for w in present if w.plan.extra]:
             self._let_go(min(extras, key=lambda extra: len(extra.batches)), want)
             return None
@@ -198,10 +199,13 @@ class Residency:
     # ---------------------------------------------------------------- and how
 
     def park(self, worker: Worker, reason: str) -> None:
-        """Have an idle worker leave, and its next life wait for work."""
+        """Have an idle worker leave, and its next life wait for work. Who lacks memory waits for what that gives."""
         worker.leaving = worker.parked = True
-        self._going[worker.plan.role] = self.book.boot.books.get(worker.plan.device, worker.plan.device)
+        device = self.book.boot.books.get(worker.plan.device, worker.plan.device)
+        self._going[worker.plan.role] = device
+        if (want := self._wants.get(device)) is not None:
+            want.answered = True
         worker.waiting_for = f"parked: {reason}"
         self.parked_total += 1
         self.book.note("info", f"{worker.plan.role} is parked: {reason}")
-        self.book.send(worker.peer, Park())
+        self.fleet.dismiss(worker)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engine.scheduler.book import SUPERVISOR
+from engine.scheduler.residency import LAG_S
 from engine.scheduler.workers import Life
 from ipc.messages import Denied, Gone, Grow, Here, Load, Loaded, Loading, Orders, Park, Room, Serve, Vacate
 from tests.scheduler.test_instances import GPU, NEEDS, OTHER, SMALLER, plans
@@ -47,6 +48,7 @@ class InstancesMachine(RuleBasedStateMachine):
         self.asked: dict[str, Load] = {}  # role -> the load that it has not answered
         self.told_to_leave: set[str] = set()
         self.called_at: dict[str, float] = {}
+        self.left_at = dict.fromkeys(DEVICES, -LAG_S)  # when the last one that was told to leave had gone
         self.admitted = 0
         for role in (*REGULARS, *EXTRAS):
             self._come(role)
@@ -128,6 +130,8 @@ class InstancesMachine(RuleBasedStateMachine):
 
     def _end(self, role: str, *, parked: bool) -> None:
         self.world.board[self.world.peer(role)] = []
+        if role in self.told_to_leave:
+            self.left_at[device_of(role)] = self.world.now
         if self.world.core.book.workers[role].life in (Life.LOADING, Life.LOADED):
             self._rests(role)
         self._hear(SUPERVISOR, Gone(role, self.world.lives[role], "over", parked=parked))
@@ -165,7 +169,7 @@ class InstancesMachine(RuleBasedStateMachine):
         before = set(self.told_to_leave)
         extras = [self.world.core.book.workers[one] for one in EXTRAS if device_of(one) == device and one != by]
         ready = any(self._works(one.plan.role) for one in extras)
-        was_quiet = not any(one.leaving and not one.parked for one in self.world.core.book.at(device))
+        was_quiet = not self._is_on_its_way(device)
         self._hear("arbiter#1", Vacate(device, 500 if by else 0, by))
         if by and by not in EXTRAS and ready and was_quiet:
             assert any(one.leaving for one in extras), "an extra worker is at ease while somebody lacks memory"
@@ -175,6 +179,11 @@ class InstancesMachine(RuleBasedStateMachine):
         elif went & set(REGULARS):
             staying = [one for one in EXTRAS if self._works(one) and device_of(one) == device and one != by]
             assert not staying, "an extra worker stays while another has to leave"
+
+    def _is_on_its_way(self, device: str) -> bool:
+        """Somebody leaves, or its memory may be on its way yet."""
+        leaving = {one.plan.role for one in self.world.core.book.at(device) if one.leaving} | self.told_to_leave
+        return device in map(device_of, leaving) or self.world.now < self.left_at[device] + LAG_S
 
     def _works(self, role: str) -> bool:
         worker = self.world.core.book.workers[role]
@@ -219,9 +228,7 @@ class InstancesMachine(RuleBasedStateMachine):
             here = [one for one in EXTRAS if device_of(one) == device and one != by]
             if not by or by in EXTRAS or not any(map(self._works, here)):
                 continue
-            others = [w for w in self.world.core.book.at(device) if w.leaving and not w.parked]
-            gone = self.told_to_leave & {one for one in (*REGULARS, *EXTRAS) if device_of(one) == device}
-            assert others or gone or self.answered(device), f"{by} waits, and nobody leaves for it"
+            assert self._is_on_its_way(device) or self.answered(device), f"{by} waits, and nobody leaves for it"
 
     def answered(self, device: str) -> bool:
         """Somebody has left for it, and the arbiter has not said since that it lacks more."""
