@@ -53,8 +53,8 @@ class Orders:
         self.book.fleet_changed = True
 
     def preload(self, stage: str) -> None:
-        """A stage's models are wanted, in use or not."""
-        for worker in self.book.workers_of(stage):
+        """A stage's models are wanted, in use or not. Its extra workers go on coming and going with the work."""
+        for worker in self.book.regulars_of(stage):
             worker.idle_since = None
             self.fleet.begin(worker)
 

@@ -477,6 +477,14 @@ def test_orders_about_a_stage_bring_none() -> None:
     assert found.life(REGULAR) is Life.LOADED and not found.loads(EXTRA)
 
 
+def test_a_stage_s_models_are_wanted_and_its_extra_workers_leave_when_they_have_nothing_to_do() -> None:
+    found = helped()
+    found.advance(REST - 1)
+    found.order(Preload("b"))
+    found.advance(1.1)
+    assert found.parks(EXTRA) == 1 and not found.parks(REGULAR)
+
+
 def test_a_drained_device_is_left_and_not_come_back_to_by_itself() -> None:
     found = helped()
     found.order(Orders(drained=(GPU,)))
