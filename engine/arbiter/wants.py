@@ -35,6 +35,7 @@ class Wants:
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._told: dict[str, Vacate] = {}
+        self._again: set[str] = set()  # devices of which it is to be said again
 
     def look(
         self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int, now: float
@@ -42,14 +43,16 @@ class Wants:
         """Who is to be asked now. ``leases``: those on the device; ``room``: bytes that may be granted."""
         asked = list(self._ask(wish, leases, room, now)) if wish else []
         news = self._news(device, wish, leases, room + self._promised_back(leases, now))
-        if news == self._told.get(device, Vacate(device, 0)):
+        repeated = bool(news.nbytes) and device in self._again
+        self._again.discard(device)
+        if news == self._told.get(device, Vacate(device, 0)) and not repeated:
             return [*asked]
         self._told[device] = news
         return [*asked, Tell(news)]
 
     def again(self, device: str) -> None:
-        """A lease has ended there: what is still lacking is said again."""
-        self._told.pop(device, None)
+        """A lease there has ended, or will not: what is still lacking is said again."""
+        self._again.add(device)
 
     def all(self) -> list[Vacate]:
         """Everything that is wanted now, for a scheduler that has heard nothing yet."""

@@ -15,9 +15,9 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
 them nobody leaves.
 
-One leaves at a time, for whatever reason; the next goes when the arbiter says that it still lacks something. Who starts
-anew (``Fleet.renew``, an operator's restart) comes back at once, and makes no room for anybody. Pinned models never
-leave. A model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
+One leaves at a time, for whatever reason; the next goes when something is still lacking after that. Who starts anew
+(``Fleet.renew``, an operator's restart) comes back at once, and makes no room for anybody. Pinned models never leave.
+A model with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ class Residency:
 
     def _note_who_has_gone(self, now: float) -> None:
         for role in [role for role in self._going if self.book.workers[role].life is not Life.LOADED]:
-            self._left_at[self._going.pop(role)] = now
+            device = self._going.pop(role)
+            self._left_at[device] = now
+            if (
+                want := self._wants.get(device)
+            ) is not None:  # the arbiter may have heard, and said the rest, before us
+                want.answered, want.not_before = False, now + LAG_S
 
     def forget(self, arbiter: int) -> None:
         """This life of the arbiter is dead; the next one says anew what it lacks, and may have done so already."""

@@ -54,6 +54,22 @@ def test_it_is_said_again_when_a_lease_has_ended_and_it_still_holds() -> None:
     look(wants, wish("nmt", 3000), leases, 1000)
     wants.again(GPU)
     assert look(wants, wish("nmt", 3000), leases[:1], 1000) == Vacate(GPU, 2000, f"nmt@{GPU}/0")
+    assert look(wants, wish("nmt", 3000), leases[:1], 1000) is None, "and once"
+
+
+def test_when_the_lease_that_ended_was_enough_it_is_taken_back() -> None:
+    wants = Wants(GRACE_S)
+    look(wants, wish("nmt", 3000), [lease("asr", 5000)], 1000)
+    wants.again(GPU)
+    assert look(wants, None, [], 3000) == Vacate(GPU, 0, "")
+    wants.again(GPU)
+    assert look(wants, None, [], 6000) is None, "nothing is lacking, and that is known"
+
+
+def test_a_model_that_has_more_than_it_was_granted_gives_all_of_it_back() -> None:
+    grown = lease("asr", 1000)
+    grown.held_bytes = 2500
+    assert look(Wants(GRACE_S), wish("nmt", 2500), [grown], 0) == Vacate(GPU, 2500, f"nmt@{GPU}/0")
 
 
 def test_nobody_leaves_in_vain_when_other_programs_hold_the_rest() -> None:

@@ -353,6 +353,17 @@ def test_when_more_is_lacking_whoever_is_to_leave_is_still_the_only_one_and_is_c
     assert parked(found) == ["a"] and found.core.snapshot(found.now)["parked"] == 1
 
 
+def test_what_is_still_lacking_may_be_said_before_it_is_known_that_the_one_who_left_has_gone() -> None:
+    found = world("a", "b")
+    want(found, "c")
+    want(found, "c", 200)  # the arbiter knows already, and says no more
+    leave(found, parked(found)[0])
+    found.advance(LAG_S - 0.1)
+    assert len(parked(found)) == 1
+    found.advance(0.2)
+    assert sorted(parked(found)) == ["a", "b"]
+
+
 def test_whoever_has_nothing_to_do_goes_before_one_that_works_in_vain() -> None:
     found = world("a", "b")
     found.admit(0)
