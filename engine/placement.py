@@ -369,8 +369,10 @@ def _round_s(room: Room, places: Sequence[Place]) -> float:
         number = step % len(places)
         if number in present:
             continue
-        while present and not _hold(room, [places[n] for n in (*present, number)]):
-            guests = [n for n in present if not places[n].pinned] or present
+        while not _hold(room, [places[n] for n in (*present, number)]):
+            guests = [n for n in present if not places[n].pinned]
+            if not guests:  # it waits for other programs
+                break
             present.remove(max(guests, key=lambda n: (n - number) % len(places)))
         present.append(number)
         if step >= 2 * len(places):  # the first rounds fill an empty device

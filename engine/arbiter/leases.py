@@ -214,9 +214,7 @@ class Leases:
         return told
 
     def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
-        """Tell the scheduler what is lacking, on figures that are true."""
-        if not self._devices[device].current(self._present[device]):
-            return []
+        """Tell the scheduler what is lacking; nothing while the device is closed to all."""
         first = None if outlook.closed else self._lines[device].head
         wish = Wish(first.peer, first.nbytes, outlook.lacks_place(first)) if first else None
         return [*self.wants.look(device, wish, self._present[device], outlook.room, now)]

@@ -103,19 +103,28 @@ class Fleet:
 
     def renew(self, worker: Worker, reason: str) -> None:
         """Let its process end and the next one load at once: what the old one holds goes with it."""
+        if worker.dismissed:  # by an operator, while it loaded
+            return
         worker.leaving = True
         self.book.note("info", f"{worker.plan.role} starts anew: {reason}")
+        self.dismiss(worker)
+
+    def dismiss(self, worker: Worker) -> None:
+        """Have its process end, which has nothing on board. Once a life."""
+        worker.dismissed = True
         self.book.send(worker.peer, Park())
 
     def _load(self, worker: Worker, *, modest: bool = False) -> None:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
-            return
+            return None
         if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
             why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
             worker.waiting_for, worker.load_again_at = why, until
             return self.watch(until)
         worker.parked, worker.refused, worker.modest = False, False, modest
+        if worker.dismissed:  # its next life will
+            return None
         worker.move(Life.LOADING)
         worker.loading_since = worker.load_again_at = worker.room_since = None
         # Its own old memory may still be on its way back: so long it waits at any rate. An extra one waits for nothing.

@@ -88,7 +88,7 @@ class Extras:
 
     def _look_after(self, extra: Worker, now: float) -> float | None:
         """Let it go if it is time; returns when it will be."""
-        if extra.life is not Life.LOADED or extra.parked or extra.ordered or extra.condemned:
+        if extra.life is not Life.LOADED or extra.dismissed or extra.ordered or extra.condemned:
             return None
         if not extra.leaving and (reason := self._why_leave(extra)):
             extra.leaving, self._farewells[extra.plan.role] = True, reason

@@ -19,7 +19,7 @@ from __future__ import annotations
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.workers import Life, Worker
-from ipc.messages import Park, Room
+from ipc.messages import Room
 
 
 class Ladder:
@@ -74,7 +74,7 @@ class Ladder:
     def _dismiss(self, workers: list[Worker]) -> None:
         """Those on standby end their work when one that they stand in for has its model."""
         for number, worker in enumerate(workers):
-            if not (worker.plan.standby and worker.life is Life.LOADED) or worker.parked:
+            if not (worker.plan.standby and worker.life is Life.LOADED) or worker.dismissed:
                 continue
             if any(w.life is Life.LOADED and not w.leaving and not w.condemned for w in workers[:number]):
                 worker.leaving = True
@@ -82,14 +82,14 @@ class Ladder:
                     worker.parked = True
                     worker.waiting_for = "parked: the worker that it stood in for has its model again"
                     self.book.note("info", f"{worker.plan.role} is {worker.waiting_for}")
-                    self.book.send(worker.peer, Park())
+                    self.fleet.dismiss(worker)
 
     def _look(self, worker: Worker, workers: list[Worker], now: float) -> float | None:
         """Promote this worker if it is time; returns when it will be."""
         target = self._target(worker, workers)
         if target is None:
             worker.room_since = None
-            return None
+            return self.book.shortages.held_until(worker.plan.device)
         if worker.room_since is None:
             worker.room_since = now
         due = worker.room_since + self.book.deadlines.promote_s

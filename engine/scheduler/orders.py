@@ -20,7 +20,6 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.residency import Residency
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import Orders as Standing
-from ipc.messages import Park
 
 
 class Orders:
@@ -54,8 +53,8 @@ class Orders:
         self.book.fleet_changed = True
 
     def preload(self, stage: str) -> None:
-        """A stage's models are wanted, in use or not."""
-        for worker in self.book.workers_of(stage):
+        """A stage's models are wanted, in use or not. Its extra workers go on coming and going with the work."""
+        for worker in self.book.regulars_of(stage):
             worker.idle_since = None
             self.fleet.begin(worker)
 
@@ -80,12 +79,11 @@ class Orders:
         return f"{worker.plan.device} is drained" if has_model and self.book.is_drained(worker) else ""
 
     def _dismiss(self, worker: Worker) -> None:
-        worker.dismissed = True
         if worker.ordered.startswith("unloaded"):
             return self.residency.park(worker, worker.ordered)
         worker.waiting_for = worker.ordered
         self.book.note("info", f"{worker.plan.role} leaves: {worker.ordered}")
-        return self.book.send(worker.peer, Park())
+        return self.fleet.dismiss(worker)
 
     def _tune(self, knobs: Mapping[str, Any]) -> None:
         """Give every knob its value, and all others the usual one."""

@@ -15,9 +15,10 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
 them nobody leaves.
 
-One leaves at a time: the next goes when the arbiter says that a lease has ended and it still lacks something. Until
-then figures change with every reading, and what is on its way may be in none of them. Pinned models never leave. One
-with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
+One leaves at a time, for whatever reason: the next goes when the arbiter says that a lease has ended and it still lacks
+something. Until then figures change with every reading, and what is on its way may be in none of them. Who starts anew
+(``Fleet.renew``, an operator's restart) comes back at once, and makes no room for anybody. Pinned models never leave.
+One with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.workers import Life, Worker
-from ipc.messages import Park, Vacate
+from ipc.messages import Vacate
 
 FAR = math.inf  # no utterance needs it
 
@@ -81,7 +82,7 @@ class Residency:
     def _stay(self, device: str) -> None:
         """Nobody needs room any more: who was to leave after its last batch may stay."""
         for worker in self.book.at(device):
-            if worker.leaving and not worker.parked:
+            if worker.leaving and not worker.dismissed:
                 worker.leaving = False
                 self._answered.discard(device)
                 self.book.stir(worker.plan.stage)
@@ -103,14 +104,17 @@ class Residency:
 
     def _make_room(self, device: str, want: Want, now: float) -> float | None:
         here = self.book.at(device)
-        leaving = [worker for worker in here if worker.leaving and not worker.parked]
+        leaving = [worker for worker in here if worker.leaving and not worker.dismissed]
         for worker in leaving:
             if not worker.batches:
                 self.park(worker, f"{want.by} needs its memory")
         asker = self.book.workers.get(want.by)
         if device in self._answered or leaving or (asker is not None and asker.plan.extra):
             return None
-        present = [w for w in here if w.life is Life.LOADED and not (w.ordered or w.leaving) and w is not asker]
+        present = [
+            w for w in here
+            if w.life is Life.LOADED and not (w.ordered or w.leaving or w.dismissed or w is asker)
+        ]  # fmt: skip
         if extras := [w for w in present if w.plan.extra]:
             self._let_go(min(extras, key=lambda extra: len(extra.batches)), want)
             return None
@@ -184,10 +188,10 @@ class Residency:
     # ---------------------------------------------------------------- and how
 
     def park(self, worker: Worker, reason: str) -> None:
-        """Have an idle worker leave, and its next life wait for work."""
+        """Have an idle worker leave, and its next life wait for work. Who lacks memory waits for what that gives."""
         worker.leaving = worker.parked = True
         self._answered.add(self.book.boot.books.get(worker.plan.device, worker.plan.device))
         worker.waiting_for = f"parked: {reason}"
         self.parked_total += 1
         self.book.note("info", f"{worker.plan.role} is parked: {reason}")
-        self.book.send(worker.peer, Park())
+        self.fleet.dismiss(worker)

@@ -84,7 +84,7 @@ class Worker:
     load_ms: float = 0.0
     spoke_at: float = 0.0  # when its last message came
     fruitless: int = 0  # lives in a row that ended no utterance well
-    leaving: bool = False  # gets no more batches; parked when it has none
+    leaving: bool = False  # gets no more batches; ends when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
     refused: bool = False  # its last load failed: it loads again when ``load_again_at`` says so, or never
     load_ooms: int = 0  # loads in a row that ran out of memory
@@ -93,7 +93,7 @@ class Worker:
     fits: int = 0  # the largest batch, after one ran out of memory; 0: as configured
     fits_since: float = 0.0
     ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
-    dismissed: bool = False  # ... and has been told
+    dismissed: bool = False  # it has been told to end, for whatever reason
     loaded_at: float = 0.0
     idle_since: float | None = None
     variant: int = 0  # of its model, which it has or is to load

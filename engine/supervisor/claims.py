@@ -49,9 +49,9 @@ class Claims:
         while uuid not in self._fds:
             try:
                 fd = self._open(self._path(uuid))
-            except PermissionError:  # another user has made it in this moment, or does not let us
-                return "a node of another user"
             except OSError as error:
+                if isinstance(error, PermissionError) and os.path.lexists(self._path(uuid)):
+                    return "a node of another user"  # it has made it in this moment, or does not let us
                 raise _unusable(self._base, error) from error
             try:
                 fcntl.flock(fd, self._kind | fcntl.LOCK_NB)
@@ -123,4 +123,5 @@ def _holder(fd: int) -> str:
 
 
 def _unusable(base: Path, error: OSError) -> DragomanError:
-    return DragomanError(f"cannot keep the locks of GPUs in {base} ({error.strerror})", "set TMPDIR")
+    mend = "let this user write there, or set TMPDIR, to the same folder for all nodes of this machine"
+    return DragomanError(f"cannot keep the locks of GPUs in {base} ({error.strerror})", mend)

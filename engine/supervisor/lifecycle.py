@@ -113,7 +113,7 @@ class Lifecycle:
         shared: Collection[str] = (),
     ) -> None:
         self.roster = roster
-        self.orders = orders or Orders({}, {}, ())
+        self.orders = orders or Orders((), {}, ())
         self.phase = Phase.STARTING
         self.mode = self.mode_reason = ""
         self.endpoints: tuple[str, ...] = ()

@@ -189,8 +189,8 @@ class Supervisor:
         deadlines = self.config.deadlines
         roster = Roster(self.plan.roles, deadlines, self.config.node.restart_budget)
         pinned = {name: section.pinned for name, section in self.config.stages.items()}
-        homes = {role: (body.stage, body.device) for role, body in self.plan.workers.items()}
-        orders = Orders(homes, pinned, self._devices)
+        workers = [worker for stage in self.plan.scheduler.stages for worker in stage.workers]
+        orders = Orders(workers, pinned, self._devices)
         self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders, self._shared)
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):

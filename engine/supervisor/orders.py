@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from engine.boot import WorkerPlan
 from engine.supervisor.roster import LIVING, Record, Roster, State
 from ipc.errors import DragomanError
 from ipc.messages import Errand
@@ -21,15 +22,13 @@ HAVING = ("waiting", "loading", "loaded")  # phases of a worker that has its mod
 
 
 class Orders:
-    """See the module's docstring. ``stages``: role of each worker -> (stage, device).
+    """See the module's docstring.
 
     Each verb changes what holds and returns what an operator is told; DragomanError when there is nothing to change.
     """
 
-    def __init__(
-        self, workers: Mapping[str, tuple[str, str]], pinned: Mapping[str, bool], devices: Iterable[str]
-    ) -> None:
-        self._workers = workers
+    def __init__(self, workers: Iterable[WorkerPlan], pinned: Mapping[str, bool], devices: Iterable[str]) -> None:
+        self._workers = {worker.role: worker for worker in workers}
         self._devices = tuple(devices)
         self._pinned = dict(pinned)  # stage -> as configured
         self.drained: set[str] = set()
@@ -83,18 +82,22 @@ class Orders:
         return roles
 
     def load(self, stage: str, roster: Roster) -> list[str]:
-        """Workers of a stage that are to have their model, in use or not."""
-        roles = self._of_stage(stage)
-        if drained := sorted({self._workers[role][1] for role in roles} & self.drained):
-            if all(self._workers[role][1] in self.drained for role in roles):
-                raise DragomanError(f"{drained[0]} is drained", f"run_node.py ctl resume {drained[0]}")
-            roles = [role for role in roles if self._workers[role][1] not in self.drained]
-        if all(roster[role].state is State.SPENT for role in roles):
+        """Workers of a stage that are to have their model, in use or not; whatever was to be unloaded is so no more.
+
+        Extra ones come and go with the work, and who is on standby loads where no other may.
+        """
+        all_ = self._of_stage(stage)
+        roles = [role for role in all_ if self._workers[role].device not in self.drained]
+        if not roles:
+            device = self._workers[all_[0]].device
+            raise DragomanError(f"{device} is drained", f"run_node.py ctl resume {device}")
+        regular = [role for role in roles if not self._workers[role].extra and roster[role].state is not State.SPENT]
+        if not regular:
             raise DragomanError(f"stage {stage} has no worker left", f"run_node.py ctl restart {stage}")
         for role in roles:
             if role in self.errands and not self.errands[role].back:
                 del self.errands[role]
-        return roles
+        return [role for role in regular if not self._workers[role].standby] or regular[:1]
 
     def drain(self, device: str) -> list[str]:
         """Workers of a device where nothing new begins."""
@@ -113,8 +116,8 @@ class Orders:
         return self._on(device)
 
     def pin(self, stage: str, pinned: bool) -> list[str]:
-        """Workers of a stage whose model may, or may not, leave for another."""
-        roles = self._of_stage(stage)
+        """Workers of a stage whose model may, or may not, leave for another; extra ones always may."""
+        roles = [role for role in self._of_stage(stage) if not self._workers[role].extra]
         knob = f"stages.{stage}.pinned"
         if self.knobs.get(knob, self._pinned.get(stage, False)) == pinned:
             raise DragomanError(f"stage {stage} is pinned already" if pinned else f"stage {stage} is not pinned")
@@ -147,8 +150,8 @@ class Orders:
     def pending(self, roster: Roster) -> list[str]:
         """Workers that have not yet done what they were ordered to, for who waits for that."""
         waited = {r for r, one in self.errands.items() if one.back or roster[r].incarnation <= one.incarnation}
-        for role, (_, device) in self._workers.items():
-            if device in self.drained and roster[role].state in LIVING and _has_model(roster[role]):
+        for role, worker in self._workers.items():
+            if worker.device in self.drained and roster[role].state in LIVING and _has_model(roster[role]):
                 waited.add(role)
         return sorted(waited)
 
@@ -172,9 +175,9 @@ class Orders:
     # ------------------------------------------------------------ names
 
     def _of_stage(self, stage: str, what: str = "stage") -> list[str]:
-        roles = [role for role, (name, _) in self._workers.items() if name == stage]
+        roles = [role for role, worker in self._workers.items() if worker.stage == stage]
         if not roles:
-            known = list(dict.fromkeys(name for name, _ in self._workers.values()))
+            known = list(dict.fromkeys(worker.stage for worker in self._workers.values()))
             known += list(self._workers) if what != "stage" else []
             raise DragomanError(f"there is no {what} {stage!r} with a process; there are {', '.join(known) or 'none'}")
         return roles
@@ -184,7 +187,7 @@ class Orders:
             raise DragomanError(f"this node has no device {device!r}; it has {', '.join(self._devices)}")
 
     def _on(self, device: str) -> list[str]:
-        return [role for role, (_, home) in self._workers.items() if home == device]
+        return [role for role, worker in self._workers.items() if worker.device == device]
 
 
 def _has_model(record: Record) -> bool:

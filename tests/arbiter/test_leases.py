@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.arbiter import kept, words
-from engine.arbiter.events import FromWorker, Sample, Send, Tick, Waits
+from engine.arbiter.events import FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, Leases
@@ -17,7 +17,7 @@ from engine.arbiter.words import GIB
 from engine.limits import Limits
 from engine.supervisor.main import JOURNAL_BYTES
 from ipc.errors import IllegalMove
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Vacate
 
 GPU = "cuda:0"
 MIB = 2**20
@@ -30,11 +30,13 @@ class Bench:
         self._book_of = limits or (Limits(GPU, 24 * GIB),), waits or Waits(), books
         self.book = Leases(*self._book_of)
         self.now = 100.0
+        self.told: list[Vacate] = []  # the scheduler
         self._ids = itertools.count(1)
 
     def feed(self, event) -> list:
         actions = self.book.handle(event, self.now)
         self.book.check()
+        self.told += [action.message for action in actions if isinstance(action, Tell)]
         return [action.message for action in actions if isinstance(action, Send)]
 
     def read(self, free: int, total: int = 24 * GIB, device: str = GPU, taken_at: float | None = None) -> list:
@@ -349,6 +351,39 @@ def test_at_most_max_models_models_on_a_device_where_instances_of_one_are_one():
     bench.load("asr@cuda:0/1", GIB, 21 * GIB, model="w")
     (wait,) = bench.ask("tts@cuda:0/0", GIB, model="v")
     assert isinstance(wait, LeaseWait) and "max_models" in wait.reason
+
+
+def test_programs_outside_the_node_are_no_models_and_wait_for_no_place_among_them():
+    bench = Bench(Limits(GPU, 24 * GIB, max_models=2, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", GIB, 23 * GIB)
+    assert isinstance(bench.ask("lease@7/1", GIB)[0], Granted)
+    bench.later(0.1)
+    bench.read(22 * GIB)
+    bench.load("nmt@cuda:0/0", GIB, 21 * GIB)
+    assert isinstance(bench.ask("tts@cuda:0/0", GIB)[0], LeaseWait), "two models"
+    assert isinstance(bench.ask("lease@8/1", GIB)[0], Granted)
+    bench.feed(Gone("tts@cuda:0/0", 1))
+    (wait,) = bench.ask("lease@9/1", 20 * GIB + 1)
+    assert "needs 20.0 GiB" in wait.reason, "it lacks room, and nothing else"
+
+
+def test_what_is_still_lacking_is_said_again_when_a_lease_has_ended_or_never_will():
+    """The scheduler lets one go at a time."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.ask("tts@cuda:0/0", 20 * GIB)
+    assert [one.nbytes for one in bench.told] == [12 * GIB]
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    assert [one.nbytes for one in bench.told] == [12 * GIB, 4 * GIB], "the rest is on its way back"
+    bench.later(0.1)
+    bench.read(16 * GIB)
+    assert [one.nbytes for one in bench.told] == [12 * GIB, 4 * GIB, 4 * GIB]
+    stuck = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(stuck)
+    stuck.ask("tts@cuda:0/0", 14 * GIB)
+    stuck.feed(Gone("asr@cuda:0/0", 1, "killed", final=True, stuck=True))
+    assert [one.nbytes for one in stuck.told] == [6 * GIB, 6 * GIB]
 
 
 def test_nothing_is_granted_upon_an_old_reading_or_none():

@@ -120,6 +120,9 @@ def test_a_lost_gpu_without_memory_of_its_own_takes_only_its_own_leases() -> Non
     (granted,) = bench.ask("tts@cpu/0", 4 * GIB, device="cpu")
     (refused,) = bench.ask("tts@cuda:0/0", GIB)
     assert isinstance(granted, Granted) and isinstance(refused, Denied)
+    bench.feed(Gone(ASR, 1, "killed", final=True))
+    bench.feed(Gone("nmt@cpu/0", 1, "killed"))
+    assert states(bench)[ASR] == "lost" and states(bench)["nmt@cpu/0"] == "draining"
 
 
 class AnyLosses(RuleBasedStateMachine):

@@ -67,6 +67,12 @@ def test_that_a_lease_has_ended_is_not_forgotten_while_nothing_is_wanted() -> No
     assert look(wants, wish("nmt", 3000), [lease("asr", 5000)], 1000) == Vacate(GPU, 2000, f"nmt@{GPU}/0", again=True)
 
 
+def test_a_model_that_has_more_than_it_was_granted_gives_all_of_it_back() -> None:
+    grown = lease("asr", 1000)
+    grown.held_bytes = 2500
+    assert look(Wants(GRACE_S), wish("nmt", 2500), [grown], 0) == Vacate(GPU, 2500, f"nmt@{GPU}/0")
+
+
 def test_nobody_leaves_in_vain_when_other_programs_hold_the_rest() -> None:
     assert look(Wants(GRACE_S), wish("nmt", 5000), [lease("asr", 1000)], 2000) is None
 

@@ -198,6 +198,8 @@ def test_who_names_a_gpu_that_does_not_answer_is_not_told_off():
     for visible in ("0,1", "GPU-bbbb,GPU-aaaa"):
         found = discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=OneLost(TWO))
         assert names(found) == [("cuda:0", "GPU-aaaa"), ("cpu", "")]
+    with pytest.raises(DragomanError, match="CUDA_VISIBLE_DEVICES has '2', which is no GPU here"):
+        discover(environ={"CUDA_VISIBLE_DEVICES": "0,2"}, nvml=OneLost(TWO))  # that was never one
 
 
 # ---------------------------------------------------------------- what cannot be used, and where memory is read

@@ -110,8 +110,10 @@ def test_taking_turns_names_the_device_and_the_seconds_of_loading_it_adds() -> N
     assert "by turns on cuda:0" in words.headline(found)
 
 
-def wish(stage: str, gib: float, *devices: str, **fields) -> Wish:
-    variants = (Variant("", {"cuda": int(gib * GIB), "cpu": int(gib * GIB)}, load_s=gib),)
+def wish(stage: str, gib: float | tuple[float, ...], *devices: str, **fields) -> Wish:
+    """``gib``: of each of its variants. One of them takes a second to load for each GiB."""
+    sizes = gib if isinstance(gib, tuple) else (gib,)
+    variants = tuple(Variant("", {"cuda": int(g * GIB), "cpu": int(g * GIB)}, load_s=g) for g in sizes)
     return Wish(stage, variants, devices or ("cuda:0",), **fields)
 
 
@@ -119,6 +121,50 @@ def test_a_round_loads_what_optimal_replacement_would() -> None:
     """Room for two of three: one stays, and the two others change places, one load each a round."""
     found = plan([room(8, safety_margin=0.0)], [wish("a", 4), wish("b", 4), wish("c", 4)])
     assert found.verdict is Verdict.TURNS and found.added_s == pytest.approx(8.0)
+
+
+def test_a_model_that_never_leaves_is_loaded_in_no_round() -> None:
+    found = plan([room(8, safety_margin=0.0)], [wish("a", 3, pinned=True), wish("b", 4), wish("c", 4)])
+    assert found.verdict is Verdict.TURNS and found.added_s == pytest.approx(8.0), "b and c change places"
+    found = plan([room(16, free=6, safety_margin=0.0)], [wish("a", 4, pinned=True), wish("b", 4)])
+    assert found.verdict is Verdict.TURNS and found.added_s == 0.0, "b waits for other programs, and then both stay"
+
+
+def test_beside_other_programs_a_stage_that_takes_turns_begins_with_what_fits_now() -> None:
+    found = plan([room(16, free=6, safety_margin=0.0)], [wish("a", (8, 3)), wish("b", 5)])
+    assert found.verdict is Verdict.TURNS and (found.variant_of("a"), found.best["a"]) == (1, 0)
+    found = plan([room(16, free=2, safety_margin=0.0)], [wish("a", (8, 3)), wish("b", 5)])
+    assert found.variant_of("a") == 0 and [lack.stage for lack in found.waits] == ["a", "b"], "none fits: it waits"
+
+
+def test_a_stage_that_takes_turns_begins_with_what_fits_beside_models_that_never_leave() -> None:
+    found = plan([room(8, safety_margin=0.0)], [wish("a", (5, 3)), wish("p", 4, pinned=True), wish("b", 3)])
+    assert found.verdict is Verdict.TURNS and found.variant_of("a") == 1
+    found = plan([room(16, free=8, safety_margin=0.0)], [wish("a", (6, 4)), wish("p", 3, pinned=True), wish("b", 5)])
+    assert found.verdict is Verdict.TURNS and found.variant_of("a") == 1, "and beside other programs too"
+
+
+def test_turns_are_spread_over_the_devices() -> None:
+    rooms, names = [room(8, 0), room(8, 1)], ("cuda:0", "cuda:1")
+    found = plan(rooms, [wish(stage, 5, *names) for stage in "abcd"])
+    assert found.verdict is Verdict.TURNS and found.crowded == names
+    assert sorted(place.device for place in found.places) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    found = plan(rooms, [wish("a", 4, *names), wish("b", 4, *names), wish("c", 7, *names)])
+    assert found.crowded == found.devices_of("a") == found.devices_of("b") != found.devices_of("c"), "the largest first"
+
+
+def test_a_stage_that_may_choose_takes_turns_where_those_that_may_not_are_not() -> None:
+    rooms, names = [room(8, 0), room(8, 1)], ("cuda:0", "cuda:1")
+    named = [wish(stage, 4, "cuda:0", everywhere=True) for stage in "bc"]
+    assert plan(rooms, [wish("a", 5, *names), *named]).devices_of("a") == ("cuda:1",)
+    named = [wish(stage, 4, *names, everywhere=True) for stage in "bc"]
+    assert plan(rooms, named).devices_of("b") == plan(rooms, named).devices_of("c") == names, "those are on all"
+
+
+def test_a_better_variant_is_worth_a_turn_on_a_fuller_device() -> None:
+    rooms = [room(12, 0, safety_margin=0.0), room(5, 1, safety_margin=0.0)]
+    found = plan(rooms, [wish("a", 10), wish("b", (6, 4), "cuda:0", "cuda:1"), wish("c", 5, "cuda:1")])
+    assert found.verdict is Verdict.TURNS and (found.variant_of("b"), found.devices_of("b")) == (0, ("cuda:0",))
 
 
 def test_measured_loads_take_the_place_of_guesses() -> None:

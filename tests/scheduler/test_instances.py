@@ -428,8 +428,9 @@ def test_it_leaves_when_it_ran_out_of_memory_and_nobody_makes_room_for_it() -> N
     found.pile_up(20)
     found.fail(found.peer(EXTRA), code="oom")
     assert not found.messages(Grow, found.peer(EXTRA))
+    found.want("lease@77/1")
     found.finish(EXTRA)
-    assert found.parks(EXTRA) == 1
+    assert found.parks(EXTRA) == 1 and found.core.snapshot(found.now)["parked"] == 1, "whoever else wants it gone"
 
 
 def test_one_that_dies_has_its_work_done_by_the_others_and_does_not_come_back_at_once() -> None:
@@ -474,6 +475,14 @@ def test_orders_about_a_stage_bring_none() -> None:
     found.order(Orders())
     found.load_all()
     assert found.life(REGULAR) is Life.LOADED and not found.loads(EXTRA)
+
+
+def test_a_stage_s_models_are_wanted_and_its_extra_workers_leave_when_they_have_nothing_to_do() -> None:
+    found = helped()
+    found.advance(REST - 1)
+    found.order(Preload("b"))
+    found.advance(1.1)
+    assert found.parks(EXTRA) == 1 and not found.parks(REGULAR)
 
 
 def test_a_drained_device_is_left_and_not_come_back_to_by_itself() -> None:

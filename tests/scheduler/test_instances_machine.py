@@ -165,7 +165,7 @@ class InstancesMachine(RuleBasedStateMachine):
         before = set(self.told_to_leave)
         extras = [self.world.core.book.workers[one] for one in EXTRAS if device_of(one) == device and one != by]
         ready = any(self._works(one.plan.role) for one in extras)
-        was_quiet = not any(one.leaving and not one.parked for one in self.world.core.book.at(device))
+        was_quiet = not self._is_on_its_way(device)
         self._hear("arbiter#1", Vacate(device, 500 if by else 0, by, again))
         if by and by not in EXTRAS and ready and was_quiet and again:
             assert any(one.leaving for one in extras), "an extra worker is at ease while somebody lacks memory"
@@ -175,6 +175,11 @@ class InstancesMachine(RuleBasedStateMachine):
         elif went & set(REGULARS):
             staying = [one for one in EXTRAS if self._works(one) and device_of(one) == device and one != by]
             assert not staying, "an extra worker stays while another has to leave"
+
+    def _is_on_its_way(self, device: str) -> bool:
+        """Somebody leaves there."""
+        leaving = {one.plan.role for one in self.world.core.book.at(device) if one.leaving} | self.told_to_leave
+        return device in map(device_of, leaving)
 
     def _works(self, role: str) -> bool:
         worker = self.world.core.book.workers[role]
@@ -219,9 +224,7 @@ class InstancesMachine(RuleBasedStateMachine):
             here = [one for one in EXTRAS if device_of(one) == device and one != by]
             if not by or by in EXTRAS or not any(map(self._works, here)):
                 continue
-            others = [w for w in self.world.core.book.at(device) if w.leaving and not w.parked]
-            gone = self.told_to_leave & {one for one in (*REGULARS, *EXTRAS) if device_of(one) == device}
-            assert others or gone or self.answered(device), f"{by} waits, and nobody leaves for it"
+            assert self._is_on_its_way(device) or self.answered(device), f"{by} waits, and nobody leaves for it"
 
     def answered(self, device: str) -> bool:
         """Somebody has left for it, and the arbiter has not said since that it lacks more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.boot import VariantPlan, WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Denied, Failing, Gone, Here, Load, Loaded, Loading, Orders, Park, Ready, Room, Serve
+from ipc.messages import Denied, Failing, Gone, Here, Load, Loaded, Loading, Orders, Park, Ready, Room, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 GPU, OTHER, CPU = "cuda:0", "cuda:1", "cpu"
@@ -31,8 +31,8 @@ def worker(
 class Ladder(World):
     """One stage; its workers are here and were told to load what is to be loaded."""
 
-    def __init__(self, *workers: WorkerPlan, **fields) -> None:
-        super().__init__(text_stage("b", workers=workers, **fields))
+    def __init__(self, *workers: WorkerPlan, books: dict[str, str] | None = None, **fields) -> None:
+        super().__init__(text_stage("b", workers=workers, **fields), books=books)
         for plan in workers:
             self.come(plan.device)
         self.open()
@@ -271,6 +271,30 @@ def test_what_a_dead_arbiter_said_is_no_room() -> None:
     assert found.told(GPU)[-1] == "Load 0 modestly"
 
 
+def test_what_a_dead_arbiter_said_of_another_device_is_no_room_either_whatever_news_comes_first() -> None:
+    found = stood_in()
+    found.room(GPU, 1000)
+    found.advance(QUIET - 1)
+    found.room(OTHER, 500, arbiter=2)  # its successor speaks before its death is told
+    found.advance(QUIET)
+    assert found.told(GPU) == ["Load 0"]
+    found.room(GPU, 1000, arbiter=2)
+    found.advance(QUIET - 1)
+    found.core.handle(SUPERVISOR, Gone("arbiter", 1, "killed"), found.now)  # and that is no news of the successor
+    found.turn()
+    found.advance(1.1)
+    assert found.told(GPU)[-1] == "Load 0 modestly"
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_room_that_the_machine_has() -> None:
+    found = serving(Ladder(worker(GPU), worker(CPU, standby=True), books={GPU: CPU}))
+    found.deny(GPU)
+    found.load(CPU)
+    found.room(CPU, 1000)
+    found.advance(QUIET + 1)
+    assert found.told(GPU)[-1] == "Load 0 modestly"
+
+
 def test_when_it_loses_its_device_again_the_rested_cpu_is_called_again() -> None:
     found = stood_in()
     found.room(GPU, 1000)
@@ -369,3 +393,47 @@ def test_a_worker_that_dies_keeps_its_variant() -> None:
     found.kill("b@cuda:0/0")
     found.come(GPU)
     assert found.told(GPU)[-1] == "Load 2"
+
+
+# ---------------------------------------------------------------- while others want room
+
+
+def test_whoever_starts_anew_loads_again_whatever_others_want_meanwhile() -> None:
+    after_a_failed_load, for_a_better_variant = Ladder(worker(GPU, smaller=SMALLER)), smaller()
+    after_a_failed_load.deny(GPU, "oom")
+    for_a_better_variant.room(GPU, 300)
+    for_a_better_variant.advance(QUIET + 1)
+    for found in (after_a_failed_load, for_a_better_variant):
+        assert found.told(GPU)[-1] == "Park"
+        found.core.handle("arbiter#1", Vacate(GPU, 500, "c@cuda:0/0"), found.now)
+        found.advance(2 * DEADLINES.turn_s)
+        found.leave(GPU)
+        assert found.told(GPU)[-1].startswith("Load 1") and found.core.residency.parked_total == 0
+
+
+def test_whoever_starts_anew_gets_no_work_when_nobody_wants_room_any_more() -> None:
+    found = smaller()
+    found.room(GPU, 300)
+    found.advance(QUIET + 1)
+    found.core.handle("arbiter#1", Vacate(GPU, 0), found.now)
+    found.admit(0)
+    assert found.told(GPU)[-1] == "Park" and not found.board[found.peer(found.role(GPU))]
+    found.leave(GPU)
+    assert found.told(GPU)[-1] == "Load 1 modestly"
+
+
+# ---------------------------------------------------------------- while a device pauses
+
+
+def test_nobody_goes_up_on_a_device_that_has_just_run_out_of_memory_and_the_quiet_begins_anew() -> None:
+    for found in (smaller(), stood_in()):
+        found.room(GPU, 1000)
+        found.advance(QUIET - 1)
+        before = found.told(GPU)
+        for _ in range(2):
+            found.core.fleet.ran_out(found.core.book.workers[found.role(GPU)], "run", found.now)
+        found.turn()
+        found.advance(DEADLINES.oom_hold_s + QUIET - 0.1)
+        assert found.told(GPU) == before and found.core.ladder.promoted_total == 0
+        found.advance(0.2)
+        assert found.core.ladder.promoted_total == 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.boot import WorkerPlan
+from engine.boot import VariantPlan, WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Errand, Here, Load, Orders, Park, Preload, Run, Vacate
-from tests.scheduler.world import World, text_stage
+from ipc.messages import Denied, Errand, Here, Load, Orders, Park, Preload, Run, Serve, Vacate
+from tests.scheduler.world import DEADLINES, World, text_stage
 
 LEFT, RIGHT = "cuda:0", "cuda:1"
 
@@ -100,6 +100,18 @@ def test_an_order_that_is_undone_before_it_was_carried_out_changes_nothing() -> 
     assert not leaving(w) and len(w.board[w.peer("a@cuda:0/0")]) == 1
 
 
+def test_an_order_that_is_undone_too_late_is_carried_out() -> None:
+    w = world(stage("a"))
+    order(w, drained=(LEFT,))
+    order(w)
+    w.admit(0)
+    assert len(leaving(w)) == 1 and not w.board[w.peer("a@cuda:0/0")]
+    w.leave("a@cuda:0/0")
+    w.loaded(w.peer("a@cuda:0/0"))
+    w.run_everything()
+    assert w.ended() == {("s", 0): "ok"}
+
+
 def test_on_a_drained_device_nothing_begins_and_the_other_does_the_work() -> None:
     w = world()
     order(w, drained=(RIGHT,))
@@ -160,15 +172,38 @@ def test_a_worker_that_dies_on_a_drained_device_does_not_load_again() -> None:
 
 
 def test_a_worker_that_leaves_by_order_is_not_asked_to_leave_for_another_too() -> None:
-    w = world(stage("a"), stage("b"), stage("c"))
+    w = world(stage("a"), stage("b"))
     w.admit(0)
+    w.done(w.peer("a@cuda:0/0"))
+    w.admit(1)
     order(w, ("a@cuda:0/0", True))
-    w.core.handle("arbiter#1", Vacate(LEFT, 100, "c@cuda:0/0"), w.now)
-    w.turn()
+    w.core.handle("arbiter#1", Vacate(LEFT, 100, "lease@77/1"), w.now)
+    w.advance(2 * DEADLINES.turn_s)
+    assert w.core.book.workers["b@cuda:0/0"].leaving, "who comes back makes no room"
     w.done(w.peer("a@cuda:0/0"))
     assert leaving(w).count("a@cuda:0/0#1") == 1
     w.leave("a@cuda:0/0")
     assert loads(w, "a@cuda:0/0") == 1
+
+
+def test_a_restarted_worker_loads_again_however_long_it_takes_to_leave_and_whatever_becomes_of_its_load() -> None:
+    w = world(stage("a", keep_alive_s=1.0))
+    order(w, ("a@cuda:0/0", True))
+    w.advance(3)
+    w.leave("a@cuda:0/0")
+    assert loads(w, "a@cuda:0/0") == 1
+    for code in ("oom", "no_vram"):
+        smaller = VariantPlan(name="int8", model="m", compute_type="int8", estimate_bytes=1)
+        plan = WorkerPlan(role="a@cuda:0/0", stage="a", device=LEFT, smaller=(smaller,))
+        w = World(text_stage("a", workers=(plan,)))
+        w.core.handle(SUPERVISOR, Serve(), w.now)
+        w.lives["a@cuda:0/0"], w.board["a@cuda:0/0#1"] = 1, []
+        w.core.handle("a@cuda:0/0#1", Here(), w.now)
+        order(w, ("a@cuda:0/0", True))
+        w.core.handle("a@cuda:0/0#1", Denied("no", code), w.now)
+        w.turn()
+        w.leave("a@cuda:0/0")
+        assert loads(w, "a@cuda:0/0") == 1
 
 
 def test_loading_ahead_of_work_begins_anew_what_keep_alive_counts() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Denied, Gone, Here, Load, Loaded, Loading, Park, Ready, Run, Serve, Vacate
+from ipc.messages import CancelJob, Denied, Gone, Here, Load, Loaded, Loading, Park, Ready, Run, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 GPU = "cuda:0"
@@ -29,8 +29,9 @@ def role(name: str) -> str:
     return f"{name}@{GPU}/0"
 
 
-def want(world: World, by: str, nbytes: int = 500, *, again: bool = False) -> None:
-    world.core.handle("arbiter#1", Vacate(GPU, nbytes, role(by) if nbytes else "", again), world.now)
+def want(world: World, by: str, nbytes: int = 500, device: str = GPU, arbiter: int = 1, *, again: bool = False) -> None:
+    by = role(by) if nbytes else ""
+    world.core.handle(f"arbiter#{arbiter}", Vacate(device, nbytes, by, again), world.now)
     world.turn()
 
 
@@ -346,3 +347,94 @@ def test_who_was_to_leave_and_may_stay_is_no_answer_to_what_is_wanted_next() -> 
     assert not worker.leaving and parked(found) == []
     want(found, "c")
     assert parked(found) == ["a"]
+
+
+def test_who_leaves_of_old_age_gives_room_too_and_is_not_let_go_a_second_time() -> None:
+    found = World(stage("a"), stage("b", keep_alive_s=1.0))
+    found.start_all()
+    found.open()
+    found.admit(0)
+    want(found, "c")
+    found.advance(1.1)
+    assert parked(found) == ["b"]
+    found.advance(2 * TURN)
+    assert parked(found) == ["b"] and found.core.snapshot(found.now)["parked"] == 1
+    assert not found.core.book.workers[role("a")].leaving, "c waits for what that gives"
+    leave(found, "b")
+    want(found, "c", 200, again=True)
+    found.advance(TURN)
+    assert found.core.book.workers[role("a")].leaving, "and for more when it was not enough"
+
+
+def test_when_more_is_lacking_whoever_is_to_leave_is_still_the_only_one_and_is_counted_once() -> None:
+    found = world("a", "b")
+    for index in range(4):
+        found.admit(index)
+    found.done(found.peer(role("a")))
+    want(found, "c")
+    found.advance(TURN + 0.5)
+    (leaving,) = [w for w in found.core.book.workers.values() if w.leaving]
+    found.done(found.peer(role("b")))  # it would be the one now
+    want(found, "c", 900)
+    found.advance(TURN)
+    assert [w for w in found.core.book.workers.values() if w.leaving] == [leaving] and leaving.plan.stage == "a"
+    while found.board[leaving.peer]:
+        found.done(leaving.peer)
+    want(found, "c", 1900)
+    found.advance(TURN)
+    assert parked(found) == ["a"] and found.core.snapshot(found.now)["parked"] == 1
+
+
+def test_whoever_has_nothing_to_do_goes_before_one_that_works_in_vain() -> None:
+    found = world("a", "b")
+    found.admit(0)
+    found.tell(CancelJob("s", 0))  # its run goes on, and nobody waits for it
+    assert found.core.book.workers[role("a")].batches
+    want(found, "c")
+    assert parked(found) == ["b"]
+
+
+def test_a_model_that_asks_for_more_does_not_leave_for_itself() -> None:
+    found = world("a", "b")
+    want(found, "a")
+    assert parked(found) == ["b"]
+    leave(found, "b")
+    want(found, "a", 200, again=True)
+    found.advance(3 * TURN)
+    assert parked(found) == ["b"]
+
+
+def test_another_arbiter_s_first_word_ends_what_the_one_before_it_lacked() -> None:
+    found = world("a")
+    found.admit(0)
+    want(found, "c")
+    found.advance(TURN + 0.5)
+    assert found.core.book.workers[role("a")].leaving
+    want(found, "c", device="cuda:1", arbiter=2)
+    assert not found.core.book.workers[role("a")].leaving
+
+
+def test_devices_that_share_a_memory_make_room_for_each_other_one_at_a_time() -> None:
+    found = World(stage("a"), stage("b", "cpu"), books={GPU: "cpu"})
+    found.start_all()
+    want(found, "c", device="cpu")
+    assert parked(found) == ["a"]
+    want(found, "c", 900, device="cpu")
+    assert parked(found) == ["a"], "its memory is on its way"
+    leave(found, "a")
+    want(found, "c", 400, device="cpu", again=True)
+    assert parked(found) == ["a", "b"]
+
+
+def test_a_model_that_is_still_on_its_way_in_does_not_leave_again() -> None:
+    found = world("a", "b", "c")
+    found.kill(role("a"))
+    found.lives[role("a")] += 1
+    found.board[found.peer(role("a"))] = []
+    found.core.handle(found.peer(role("a")), Here(), found.now)
+    found.turn()
+    found.kill(role("b"))
+    found.kill(role("c"))
+    want(found, "d")
+    found.advance(3 * TURN)
+    assert found.core.book.workers[role("a")].life is Life.LOADING and parked(found) == []

@@ -20,6 +20,7 @@ from ipc.messages import (
     Load,
     Loaded,
     Loading,
+    Park,
     Ref,
     Run,
     RunItem,
@@ -62,12 +63,12 @@ class World:
 
     def __init__(
         self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None,
-        epoch: int = 1, ring_users: dict[str, tuple[str, ...]] | None = None,
+        epoch: int = 1, ring_users: dict[str, tuple[str, ...]] | None = None, books: dict[str, str] | None = None,
     ):  # fmt: skip
         pipeline = tuple(stage.name for stage in stages)
         boot = SchedulerBoot(
             stages=stages, pipelines={"full": pipeline}, mode=mode, mode_reason="asked", send_ahead=send_ahead,
-            max_retries=max_retries, capacity_factor=10, ring_users=ring_users or {},
+            max_retries=max_retries, capacity_factor=10, ring_users=ring_users or {}, books=books or {},
         )  # fmt: skip
         self.core = Scheduler(boot, DEADLINES, epoch, hooks)
         self.now = 100.0
@@ -77,6 +78,7 @@ class World:
         self.sent: list[Send] = []
         self.board: dict[str, list[RunItem]] = {}  # worker peer -> items in order
         self.lives: dict[str, int] = {}
+        self.dismissed: set[str] = set()  # lives that were told to end
         self._ingress = 0
         self.copy_at_once = True
         self.on_note = lambda text: None
@@ -217,10 +219,15 @@ class World:
                 self.core.handle(self.gateway, Copied((message.ticket,)), self.now)
         elif isinstance(message, Free):
             self.freed.update(message.jobs)
-        elif isinstance(message, Run):
+        elif isinstance(message, Load | Run):
+            assert action.peer not in self.dismissed, f"{action.peer} is told {message} after it was told to end"
+        if isinstance(message, Run):
             board = self.board[action.peer]
             at = len(board) - 1 if message.overtakes else len(board)  # on these boards the first one runs
             board[at:at] = message.items
+        elif isinstance(message, Park):
+            assert action.peer not in self.dismissed, f"{action.peer} is told to end twice"
+            self.dismissed.add(action.peer)
 
     # ---------------------------------------------------------------- what tests ask
 

@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from engine.supervisor.claims import Claims
 from ipc.errors import DragomanError
 
 UUID = "GPU-00000000-1111"
+NOBODY = 65534
 HOLD = "import sys; print(flush=True); sys.stdin.read()"
 
 
@@ -93,9 +96,66 @@ def test_other_users_may_claim_too_and_what_they_write_is_only_shown(tmp_path: P
         assert second.take("MIG-GPU-1/2/0") == "another node"
 
 
+def test_what_a_holder_before_wrote_of_itself_is_gone(tmp_path: Path) -> None:
+    before = claims(tmp_path, "/run/with/a/long/name", shared=True)
+    before.take(UUID)
+    now = claims(tmp_path, "/run/b", shared=True)
+    now.take(UUID)
+    assert (tmp_path / "locks" / UUID).read_text() == f"{os.getpid()} /run/b\n"
+    assert claims(tmp_path, "/run/c").take(UUID) == f"node /run/b (pid {os.getpid()})"
+
+
+@contextmanager
+def anybody() -> Iterator[None]:
+    """A user without privileges."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_where_a_user_may_not_write_one_line_says_so_at_once_and_what_to_do(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the folders above are not everybody's
+    if there:
+        Path("locks").mkdir(mode=0o555)
+    tmp_path.chmod(0o555)
+    with anybody(), pytest.raises(DragomanError) as refused:
+        claims(Path()).take(UUID)
+    tmp_path.chmod(0o755)
+    assert refused.value.text == "cannot keep the locks of GPUs in locks (Permission denied)"
+    assert "let this user write there, or set TMPDIR" in refused.value.mend and "\n" not in str(refused.value)
+
+
+def test_a_lock_that_another_user_does_not_let_us_open_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    claims(Path()).take(UUID)
+    Path("locks", UUID).chmod(0)
+    with anybody():
+        assert claims(Path()).take(UUID) == "a node of another user"
+
+
 def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks" / UUID).symlink_to(tmp_path / "victim")
     with pytest.raises(DragomanError, match="cannot keep the locks"):
         claims(tmp_path).take(UUID)
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("there", ["a file", "a link to a folder"])
+def test_what_is_no_folder_of_its_own_takes_no_locks(there: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    if there == "a file":
+        (tmp_path / "locks").touch()
+    else:
+        (tmp_path / "locks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DragomanError, match=r"cannot keep the locks .* \(not a folder\)"):
+        claims(tmp_path).take(UUID)
+    assert not list((tmp_path / "elsewhere").iterdir())

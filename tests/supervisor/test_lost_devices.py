@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.boot import WorkerPlan
 from engine.exits import PARKED
 from engine.supervisor.events import Exited, StopAsked, Tick
 from engine.supervisor.lifecycle import Lifecycle, Phase
@@ -155,8 +156,8 @@ def test_without_a_shared_server_a_fault_is_one_worker_s() -> None:
 
 def test_no_operator_restarts_what_a_lost_device_has_ended() -> None:
     world = Gpus()
-    homes = {role: (role.partition("@")[0], role.partition("@")[2].partition("/")[0]) for role in (ON_0, ALSO_0, ON_1)}
-    world.life.orders = Orders(homes, {}, ("cuda:0", "cuda:1"))
+    homes = ((role, *role.partition("/")[0].split("@")) for role in (ON_0, ALSO_0, ON_1))
+    world.life.orders = Orders([WorkerPlan(*home) for home in homes], {}, ("cuda:0", "cuda:1"))
     world.say("arbiter", LOST)
     world.do(Exited(ON_0, -6))
     with pytest.raises(DragomanError, match="cannot start: cuda:0 is quarantined"):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from engine import knobs
-from engine.boot import SchedulerBoot, StagePlan
+from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
 from engine.config import Config, DeadlinesSection, StageSection
 from engine.exits import PARKED
 from engine.supervisor.events import Exited, Tick
 from engine.supervisor.orders import Orders
-from engine.supervisor.roster import State
+from engine.supervisor.roster import Roster, State
 from ipc.errors import DragomanError
 from ipc.messages import Alive, Errand, Preload
 from ipc.messages import Orders as Standing
 from tests.supervisor.test_lifecycle import OTHER, WORKER, World
 
-HOMES = {WORKER: ("asr", "cpu"), OTHER: ("nmt", "cpu")}
+HOMES = (WorkerPlan(WORKER, "asr", "cpu"), WorkerPlan(OTHER, "nmt", "cpu"))
 
 
 def serving(**rest) -> World:
@@ -24,8 +24,8 @@ def serving(**rest) -> World:
     world = World(**rest)
     world.life.orders = Orders(HOMES, {"asr": True, "nmt": False}, ("cpu", "cuda:0"))
     world.serving()
-    for role in HOMES:
-        world.say(role, Alive("loaded"))
+    for worker in HOMES:
+        world.say(worker.role, Alive("loaded"))
     return world
 
 
@@ -129,6 +129,85 @@ def test_what_is_so_already_is_refused(verb: str, target: str, again: str) -> No
     with pytest.raises(DragomanError, match=again):
         order(world, verb, target)
     assert standing(world) == before
+
+
+# Of one stage: a worker on each of two GPUs, one that is extra, two on standby.
+ON_0, ON_1, EXTRA, STANDBY, LAST = "asr@cuda:0/0", "asr@cuda:1/0", "asr@cuda:0/1", "asr@cuda:2/0", "asr@cpu/0"
+FLEET = (
+    WorkerPlan(ON_0, "asr", "cuda:0"),
+    WorkerPlan(ON_1, "asr", "cuda:1"),
+    WorkerPlan(STANDBY, "asr", "cuda:2", standby=True),
+    WorkerPlan(LAST, "asr", "cpu", standby=True),
+    WorkerPlan(EXTRA, "asr", "cuda:0", extra=True),
+)
+
+
+def fleet() -> tuple[Orders, Roster]:
+    """Orders to this stage, whose workers live and wait without a model."""
+    roster = Roster([worker.role for worker in FLEET], DeadlinesSection(), 3)
+    roster.tick(0.0)
+    for worker in FLEET:
+        roster.heard(worker.role, 1, 0.0, "empty")
+    return Orders(FLEET, {}, ("cuda:0", "cuda:1", "cuda:2", "cpu")), roster
+
+
+def spend(roster: Roster, role: str) -> None:
+    roster.exited(role, -9)
+    roster.give_up(role)
+
+
+def test_to_load_a_stage_is_to_load_its_models_and_no_extra_worker_nor_one_on_standby() -> None:
+    orders, roster = fleet()
+    assert orders.load("asr", roster) == [ON_0, ON_1]
+
+
+def test_models_of_a_drained_device_are_left_out_of_a_load() -> None:
+    orders, roster = fleet()
+    orders.drain("cuda:0")
+    assert orders.load("asr", roster) == [ON_1]
+
+
+def test_where_no_other_may_load_the_first_on_standby_does() -> None:
+    orders, roster = fleet()
+    orders.drain("cuda:0")
+    spend(roster, ON_1)
+    assert orders.load("asr", roster) == [STANDBY]
+    orders.drain("cuda:2")
+    assert orders.load("asr", roster) == [LAST]
+    spend(roster, LAST)
+    with pytest.raises(DragomanError, match="no worker left"):
+        orders.load("asr", roster)
+    for device in ("cuda:1", "cpu"):
+        orders.drain(device)
+    with pytest.raises(DragomanError, match="is drained"):
+        orders.load("asr", roster)
+
+
+def test_a_load_ends_every_unload_of_the_stage() -> None:
+    orders, roster = fleet()
+    for role in (ON_0, EXTRA):
+        roster.heard(role, 1, 0.0, "loaded")
+    assert orders.unload("asr", roster) == [ON_0, EXTRA]
+    orders.load("asr", roster)
+    assert orders.standing() == Standing()
+
+
+def test_a_pin_is_about_no_extra_worker() -> None:
+    orders, _ = fleet()
+    assert orders.pin("asr", True) == [ON_0, ON_1, STANDBY, LAST]
+
+
+@pytest.mark.parametrize("phase", ["waiting", "loading", "loaded"])
+def test_a_drain_is_done_when_nobody_on_that_device_has_a_model_or_will(phase: str) -> None:
+    orders, roster = fleet()
+    for role in (ON_0, EXTRA, ON_1):
+        roster.heard(role, 1, 0.0, phase)
+    orders.drain("cuda:0")
+    assert orders.pending(roster) == [ON_0, EXTRA]
+    roster.exited(ON_0, PARKED)  # the last that was heard of it is that it had its model
+    assert orders.pending(roster) == [EXTRA]
+    roster.heard(EXTRA, 1, 0.0, "empty")
+    assert orders.pending(roster) == []
 
 
 def test_models_of_a_drained_device_are_not_loaded() -> None:
