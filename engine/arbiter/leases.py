@@ -5,7 +5,8 @@ covers it, nobody else is loading there (one load at a time, so that what appear
 loader's), and the device does not yet hold ``max_models`` models. Otherwise it waits:
 
 * in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
-* smaller requests behind it may pass it, until half of its patience is gone: then it holds back those behind it;
+* smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
+  ``lease_wait_s``): then it holds back those behind it;
 * its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
 * one that would do with several devices stands in one line, and leaves it for whichever of them has room first;
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty

@@ -279,6 +279,64 @@ def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waite
     assert (answer.id, type(answer)) == (1, Granted)
 
 
+@pytest.mark.parametrize(("wait_s", "until"), [(None, 30.0), (60.0, 30.0), (20.0, 10.0), (600.0, 570.0)])
+def test_smaller_requests_pass_a_program_that_lacks_room_but_not_in_the_last_of_its_patience(wait_s, until):
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(10 * GIB)
+    bench.ask("lease@7/1", 12 * GIB, wait_s=wait_s)
+    bench.later(until - 1)
+    bench.read(10 * GIB)
+    bench.load("tts@cuda:0/0", GIB, 9 * GIB)
+    assert isinstance(bench.ask("lease@8/1", GIB)[0], Granted)
+    bench.later(1)
+    bench.read(8 * GIB)
+    for worker in ("nmt@cuda:0/0", "lease@9/1"):
+        (wait,) = bench.ask(worker, GIB)
+        assert isinstance(wait, LeaseWait) and "behind lease@7/1" in wait.reason
+    bench.later(1)
+    granted = bench.read(13 * GIB)  # what comes back while nobody passes it is its own
+    assert isinstance(granted[0], Granted) and granted[0].nbytes == 12 * GIB
+
+
+def test_programs_however_many_hold_a_request_of_the_node_back_for_half_its_patience_and_no_longer():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(10 * GIB)
+    for number in range(100):  # one after another: there is always one that may not be passed
+        bench.later(1.0)
+        bench.read(10 * GIB)
+        bench.ask(f"lease@{number}/1", 12 * GIB, wait_s=60.0)
+    assert isinstance(bench.ask("nmt@cuda:0/0", GIB)[0], LeaseWait)
+    for number in range(100, 129):
+        bench.later(1.0)
+        assert not any(isinstance(one, Granted) for one in bench.read(10 * GIB)), number
+        bench.ask(f"lease@{number}/1", 12 * GIB, wait_s=60.0)
+    assert bench.book.due_in(bench.now) == pytest.approx(1.0)
+    bench.later(1.0)
+    (granted,) = [one for one in bench.read(10 * GIB) if isinstance(one, Granted)]
+    assert granted.nbytes == GIB
+
+
+def test_a_program_that_would_wait_for_a_month_stops_the_node_for_half_a_minute_of_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    month_s = 30 * 86_400.0
+    bench.read(10 * GIB)
+    bench.ask("lease@7/1", 12 * GIB, wait_s=month_s)
+    for _ in range(29):
+        bench.later(86_399.0)
+        bench.read(10 * GIB)
+        granted = bench.ask("nmt@cuda:0/0", GIB)[0]
+        assert isinstance(granted, Granted)
+        bench.feed(FromWorker("nmt@cuda:0/0#1", Release(granted.lease)))
+        bench.later(1.0)
+        bench.read(10 * GIB)
+    bench.later(86_400.0 - 29.0)
+    bench.read(10 * GIB)
+    assert isinstance(bench.ask("nmt@cuda:0/0", GIB)[0], LeaseWait)
+    bench.later(29.0)
+    said = bench.read(10 * GIB)
+    assert [type(one) for one in said] == [Denied, Granted], "its patience is over, and so is that"
+
+
 def test_a_high_priority_goes_before_those_that_wait_and_a_low_one_behind_them():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(GIB)
