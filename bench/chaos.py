@@ -7,7 +7,7 @@ from the last: scheduler and gateway are each other's memory, and both at once a
 
 The verdict reads the clients' logs and nothing else (``bench.chaos_judge``). **Recovery** is the time from a death to
 the moment when every client gets outcomes again. Before all that, one kill of each kind within 800 requests, the way
-Dynamo counts its failures.
+Dynamo counts its failures, and kills of the arbiter while a model loads, until the next lease is granted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from bench.chaos_judge import Verdict, read_logs
 from bench.report import ZERO, Goal, Report, at_least
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
 from engine.failpoints import FILE
+from engine.leasing import Lease
 from engine.node import Node
 from engine.supervisor.main import HOOKS
 from ipc.errors import DragomanError
@@ -48,6 +49,8 @@ ONLY_WORKERS = tuple(f"{stage}@cpu/0" for stage in ("asr", "repair", "tts", "ech
 CLIENTS = (("engine", "full"), ("plain", "full"), ("engine", "echo"), ("plain", "echo"))
 RESTART_BUDGET = 1000
 REQUESTS = 800
+LOADS = 10  # in which the arbiter is killed
+LOADER, LOAD_MS = "repair", 300.0  # who loads, and for how long
 CALM_S = (0.3, 0.8)  # between recovery and the next kill
 SILENT_S = 2.0  # a process that hangs is suspected after this
 ABORT_S = 0.3
@@ -109,6 +112,7 @@ def measure(args: argparse.Namespace, log: Path) -> Report:
         for kind in KINDS:
             failed = single(kind, args.requests, log)
             report.add(f"failed_of_{args.requests}_{kind}", failed, "", ZERO)
+        report.add("grant_max_s", max(next_grants(LOADS, log)), "s", Goal(at_most=GOALS["arbiter"]))
     judge(report, args.seconds, storm(args.seconds, args.seed, args.json, log))
     return report
 
@@ -122,17 +126,18 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seed", type=int, default=1, metavar="S", help="of the draws (default 1)")
     found.add_argument("--requests", type=at_least(10), default=REQUESTS, metavar="R",
                        help=f"in each of the four runs with one kill that come first (default {REQUESTS})")  # fmt: skip
-    found.add_argument("--no-single", action="store_true", help="leave those four runs out")
+    found.add_argument("--no-single", action="store_true", help="leave those four runs out, and the kills in loads")
     found.add_argument("--log", type=Path, metavar="F", help="keep the nodes' log here (default: only after a failure)")
     found.add_argument("--strict", action="store_true", help="a time over its goal is a failure too")
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return found
 
 
-def config() -> Config:
+def config(load_ms: float = 0.0) -> Config:
     """Simulated stages that carry the mark; waits short enough to see a recovery, and who hangs ended soon."""
     options: dict[str, dict[str, Any]] = {name: {"sleep_ms": ms, "sigma": SIGMA} for name, ms in STAGE_MS.items()}
     options["echo"] = {"accepts": "audio", "emits": "same", "sleep_ms": STAGE_MS["asr"], "sigma": SIGMA}
+    options[LOADER] |= {"load_ms": load_ms}
     options["asr"] |= {"accepts": "audio", "mark": True}
     options["tts"] |= {"emits": "audio", "mark": True, "output_bytes": 2 * RESULT_SAMPLES["full"]}
     return Config(
@@ -169,6 +174,39 @@ def single(kind: str, requests: int, log: Path | None = None) -> int:
                     os.kill(row["pid"], signal.SIGKILL)
             good = sum(outcome.ok for outcome in session.outcomes(timeout_s=60.0))
     return requests - good
+
+
+def next_grants(count: int, log: Path | None = None) -> list[float]:
+    """Seconds from the arbiter's death in the middle of a load until the next lease is granted, so many times.
+
+    A program outside the node asks for it, and waits for that load first: what is left of the load is in the figure.
+    """
+    with Node(config(LOAD_MS), log_file=log) as node:
+        return [next_grant(node) for _ in tqdm(range(count), "kills in a load", leave=False, disable=None)]
+
+
+def next_grant(node: Node) -> float:
+    """One of them. Raises DragomanError when the node does not come back."""
+    role, kills = f"{LOADER}@cpu/0", list[Kill]()
+
+    def kill_the_arbiter(_: str) -> None:
+        if not kills:
+            kills.append(killed(node, "arbiter"))
+
+    while not kills:  # the load may be over before the program asks
+        worker = killed(node, role)
+        wait(lambda: any(r["role"] == role and r["phase"] == "loading" for r in processes(node)), f"{role} loads")
+        with Lease(2**20, "cpu", ctl_endpoint=node.ctl_endpoint, on_wait=kill_the_arbiter):
+            granted_at = time.monotonic()
+        wait(partial(have_recovered, node, [worker, *kills]), f"{role} came back")
+    return granted_at - kills[0].at
+
+
+def killed(node: Node, role: str) -> Kill:
+    """A process, killed now."""
+    row = next(row for row in processes(node) if row["role"] == role)
+    os.kill(row["pid"], signal.SIGKILL)
+    return Kill(role, row["incarnation"], time.monotonic(), "SIGKILL")
 
 
 # ---------------------------------------------------------------- many

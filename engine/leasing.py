@@ -1,6 +1,6 @@
 """A lease of a node's arbiter for a program outside the node, so that all programs on a device share one book.
 
-    with Lease(6 * 2**30) as lease:      # the running node's device with most room
+    with Lease(6 * 2**30) as lease:      # on the running node's first GPU to have room
         ... use lease.device, and look at lease.asked_to_leave now and then ...
 
 ``run_node.py lease --gib 6 -- CMD`` does the same for any command. A lease is a promise and not a wall: nothing keeps
@@ -34,9 +34,10 @@ _numbers = itertools.count(1)
 class Lease:
     """One lease. ``ctl_endpoint``: the node's operators' socket ("": the running node's). Not for several threads.
 
-    nbytes: what the program will need on the device. device: its name ("": the one with most room, a GPU if there is
-    any). wait_s: how long to wait for room. preemptible: the node may ask for it back. priority: "high", "normal" or
-    "low", among those that wait. on_wait: called with the reason, in words, whenever it changes.
+    nbytes: what the program will need on the device. device: its name ("": the first to have room, of the GPUs if there
+    are any, without those that are drained or lost; known once it is granted). wait_s: how long to wait for room.
+    preemptible: the node may ask for it back. priority: "high", "normal" or "low", among those that wait. on_wait:
+    called with the reason, in words, whenever it changes.
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class Lease:
         """
         if not self._ctl:
             self._ctl = default_endpoint().removesuffix("client") + "ctl"
-        self._choose_device()
+        devices = self._find_devices()
         request = LeaseRequest(
             time.monotonic_ns(), self._role, self.device, self.nbytes, self._name, self._wait_s, self._preemptible,
-            self._priority, pid=os.getpid(),
+            self._priority, pid=os.getpid(), among=() if self.device else tuple(devices),
         )  # fmt: skip
         self._heard_at = time.monotonic()
         try:
@@ -91,6 +92,7 @@ class Lease:
         except BaseException:
             self._withdraw()
             raise
+        self.uuid = devices[self.device]
         return self
 
     @property
@@ -114,16 +116,31 @@ class Lease:
 
     # ------------------------------------------------------------ inside
 
-    def _choose_device(self) -> None:
-        devices: dict[str, dict[str, Any]] = ctl.ask(self._ctl, "stats").get("arbiter", {}).get("devices", {})
-        if not devices:
-            raise DragomanError(f"the node at {self._ctl} has not read its devices yet", "try again in a second")
-        if self.device and self.device not in devices:
-            raise DragomanError(f"the node has no device {self.device!r}", f"it has {', '.join(sorted(devices))}")
-        if not self.device:
-            gpus = [name for name, row in devices.items() if row["uuid"]]
-            self.device = max(gpus or devices, key=lambda name: devices[name]["grantable_bytes"])
-        self.uuid = devices[self.device]["uuid"]
+    def _find_devices(self) -> dict[str, str]:
+        """Devices that would do -> their UUIDs. Raises DragomanError when there is none."""
+        stats = self._stats()
+        devices: dict[str, dict[str, Any]] = stats["arbiter"]["devices"]
+        if self.device:
+            if self.device not in devices:
+                raise DragomanError(f"the node has no device {self.device!r}", f"it has {', '.join(sorted(devices))}")
+            return {self.device: devices[self.device]["uuid"]}
+        gpus = [name for name, row in devices.items() if row["uuid"]] or list(devices)
+        out = dict.fromkeys(stats["operators"]["drained"], "drained")
+        out |= {name: "lost" for name, row in devices.items() if row["quarantined"]}
+        found = {name: devices[name]["uuid"] for name in gpus if name not in out}
+        if not found:
+            text = ", ".join(f"{name} is {out[name]}" for name in gpus)
+            raise DragomanError(f"no device is left to lease: {text}", "name one that is drained, or resume it")
+        return found
+
+    def _stats(self) -> dict[str, Any]:
+        """The node's statistics, with its devices: an arbiter that has just started tells of them in a moment."""
+        end = time.monotonic() + ctl.TIMEOUT_S
+        while not (stats := ctl.ask(self._ctl, "stats")).get("arbiter", {}).get("devices"):
+            if time.monotonic() > end:
+                raise DragomanError(f"the node at {self._ctl} has not read its devices", "look at: run_node.py stats")
+            time.sleep(RETRY_S)
+        return stats
 
     def _connect(self) -> Dealer:
         folder = self._ctl.removesuffix("/ctl")
@@ -176,8 +193,8 @@ class Lease:
 
     def _take(self, message: Any) -> None:
         match message:
-            case Granted(lease=number):
-                self.number = number
+            case Granted(lease=number, device=device):
+                self.number, self.device = number, device
             case LeaseWait(reason=reason):
                 self._told_to_wait = True
                 self._on_wait(reason)

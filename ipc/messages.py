@@ -532,7 +532,7 @@ class LeaseRequest(_Wire, frozen=True):
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
     outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
     besides the lease it has, for a model that is loaded. ``pid``: of the holder, to be found in a driver's list of
-    processes; 0: not said.
+    processes; 0: not said. ``among``: where ``device`` is "", devices of which the arbiter chooses one.
     """
 
     id: int
@@ -546,15 +546,17 @@ class LeaseRequest(_Wire, frozen=True):
     variant: int = 0  # of the model, for whoever measures it
     grows: bool = False
     pid: int = 0
+    among: tuple[str, ...] = ()
 
 
 class Granted(_Wire, frozen=True):
-    """``free_bytes``: what was free on the device by its last reading, for words; -1: not said."""
+    """``free_bytes``: what was free on ``device`` by its last reading, for words; -1: not said."""
 
     id: int
     lease: int
     nbytes: int
     free_bytes: int = -1
+    device: str = ""
 
 
 class Settled(_Wire, frozen=True):

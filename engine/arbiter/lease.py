@@ -81,6 +81,7 @@ class Lease:
     priority: str = "normal"  # high | normal | low
     rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
     patient_until: float = 0.0  # the end of its patience, by the clock of that line
+    passed_until: float = 0.0  # from then on nobody behind it goes before it, by the same clock
     preemptible: bool = False  # its holder may be asked to leave
     free_bytes: int = -1  # what was free when it was granted, for words
     grows: bool = False  # besides its holder's lease, for a model that is loaded already

@@ -5,8 +5,10 @@ covers it, nobody else is loading there (one load at a time, so that what appear
 loader's), and the device does not yet hold ``max_models`` models. Otherwise it waits:
 
 * in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
-* smaller requests behind it may pass it, until half of its patience is gone: then it holds back those behind it;
+* smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
+  ``lease_wait_s``): then it holds back those behind it;
 * its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
+* one that would do with several devices stands in one line, and leaves it for whichever of them has room first;
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -60,6 +62,7 @@ class Leases:
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
         self._by_role: dict[str, list[Lease]] = {}  # all of both
+        self._among: dict[Lease, tuple[str, ...]] = {}  # of those who wait, the devices that would do as well
         self._next_number = 1
         self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
         self._lost: dict[str, str] = {}  # quarantined device -> why
@@ -108,18 +111,19 @@ class Leases:
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        device = self._books.get(message.device, message.device)
+        name = message.device or self._best(message.among, message.nbytes, now)
+        device = self._book(name)
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
             pid=message.pid,
-            home=message.device if message.device in self._books else "",
+            home=name if name in self._books else "",
         )  # fmt: skip
         if memory is None:
-            return [self._deny(lease, f"this node has no device {message.device!r}", now)]
-        if message.device in self._lost:
-            return [self._deny(lease, words.quarantined(message.device, self._lost[message.device]), now)]
+            return [self._deny(lease, f"this node has no device {name!r}", now)]
+        if name in self._lost:
+            return [self._deny(lease, words.quarantined(name, self._lost[name]), now)]
         if message.wait_s is not None and not 0 <= message.wait_s < math.inf:
             return [self._deny(lease, f"{message.wait_s} is no time to wait", now)]
         if lease.external and sum(map(len, self._by_role.values())) >= MOST_LEASES:
@@ -130,7 +134,43 @@ class Leases:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
         self._lines[device].add(lease, now, message.wait_s)
+        if not message.device:
+            self._among[lease] = message.among
         return self._serve(device, now, lease)
+
+    def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
+        """Of these devices the one with most room: of those that grant so much at once, or else of those that ever may.
+
+        One that is lost only where all are; "" when this node has none of them.
+        """
+
+        def worth(name: str) -> tuple[bool, bool, bool, bool, int]:
+            memory, present = self._devices[self._book(name)], self._present[self._book(name)]
+            outlook = look(memory, present, self._lines[self._book(name)], self._waits.unreadable_s, now)
+            ever = name not in self._lost, nbytes <= memory.limits.most_bytes
+            return *ever, outlook.takes(nbytes), outlook.readable, memory.room(present)
+
+        return max((name for name in names if self._book(name) in self._devices), key=worth, default="")
+
+    def _elsewhere(self, device: str, outlook: Outlook) -> tuple[Lease, str] | None:
+        """A request that waits for another device and that this one has room for, and its name for this one."""
+        for lease, names in self._among.items():
+            if lease.device != device and outlook.takes(lease.nbytes):
+                for name in names:
+                    if self._book(name) == device and name not in self._lost:
+                        return lease, name
+        return None
+
+    def _move(self, lease: Lease, name: str, now: float) -> None:
+        """Let a request wait for another device, as long as it would have waited for this one."""
+        line = self._lines[lease.device]
+        left_s = max(0.0, line.patience(lease, now))
+        line.remove(lease)
+        lease.device, lease.home, lease.obstacle = self._book(name), name if name in self._books else "", ""
+        self._lines[lease.device].add(lease, now, left_s)
+
+    def _book(self, name: str) -> str:
+        return self._books.get(name, name)
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
@@ -142,17 +182,21 @@ class Leases:
     def _serve(self, device: str, now: float, asking: Lease | None = None) -> list[Action]:
         """Grant what may be granted, end what has waited too long, and tell the others, ``asking`` at once, why."""
         self._age(device, now)
-        line, actions = self._lines[device], []
+        line, actions, left = self._lines[device], [], []
         while True:
             outlook = self._outlook(device, now)
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
                 actions.append(self._expire(expired, outlook, now))
+            elif found := self._elsewhere(device, outlook):
+                left.append(found[0].device)
+                self._move(*found, now)  # and it is next
             else:
                 break
         actions += self._tell(line, outlook, asking)
-        return actions + self._wish(device, outlook, now)
+        actions += self._wish(device, outlook, now)
+        return actions + [action for other in left for action in self._serve(other, now)]
 
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines[device]
@@ -165,6 +209,7 @@ class Leases:
 
     def _grant(self, lease: Lease, now: float) -> Action:
         self._lines[lease.device].remove(lease)
+        self._among.pop(lease, None)
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
@@ -176,7 +221,8 @@ class Leases:
         return self._granted(lease)
 
     def _granted(self, lease: Lease) -> Action:
-        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes, lease.free_bytes))
+        device = lease.home or lease.device
+        return Send(lease.peer, Granted(lease.id, lease.number, lease.nbytes, lease.free_bytes, device))
 
     @staticmethod
     def _expired(outlook: Outlook, line: Line, now: float) -> Lease | None:
@@ -264,18 +310,24 @@ class Leases:
 
     def _lose(self, event: DeviceLost, now: float) -> list[Action]:
         """Quarantine a device: what lies there is lost, and who waits for it waits in vain."""
-        book = self._books.get(event.device, event.device)
+        book = self._book(event.device)
         if event.device in self._lost or book not in self._devices:
             return []
         self._lost[event.device] = event.reason
         actions: list[Action] = [Alarm(Quarantine(event.device, event.reason))]
+        moved: list[Lease] = []
         for lease in [one for one in (*self._lines[book], *self._present[book]) if one.is_on(event.device)]:
-            if lease.state is LeaseState.REQUESTED:
+            if lease.state is not LeaseState.REQUESTED:
+                if lease.state is not LeaseState.LOST:
+                    move(lease, LeaseState.LOST, now)
+                    self.wants.again(lease)
+            elif (other := self._best(self._among.get(lease, ()), lease.nbytes, now)) and other not in self._lost:
+                self._move(lease, other, now)
+                moved.append(lease)
+            else:
                 self._forget(lease)
                 actions.append(self._deny(lease, words.quarantined(event.device, event.reason), now))
-            elif lease.state is not LeaseState.LOST:
-                move(lease, LeaseState.LOST, now)
-                self.wants.again(lease)
+        actions += [action for lease in moved for action in self._serve(lease.device, now, lease)]
         return actions + self._serve(book, now)
 
     def alarms(self) -> list[Quarantine]:
@@ -314,6 +366,7 @@ class Leases:
         """It is over, or never began."""
         if lease.state is LeaseState.REQUESTED:
             self._lines[lease.device].remove(lease)
+            self._among.pop(lease, None)
         else:
             self._present[lease.device].remove(lease)
         namesakes = self._by_role[_role(lease.peer)]
@@ -437,10 +490,11 @@ class Leases:
                 assert lease.device == name and lease.state in ON_DEVICE, "a lease that is over, or not begun, is kept"
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
                 assert lease.state is LeaseState.LOST or not self._is_lost(lease), "a lease on a lost device"
-            assert all(one.state is LeaseState.REQUESTED for one in self._lines[name])
+            assert all(one.state is LeaseState.REQUESTED and one.device == name for one in self._lines[name])
         numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
         known = [lease for leases in self._by_role.values() for lease in leases]
+        assert all(lease.state is LeaseState.REQUESTED for lease in self._among), "one that has a device looks for one"
         assert len(known) == len(numbers) + sum(map(len, self._lines.values())), "a lease nobody finds, or a ghost"
 
 

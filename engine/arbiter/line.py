@@ -4,6 +4,12 @@ Order: whoever came first, where a request of priority *high* counts as come ear
 ``AGEING`` of the patience that the node's own requests have. So a high one passes those that wait, and none is passed
 for ever: waiting is worth as much as a priority.
 
+Smaller requests pass one that lacks room, until it has waited for long enough: the node's own for ``PASSING`` of their
+patience, programs outside the node for all but the last of theirs. Who then holds the others back does so for half of
+``lease_wait_s`` at most, since then it is served or its patience is over; and no program holds back what is behind it
+once one of the node's own has reached its limit. So programs, however many and for however long they wait, cost a
+request of the node's that much and not its memory.
+
 Patience runs for all of them or for none: it stands still while somebody loads there (``run``, ``stop``). All times in
 here are on that clock, in seconds; only the clock's own start is kept in the caller's time.
 
@@ -14,12 +20,14 @@ along the line: by rank, by size, by the end of their patience.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from engine.arbiter.lease import Lease
 
 AGEING = 0.5  # of the node's lease_wait_s: what a priority is worth
 PASSING = 0.5  # of the node's lease_wait_s: a request of the node's own that has waited so long lets nobody pass
+HOLDING = 0.5  # of its patience, or of the node's lease_wait_s: the last part, in which a program's lets nobody pass
 PRIORITIES = {"high": -AGEING, "normal": 0.0, "low": AGEING}
 
 Model = tuple[str, str]  # Lease.kind_of_model
@@ -37,6 +45,10 @@ def _end(lease: Lease) -> float:
     return lease.patient_until
 
 
+def _limit(lease: Lease) -> float:
+    return lease.passed_until
+
+
 class Line:
     """The line in front of one device. ``wait_s``: the patience of the node's own requests."""
 
@@ -48,7 +60,8 @@ class Line:
         self._sized: list[Lease] = []  # by size
         self._ranks: list[tuple[float, float]] = []  # of ``_sized``, for a search without looking at each lease
         self._ending: list[Lease] = []  # by the end of their patience
-        self._own: list[Lease] = []  # of the node, by the end of their patience: they alone hold others back
+        self._own: list[Lease] = []  # of the node, by when nobody may pass them any more
+        self._outside: list[Lease] = []  # of programs, likewise
         self._places = 0.0
 
     def __len__(self) -> int:
@@ -70,7 +83,10 @@ class Line:
     def add(self, lease: Lease, now: float, wait_s: float | None) -> None:
         """``wait_s``: its patience; None: as the node's own."""
         clock = self.clock(now)
-        lease.patient_until = clock + (self._wait_s if wait_s is None else wait_s)
+        wait_s = self._wait_s if wait_s is None else wait_s
+        lease.patient_until = clock + wait_s
+        holding_s = HOLDING * min(wait_s, self._wait_s) if lease.external else (1 - PASSING) * self._wait_s
+        lease.passed_until = lease.patient_until - holding_s
         self._places += 1  # two that came at once keep the order they came in
         lease.rank = clock + PRIORITIES[lease.priority] * self._wait_s, self._places
         insort(self._ranked, lease, key=_rank)
@@ -78,14 +94,12 @@ class Line:
         place = bisect_right(self._sized, lease.nbytes, key=_size)
         self._sized.insert(place, lease)
         self._ranks.insert(place, lease.rank)
-        if not lease.external:
-            insort(self._own, lease, key=_end)
+        insort(self._outside if lease.external else self._own, lease, key=_limit)
 
     def remove(self, lease: Lease) -> None:
         del self._ranked[self.position(lease)]
-        for line in (self._ending, self._own):
-            if line is self._ending or not lease.external:
-                del line[_place(line, lease, bisect_left(line, lease.patient_until, key=_end))]
+        for line, key in ((self._ending, _end), (self._outside if lease.external else self._own, _limit)):
+            del line[_place(line, lease, bisect_left(line, key(lease), key=key))]
         place = _place(self._sized, lease, bisect_left(self._sized, lease.nbytes, key=_size))
         del self._sized[place], self._ranks[place]
 
@@ -107,12 +121,22 @@ class Line:
         return None if found is None or (before is not None and found.rank > before.rank) else found
 
     def elder(self, room: int, models: Collection[Model] | None, now: float) -> Lease | None:
-        """Of the node's own that lack room, and may not be passed any more, the one whose patience ends first."""
+        """Of those that lack room, and may not be passed any more, the one that came to that first.
+
+        The node's own before programs; those hold nobody back while one of the node's own may not be passed.
+        """
         clock = self.clock(now)
         for lease in self._own:
-            if clock < self._passed_until(lease):
-                return None
+            if clock < lease.passed_until:
+                break
             if lease.nbytes > room and (models is None or lease.kind_of_model in models):
+                return lease
+        if self._own and self._own[0].passed_until <= clock:
+            return None
+        for lease in self._outside:
+            if clock < lease.passed_until:
+                break
+            if lease.nbytes > room:
                 return lease
         return None
 
@@ -142,23 +166,23 @@ class Line:
             return None
         clock = self.clock(now)
         dues = [self._ending[0].patient_until - clock]
-        young = bisect_right(self._own, clock, key=self._passed_until)
-        dues += [self._passed_until(one) - clock for one in self._own[young : young + 1]]
+        for line in (self._own, self._outside):
+            young = bisect_right(line, clock, key=_limit)
+            dues += [one.passed_until - clock for one in line[young : young + 1]]
         return max(0.0, min(dues))
 
-    def _passed_until(self, lease: Lease) -> float:
-        return lease.patient_until - (1 - PASSING) * self._wait_s
-
     def check(self) -> None:
-        """Invariants: four views of the same line, each in its order."""
+        """Invariants: several views of the same line, each in its order."""
         assert len(self._ranked) == len(self._sized) == len(self._ranks) == len(self._ending), "the line is torn"
         assert (
             {id(one) for one in self._ranked} == {id(one) for one in self._sized} == {id(one) for one in self._ending}
         )
-        assert {id(one) for one in self._ranked if not one.external} == {id(one) for one in self._own}
+        for external, line in ((False, self._own), (True, self._outside)):
+            assert {id(one) for one in self._ranked if one.external == external} == {id(one) for one in line}
         assert [one.rank for one in self._sized] == self._ranks
-        for line, key in ((self._ranked, _rank), (self._sized, _size), (self._ending, _end), (self._own, _end)):
-            keys = [key(one) for one in line]  # type: ignore[operator]
+        views: list[tuple[list[Lease], Callable[[Lease], Any]]] = [(self._ranked, _rank), (self._sized, _size)]
+        for line, key in (*views, (self._ending, _end), (self._own, _limit), (self._outside, _limit)):
+            keys = [key(one) for one in line]
             assert keys == sorted(keys), "the line is out of order"
 
 

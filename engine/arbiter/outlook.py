@@ -38,6 +38,14 @@ class Outlook:
         """Bytes that were granted and are not in use yet."""
         return self.memory.promised(self.present)
 
+    @property
+    def readable(self) -> bool:
+        return self.closed is None or self.closed.kind != "unreadable"
+
+    def takes(self, nbytes: int) -> bool:
+        """Whether a program outside the node that came now would be granted so much at once."""
+        return self.closed is None and self.elder is None and nbytes <= self.room
+
     def next(self, line: Line) -> Lease | None:
         """Whose turn it is; None: nobody's."""
         return None if self.closed else line.first(self.room, self.models, self.elder)

@@ -34,7 +34,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--gib", type=float, required=True, metavar="N", help="memory that the program needs, in GiB")
-    parser.add_argument("--device", default="", metavar="D", help="where (default: the GPU with most room)")
+    parser.add_argument("--device", default="", metavar="D", help="where (default: the first GPU to have room)")
     parser.add_argument(
         "--wait", type=float, default=WAIT_S, metavar="S", help=f"seconds to wait for room (default {WAIT_S:g})"
     )

@@ -3,7 +3,8 @@
 A stage is **alive** when one of its workers has its model, or has parked it to give others room, and **progressing**
 unless it has work of which nothing has begun or ended for longer than a run may take. The node is **ready** when it
 serves, its core processes are up and heard, and every stage that it cannot do without is alive and progressing.
-What else an operator should know, a device that is lost or a worker that cannot be killed, is in ``notes``.
+What else an operator should know, a device that is lost or whose driver does not answer, or a worker that cannot be
+killed, is in ``notes``.
 """
 
 from __future__ import annotations
@@ -46,19 +47,35 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
         "reason": "; ".join(reasons),
         "phase": life.phase.value,
         "stages": stages,
-        "notes": notes(life),
+        "notes": notes(life, deadlines, now),
     }
 
 
-def notes(life: Lifecycle) -> list[str]:
-    """Of devices and workers that are lost, one line each."""
+def notes(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> list[str]:
+    """Of devices that are lost or cannot be read, and of workers that are lost, one line each."""
     lost = [f"device {device} is quarantined: {reason}; {MEND_LOST}" for device, reason in life.quarantined.items()]
     stuck = [
         f"{r.role} (pid {r.pid}) cannot be killed, a driver holds it: its memory counts as lost until it ends"
         for r in life.roster
         if r.state is State.STUCK
     ]
-    return lost + stuck
+    return lost + _unreadable(life, deadlines, now) + stuck
+
+
+def _unreadable(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> list[str]:
+    """Devices on which the arbiter grants nothing, since it has not read their memory for so long."""
+    reported_at, report = life.reports.get("arbiter", (now, {}))
+    ages = {
+        device: row["snapshot_age_ms"] / 1000
+        for device, row in report.get("devices", {}).items()
+        if device not in life.quarantined
+    }
+    return [
+        f"device {device} cannot be read, its driver has said nothing for {age_s + now - reported_at:.0f} s:"
+        " what runs there goes on, and nothing new is loaded"
+        for device, age_s in ages.items()
+        if age_s > deadlines.unreadable_s
+    ]
 
 
 def of_stage(row: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.arbiter import kept, words
-from engine.arbiter.events import FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import DeviceLost, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, Leases
@@ -279,6 +279,64 @@ def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waite
     bench.later(1.0)
     answer, _ = bench.read(14 * GIB)  # room for the elder first
     assert (answer.id, type(answer)) == (1, Granted)
+
+
+@pytest.mark.parametrize(("wait_s", "until"), [(None, 30.0), (60.0, 30.0), (20.0, 10.0), (600.0, 570.0)])
+def test_smaller_requests_pass_a_program_that_lacks_room_but_not_in_the_last_of_its_patience(wait_s, until):
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(10 * GIB)
+    bench.ask("lease@7/1", 12 * GIB, wait_s=wait_s)
+    bench.later(until - 1)
+    bench.read(10 * GIB)
+    bench.load("tts@cuda:0/0", GIB, 9 * GIB)
+    assert isinstance(bench.ask("lease@8/1", GIB)[0], Granted)
+    bench.later(1)
+    bench.read(8 * GIB)
+    for worker in ("nmt@cuda:0/0", "lease@9/1"):
+        (wait,) = bench.ask(worker, GIB)
+        assert isinstance(wait, LeaseWait) and "behind lease@7/1" in wait.reason
+    bench.later(1)
+    granted = bench.read(13 * GIB)  # what comes back while nobody passes it is its own
+    assert isinstance(granted[0], Granted) and granted[0].nbytes == 12 * GIB
+
+
+def test_programs_however_many_hold_a_request_of_the_node_back_for_half_its_patience_and_no_longer():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(10 * GIB)
+    for number in range(100):  # one after another: there is always one that may not be passed
+        bench.later(1.0)
+        bench.read(10 * GIB)
+        bench.ask(f"lease@{number}/1", 12 * GIB, wait_s=60.0)
+    assert isinstance(bench.ask("nmt@cuda:0/0", GIB)[0], LeaseWait)
+    for number in range(100, 129):
+        bench.later(1.0)
+        assert not any(isinstance(one, Granted) for one in bench.read(10 * GIB)), number
+        bench.ask(f"lease@{number}/1", 12 * GIB, wait_s=60.0)
+    assert bench.book.due_in(bench.now) == pytest.approx(1.0)
+    bench.later(1.0)
+    (granted,) = [one for one in bench.read(10 * GIB) if isinstance(one, Granted)]
+    assert granted.nbytes == GIB
+
+
+def test_a_program_that_would_wait_for_a_month_stops_the_node_for_half_a_minute_of_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    month_s = 30 * 86_400.0
+    bench.read(10 * GIB)
+    bench.ask("lease@7/1", 12 * GIB, wait_s=month_s)
+    for _ in range(29):
+        bench.later(86_399.0)
+        bench.read(10 * GIB)
+        granted = bench.ask("nmt@cuda:0/0", GIB)[0]
+        assert isinstance(granted, Granted)
+        bench.feed(FromWorker("nmt@cuda:0/0#1", Release(granted.lease)))
+        bench.later(1.0)
+        bench.read(10 * GIB)
+    bench.later(86_400.0 - 29.0)
+    bench.read(10 * GIB)
+    assert isinstance(bench.ask("nmt@cuda:0/0", GIB)[0], LeaseWait)
+    bench.later(29.0)
+    said = bench.read(10 * GIB)
+    assert [type(one) for one in said] == [Denied, Granted], "its patience is over, and so is that"
 
 
 def test_a_high_priority_goes_before_those_that_wait_and_a_low_one_behind_them():
@@ -1153,3 +1211,76 @@ def test_programs_can_fill_the_book_no_further_than_its_journal_takes():
     assert isinstance(denied, Denied) and "the most this node keeps" in denied.reason
     assert isinstance(bench.ask("asr@cuda:0/0", GIB)[0], Granted), "the node's own are always taken in"
     assert len(kept.encode(bench.book.keep())) < JOURNAL_BYTES // 2 - HEADER_BYTES
+
+
+TWO = ("cuda:0", "cuda:1")
+
+
+def on_two(*free: int) -> Bench:
+    """Two cards of 24 GiB with so much free."""
+    bench = Bench(*(Limits(name, 24 * GIB, safety_margin=0.0) for name in TWO))
+    for name, nbytes in zip(TWO, free, strict=True):
+        bench.read(nbytes, device=name)
+    return bench
+
+
+def test_of_several_devices_each_request_gets_the_one_with_most_room_when_it_asks():
+    bench = on_two(10 * GIB, 12 * GIB)
+    took = [bench.ask(f"lease@{pid}/1", 5 * GIB, device="", among=TWO)[0].device for pid in range(4)]
+    assert took == ["cuda:1", "cuda:0", "cuda:1", "cuda:0"], "without a reading in between"
+
+
+def test_where_it_is_granted_at_once_goes_before_where_there_is_more():
+    bench = on_two(8 * GIB, 20 * GIB)
+    bench.ask("asr@cuda:1/0", GIB, device="cuda:1")  # and it loads
+    assert bench.ask("lease@7/1", 5 * GIB, device="", among=TWO)[0].device == "cuda:0"
+
+
+def test_who_would_do_with_either_device_goes_to_the_one_that_has_room_first():
+    bench = on_two(8 * GIB, 9 * GIB)
+    (wait,) = bench.ask("lease@7/1", 10 * GIB, device="", among=TWO)
+    assert isinstance(wait, LeaseWait) and "on cuda:1" in wait.reason
+    bench.later(1.0)
+    (granted,) = bench.read(11 * GIB, device="cuda:0")
+    assert isinstance(granted, Granted) and granted.device == "cuda:0"
+    assert bench.book.snapshot(bench.now)["waiting_total"] == 0
+    bench.later(1.0)
+    assert bench.read(20 * GIB, device="cuda:1") == [], "it has one, and wants no other"
+
+
+def test_its_patience_is_its_own_wherever_it_waits():
+    bench = on_two(8 * GIB, 9 * GIB)
+    bench.ask("lease@7/1", 10 * GIB, device="", among=TWO, wait_s=5.0)
+    bench.later(4.0)
+    bench.read(8 * GIB, device="cuda:0")
+    (wait,) = bench.feed(DeviceLost("cuda:1", "GPU is lost"))
+    assert isinstance(wait, LeaseWait) and "needs 10.0 GiB on cuda:0" in wait.reason
+    bench.later(0.9)
+    assert bench.read(8 * GIB, device="cuda:0") == []
+    bench.later(0.2)
+    assert isinstance(bench.feed(Tick())[0], Denied)
+
+
+def test_a_lost_device_is_chosen_by_nobody_and_said_when_there_is_no_other():
+    bench = on_two(8 * GIB, 20 * GIB)
+    bench.feed(DeviceLost("cuda:1", "GPU is lost"))
+    assert bench.ask("lease@7/1", 5 * GIB, device="", among=TWO)[0].device == "cuda:0"
+    bench.ask("lease@8/1", 5 * GIB, device="", among=TWO)
+    said = bench.feed(DeviceLost("cuda:0", "GPU is lost"))
+    assert [type(one) for one in said] == [Denied] and "quarantined" in said[0].reason
+    denied = bench.ask("lease@9/1", GIB, device="", among=TWO)[0]
+    assert isinstance(denied, Denied) and "quarantined" in denied.reason
+
+
+def test_of_devices_that_this_node_has_not_none_is_chosen():
+    bench = on_two(8 * GIB, 9 * GIB)
+    assert bench.ask("lease@7/1", GIB, device="", among=("cuda:9", "cuda:0"))[0].device == "cuda:0"
+    for among in ((), ("cuda:9",)):
+        (denied,) = bench.ask("lease@8/1", GIB, device="", among=among)
+        assert isinstance(denied, Denied) and "no device" in denied.reason
+
+
+def test_a_device_without_memory_of_its_own_is_chosen_and_granted_by_its_own_name():
+    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
+    bench.read(20 * GIB, device="cpu")
+    assert bench.ask("lease@7/1", GIB, device="", among=(GPU,))[0].device == GPU

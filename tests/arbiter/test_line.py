@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.arbiter.lease import Lease, LeaseState
-from engine.arbiter.line import AGEING, PASSING, PRIORITIES, Line
+from engine.arbiter.line import AGEING, HOLDING, PASSING, PRIORITIES, Line
 
 WAIT_S = 60.0
 MODELS = [("asr", "a"), ("nmt", "b"), ("tts", "c")]
@@ -19,7 +19,8 @@ class LineMachine(RuleBasedStateMachine):
         self.line = Line(WAIT_S)
         self.now = self.clock = 0.0
         self.running = False
-        self.came: list[tuple[float, float, Lease]] = []  # (rank, end of patience, lease), in the order they came
+        # (rank, end of patience, limit of being passed, lease), in the order they came
+        self.came: list[tuple[float, float, float, Lease]] = []
 
     @rule(
         nbytes=st.integers(1, 9),
@@ -34,13 +35,15 @@ class LineMachine(RuleBasedStateMachine):
         self.line.add(lease, self.now, wait_s)
         ages = {"high": -AGEING, "normal": 0.0, "low": AGEING}
         patience = WAIT_S if wait_s is None else wait_s
-        self.came.append((self.clock + ages[priority] * WAIT_S, self.clock + patience, lease))
+        end = self.clock + patience
+        limit = end - (HOLDING * min(patience, WAIT_S) if lease.external else (1 - PASSING) * WAIT_S)
+        self.came.append((self.clock + ages[priority] * WAIT_S, end, limit, lease))
 
     @precondition(lambda self: self.came)
     @rule(data=st.data())
     def goes(self, data: st.DataObject) -> None:
         found = self.came.pop(data.draw(st.integers(0, len(self.came) - 1)))
-        self.line.remove(found[2])
+        self.line.remove(found[3])
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 29.0, 31.0]))
     def time_passes(self, seconds: float) -> None:
@@ -57,17 +60,13 @@ class LineMachine(RuleBasedStateMachine):
         def may_come(lease: Lease) -> bool:
             return models is None or lease.external or lease.kind_of_model in models
 
-        in_order = [lease for _, _, lease in sorted(self.came, key=lambda one: one[0])]
+        in_order = [lease for *_, lease in sorted(self.came, key=lambda one: one[0])]
         assert list(self.line) == in_order
-        old = [
-            (end, lease)
-            for _, end, lease in self.came
-            if not lease.external
-            and self.clock >= end - (1 - PASSING) * WAIT_S
-            and lease.nbytes > room
-            and may_come(lease)
-        ]
-        elder = min(old, default=(0.0, None), key=lambda one: one[0])[1]
+        old = sorted([one for one in self.came if self.clock >= one[2]], key=lambda one: one[2])
+        own = [lease for *_, lease in old if not lease.external]
+        programs = [lease for *_, lease in old if lease.external and not own]
+        lacking = [lease for lease in own + programs if lease.nbytes > room and may_come(lease)]
+        elder = lacking[0] if lacking else None
         assert self.line.elder(room, models, self.now) is elder
         allowed = in_order[: in_order.index(elder)] if elder else in_order
         fitting = [lease for lease in allowed if lease.nbytes <= room and may_come(lease)]
@@ -77,17 +76,13 @@ class LineMachine(RuleBasedStateMachine):
     def patience(self) -> None:
         self.line.check()
         assert {id(one) for one in self.line.spent(self.now)} == {
-            id(one) for _, end, one in self.came if end <= self.clock
+            id(one) for _, end, _, one in self.came if end <= self.clock
         }
         for place, lease in enumerate(self.line):
             assert self.line.position(lease) == place
         due = self.line.due_in(self.now)
-        ends = [end - self.clock for _, end, _ in self.came]
-        passing = [
-            left
-            for _, end, lease in self.came
-            if not lease.external and (left := end - (1 - PASSING) * WAIT_S - self.clock) > 0
-        ]
+        ends = [end - self.clock for _, end, _, _ in self.came]
+        passing = [limit - self.clock for _, _, limit, _ in self.came if limit > self.clock]
         assert due == (max(0.0, min(ends + passing)) if self.came and self.running else None)
 
 

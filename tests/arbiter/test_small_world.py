@@ -230,6 +230,7 @@ class World:
         ((4, 4, 2), 5, False),
         ((5, 1, 1), 5, False),
         ((2, 2, 2), 2, False),
+        ((2, 2, 5), 5, False),
         ((2, 2, 1), 5, True),
     ],
     ids=str,

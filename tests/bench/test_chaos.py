@@ -102,6 +102,11 @@ def test_a_deck_holds_every_way_for_every_kind_and_each_kind_has_points_to_die_a
     assert all(UNDER_LOAD[kind] for kind in ("worker", "scheduler", "gateway"))
 
 
+def test_every_arbiter_that_dies_in_a_load_is_followed_by_one_that_grants() -> None:
+    times = chaos.next_grants(2)
+    assert len(times) == 2 and min(times) > 0
+
+
 @pytest.mark.timeout(240)
 def test_a_short_storm_harms_nobody() -> None:
     found = chaos.storm(12.0, seed=5, quiet=True)

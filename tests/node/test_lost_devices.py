@@ -1,4 +1,5 @@
-"""A GPU that is lost, and a holder of its memory that nobody can end: said, counted, and no matter to the rest."""
+"""A GPU that is lost or cannot be read, and a holder of its memory that nobody can end: said, counted, and no matter to
+the rest."""
 
 from __future__ import annotations
 
@@ -122,6 +123,26 @@ def test_the_quarantine_outlives_any_process_and_the_gpu_s_return(victim: str, g
         assert {o.outcome for o in translate(node, 4)} == {"ok"}
         assert wait_until(lambda: device(node, "cuda:1").get("quarantined")) == "GPU is lost"
         assert not [role for role in roles(node) if "@cuda:1/" in role] and health(node)["notes"]
+
+
+def test_a_driver_that_does_not_answer_is_said_while_stages_serve_on_and_is_no_health_where_one_is_to_load(
+    gpus: Gpus,  # noqa: F811
+) -> None:
+    def asked(code: int, word: str) -> str:
+        done = command(node, "health")
+        return done.stdout if done.returncode == code and word in done.stdout else ""
+
+    driver = gpus(*two())
+    with Node(on_gpus(deadlines={"unreadable_s": 0.5})) as node:
+        assert "cannot be read" not in asked(0, "serving at")
+        driver.hang()
+        said = wait_until(lambda: asked(0, "cannot be read"))
+        assert all(f"device cuda:{number} cannot be read, its driver has said nothing" in said for number in range(2))
+        assert "device cpu" not in said and {o.outcome for o in translate(node, 2)} == {"ok"}
+        kill(process_of(node, "nmt@cuda:1/0")["pid"])
+        wait_until(lambda: asked(1, "stage nmt: the memory of cuda:1 cannot be read"))
+        driver.resume()
+        wait_until(lambda: "cannot be read" not in asked(0, "serving at") and asked(0, "serving at"))
 
 
 def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(gpus: Gpus) -> None:  # noqa: F811

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from bench.standin_driver import GIB, Driver, Gpu
+from engine import ctl
+from engine.leasing import Lease
 from engine.node import Node
 from ipc.errors import DragomanError
 from tests.node.rehearsal import Marks, assert_in_order, config, kill, process_of, wait_until
@@ -242,3 +244,37 @@ def test_what_a_program_under_a_lease_starts_uses_its_lease(gpus: Callable[..., 
             assert wait_until(lambda: device_row(node, before + GIB + CONTEXT, 0))
             program.communicate("")
         wait_until(lambda: device_row(node, before, 0))
+
+
+def test_leases_that_name_no_gpu_share_them_out_and_get_none_that_is_drained_or_lost(
+    gpus: Callable[..., Driver],
+) -> None:
+    driver = gpus(*two(), *two(total_bytes=24 * GIB))
+    with Node(config()) as node, ExitStack() as ends:
+
+        def leased(gib: int, device: str = "") -> str:
+            lease = Lease(gib * GIB, device, wait_s=0.0, ctl_endpoint=node.ctl_endpoint)
+            return ends.enter_context(lease).device
+
+        ctl.ask(node.ctl_endpoint, "drain", target="cuda:2")
+        driver.lose(3)
+        wait_until(lambda: node.stats()["arbiter"]["devices"]["cuda:3"]["quarantined"])
+        assert {leased(5), leased(5)} == {"cuda:0", "cuda:1"}, "the second knows of the first"
+        with pytest.raises(DragomanError, match=r"needs 5\.0 GiB on cuda:"):
+            leased(5)
+        assert leased(5, "cuda:2") == "cuda:2", "a drained one can be named"
+        for name in ("cuda:0", "cuda:1"):
+            ctl.ask(node.ctl_endpoint, "drain", target=name)
+        with pytest.raises(
+            DragomanError, match="cuda:0 is drained, cuda:1 is drained, cuda:2 is drained, cuda:3 is lost"
+        ):
+            leased(1)
+
+
+def test_a_lease_is_asked_for_while_the_arbiter_comes_back(gpus: Callable[..., Driver]) -> None:
+    gpus(*two())
+    with Node(config()) as node:
+        kill(process_of(node, "arbiter")["pid"])
+        wait_until(lambda: not node.stats()["arbiter"])
+        with Lease(GIB, ctl_endpoint=node.ctl_endpoint) as lease:
+            assert lease.device in ("cuda:0", "cuda:1") and lease.uuid.startswith("GPU-")

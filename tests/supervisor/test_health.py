@@ -60,3 +60,14 @@ def test_a_worker_that_will_not_come_back_is_told_although_its_stage_is_well() -
     world.say("scheduler", Report({"stages": {"nmt": stage_row(workers=2, lost=1, why="killed")}}))
     told = health(world)
     assert told["ready"] and told["stages"]["nmt"]["note"].startswith("1 of 2 workers will not come back")
+
+
+@pytest.mark.parametrize(("age_ms", "told"), [(-1, False), (1900.0, False), (2100.0, True)])
+def test_a_device_that_cannot_be_read_is_told_although_the_node_serves(age_ms: float, told: bool) -> None:
+    world = serving()
+    world.say("arbiter", Report({"devices": {"cuda:0": {"snapshot_age_ms": age_ms}, "cpu": {"snapshot_age_ms": 9.0}}}))
+    world.now += 0.9  # until the next report
+    seen = health(world)
+    assert seen["ready"]
+    assert [note.partition(",")[0] for note in seen["notes"]] == ["device cuda:0 cannot be read"] * told
+    assert not told or "for 3 s" in seen["notes"][0]
