@@ -120,6 +120,7 @@ class Placement:
     places: tuple[Place, ...] = ()
     left_bytes: Mapping[str, int] = field(default_factory=dict)  # device -> bytes, when all its models are there
     crowded: tuple[str, ...] = ()  # devices (whose memory it is) where models take turns
+    single: tuple[str, ...] = ()  # ... and where no two of them can be at once
     added_s: float = 0.0
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
@@ -203,6 +204,11 @@ def _place(wish: Wish, variant: int, room: Room) -> Place:
 def _hold(room: Room, places: Sequence[Place]) -> bool:
     """Whether all of these can stay on the device at once."""
     return len(places) <= room.limits.max_models and room.left(sum(place.nbytes for place in places)) >= 0
+
+
+def _is_single(room: Room, places: Sequence[Place]) -> bool:
+    """Whether no two of these can be on the device at once: the two smallest cannot."""
+    return not _hold(room, sorted(places, key=lambda place: place.nbytes)[:2])
 
 
 # ---------------------------------------------------------------- all at once
@@ -315,13 +321,14 @@ def _turns(
         return Placement(Verdict.NOWHERE, nowhere=nowhere)
     here = {name: _within(places, name, devices) for name in placed}
     crowded = tuple(name for name in placed if not _hold(devices[name], here[name]))
+    single = tuple(name for name in crowded if _is_single(devices[name], here[name]))
     added = sum(_round_s(devices[name], here[name]) for name in crowded)
     waits = tuple(
         _lack(wish, devices, ever=False)
         for wish in wishes
         if all(_smallest(wish, devices[name]) > devices[name].left(0) for name in wish.devices)
     )
-    return Placement(Verdict.TURNS, places, _left(places, devices), crowded, added, nowhere, waits)
+    return Placement(Verdict.TURNS, places, _left(places, devices), crowded, single, added, nowhere, waits)
 
 
 def _left_with(place: Place, devices: Mapping[str, Room], placed: Mapping[str, Sequence[Place]]) -> int:

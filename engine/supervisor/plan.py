@@ -152,13 +152,14 @@ def make(
     used = {kinds[worker.device].name: kinds[worker.device].uuid for worker in workers.values()}
     _check_shares(config, used)
     reads = readers(config, roles, surveys, rings)
+    mode, reason = mode_of(config.node.mode, devices, placed)
     return Plan(
         config=config,
         scheduler=SchedulerBoot(
             stages=plans,
             pipelines=config.pipelines,
-            mode=config.node.mode,
-            mode_reason=mode_reason(config.node.mode, devices, placed),
+            mode=mode,
+            mode_reason=reason,
             placement=config.node.placement,
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
@@ -191,11 +192,19 @@ def _that_can_run(config: Config, surveys: Mapping[str, Survey]) -> Config:
     return msgspec.structs.replace(config, pipelines=kept)
 
 
-def mode_reason(mode: str, devices: Sequence[Device], placed: Placement) -> str:
-    """Why the node runs as it does, in a few words."""
+def mode_of(configured: str, devices: Sequence[Device], placed: Placement) -> tuple[str, str]:
+    """How the node runs, and why, in a few words.
+
+    *turns* where no two models can be at once, by the node's own choice: a stage does what waits for it, then its model
+    leaves for the next one's. Not *serial*, which would load every model again for each utterance (decision 20).
+    """
     where = "" if any(device.kind == "cuda" for device in devices) else ", no GPU: every stage on the CPU"
     where += f", {placed.verdict.value} on {' and '.join(placed.crowded)}" if placed.crowded else ""
-    return f"as configured{where}" if mode == "serial" else f"stages overlap{where}"
+    if configured == "serial":
+        return configured, f"as configured{where}"
+    if placed.single and {place.device for place in placed.places} <= set(placed.single):
+        return "turns", f"{' and '.join(placed.single)} cannot hold two stages at once"
+    return configured, f"stages overlap{where}"
 
 
 # ---------------------------------------------------------------- workers

@@ -117,6 +117,14 @@ def wish(stage: str, gib: float | tuple[float, ...], *devices: str, **fields) ->
     return Wish(stage, variants, devices or ("cuda:0",), **fields)
 
 
+def test_a_device_that_cannot_hold_two_at_once_is_told_apart_from_one_where_some_take_turns() -> None:
+    wishes = [wish("a", 4), wish("b", 4), wish("c", 1)]
+    assert plan([room(4.5, safety_margin=0.0)], wishes[:2]).single == ("cuda:0",)
+    assert plan([room(5.5, safety_margin=0.0)], wishes).single == (), "c stays beside either"
+    assert plan([room(16, max_models=1)], wishes).single == ("cuda:0",)
+    assert plan([room(8.5, safety_margin=0.0)], wishes[:2]).single == ()
+
+
 def test_a_round_loads_what_optimal_replacement_would() -> None:
     """Room for two of three: one stays, and the two others change places, one load each a round."""
     found = plan([room(8, safety_margin=0.0)], [wish("a", 4), wish("b", 4), wish("c", 4)])

@@ -35,6 +35,7 @@ def test_models_that_have_no_room_together_take_turns(max_models: int) -> None:
     with Node(turns(max_models)) as node:
         stats = node.stats()
         assert "models take turns" in stats["mode_reason"], "the node says so from the start"
+        assert stats["mode"] == ("turns" if max_models == 1 else "pipelined")
         assert stats["health"]["ready"]
         outcomes = carry(node, 30)
         stats = node.stats()
