@@ -68,6 +68,8 @@ class StagePlan(_Plan, frozen=True):
     output_per_char: int = 0
     max_chars: int = 4000
     max_batch: int = 1
+    min_batch: int = 1
+    start_batch: int = 0  # what adapting begins with; 0: max_batch
     max_delay_ms: float = 0.0
     timeout_base_s: float = 20.0
     timeout_per_audio: float = 2.0
@@ -108,6 +110,7 @@ class SchedulerBoot(_Body, frozen=True):
     orders: Orders = Orders()  # what operators have ordered so far
     books: dict[str, str] = {}  # device -> the one whose memory it shares
     placement: str = "earliest"  # see ``engine.policies``
+    adaptive: bool = True  # see ``engine.scheduler.adapting``
 
 
 class GatewayBoot(_Body, frozen=True):

@@ -31,6 +31,9 @@ class NodeSection(_Section, frozen=True):
     outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     placement: str = "earliest"  # who gets the next batch: earliest | least_queue | round_robin | a package's own
+    adaptive: bool = (
+        True  # batches between min_batch and max_batch follow what runs have shown; false: always up to max
+    )
     send_ahead: int = 1  # full batches sent beyond the one that runs; to one of several workers only if runs are short
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
     max_retries: int = 3  # tries after reported failures, before an utterance ends as error(failed); by profile
@@ -111,6 +114,7 @@ class StageSection(_Section, frozen=True):
     instances: int = 1  # workers on each of these devices
     max_instances: int = 0  # ... at most, while work piles up and there is room; 0: as instances
     max_batch: int = 1  # utterances in one run; of asr by profile
+    min_batch: int = 1  # ... that node.adaptive never goes below
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s

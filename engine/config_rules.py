@@ -145,6 +145,7 @@ RULES: dict[str, Rule] = {
     "stages.*.instances": Between(1, 64),
     "stages.*.max_instances": Between(0, 64),
     "stages.*.max_batch": Between(1, 256),
+    "stages.*.min_batch": Between(1, 256),
     "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
@@ -281,6 +282,8 @@ def _check_stage(name: str, section: StageSection) -> None:
         raise Problem(
             f"stages.{name}.kind" if section.kind else f"stages.{name}", f"is no use: {error.args[0]}"
         ) from error
+    if section.min_batch > section.max_batch:
+        raise Problem(f"stages.{name}.min_batch", f"is {section.min_batch}, more than max_batch, {section.max_batch}")
     if section.max_instances and section.max_instances < section.instances:
         least = f"is {section.max_instances}, less than instances; set it to {section.instances} or more"
         raise Problem(f"stages.{name}.max_instances", least)

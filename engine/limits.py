@@ -60,3 +60,11 @@ def limits(plan: DevicePlan) -> Limits:
         ceiling_is_own=plan.ceiling_is_own,
         returns_at_once=plan.memory_source in ("host", "unified", "declared"),
     )
+
+
+def start_value(total_bytes: int, reserve_bytes: int, peak_bytes: int) -> int:
+    """What to begin with: as many peaks as fit beside the reserve, less one for safety, and at least one.
+
+    24 GB, reserve 6, peak 6: 2. In a run utterances share the weights, so that is on the safe side.
+    """
+    return max(1, (total_bytes - reserve_bytes) // max(1, peak_bytes) - 1)

@@ -13,6 +13,7 @@ from engine import policies
 from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
 from engine.scheduler import haste
+from engine.scheduler.adapting import Tally
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
@@ -154,11 +155,20 @@ class Scheduler:
         if message.fits or any(result.code == "oom" for result in message.results):
             worker.ran_out(message.fits, now)
             self.fleet.ran_out(worker, "run", now)
+        self._tally(worker.plan.stage, message, now)
         running = worker.batches[0] if worker.batches else None
         for result in message.results:
             self.flow.done(worker, result, now)
         if worker.batches and worker.batches[0] is not running:
             self._announce(worker)
+
+    def _tally(self, stage: str, message: Done, now: float) -> None:
+        results = message.results
+        ran_out = bool(message.fits) or any(result.code == "oom" for result in results)
+        failed = sum(result.state == "failed" and result.code != "oom" for result in results)
+        seconds = max((result.ended_ns - result.begun_ns for result in results), default=0) / 1e9
+        if results:
+            self.orders.ran(stage, Tally(len(results), failed, ran_out, seconds), now)
 
     def _from_worker(self, peer: str, message: Any, now: float) -> None:
         if isinstance(message, Here):
@@ -368,6 +378,8 @@ class Scheduler:
             "last_failure": pace.last_failure,
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
             "stall_limit_s": max([plan.timeout_base_s, *(batch.limit_s for batch in batches)]) + STALL_GRACE_S,
+            "max_batch": plan.max_batch,
+            "max_batch_why": self.orders.limits[name].why if self.book.boot.adaptive else "as configured",
             "waiting": len(self.book.queues[name]),
             "running": running,
             "done": pace.done,

@@ -28,6 +28,7 @@ from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
 from engine.corrections import History
 from engine.devices import Device, HostMemory
+from engine.limits import start_value
 from engine.placement import Placement
 from engine.placement_words import lacking
 from engine.supervisor import placing
@@ -161,6 +162,7 @@ def make(
             mode=mode,
             mode_reason=reason,
             placement=config.node.placement,
+            adaptive=config.node.adaptive,
             send_ahead=0 if config.node.mode == "serial" else config.node.send_ahead,
             max_retries=config.node.max_retries,
             capacity_factor=config.node.capacity_factor,
@@ -205,6 +207,12 @@ def mode_of(configured: str, devices: Sequence[Device], placed: Placement) -> tu
     if placed.single and {place.device for place in placed.places} <= set(placed.single):
         return "turns", f"{' and '.join(placed.single)} cannot hold two stages at once"
     return configured, f"stages overlap{where}"
+
+
+def _start_batch(placed: Placement, needs: Needs, stage: str, device: str) -> int:
+    """Utterances in a run to begin with, by what a whole process of this stage takes of the device."""
+    limits = next(room.limits for room in placed.rooms if room.limits.name == device)
+    return start_value(limits.usable_bytes, limits.reserve_bytes, needs[stage, device][0].estimate.nbytes)
 
 
 # ---------------------------------------------------------------- workers
@@ -253,6 +261,8 @@ def _stage(
         output_per_char=output.per_char if output else 0,
         max_chars=declaration.max_chars,
         max_batch=section.max_batch,
+        min_batch=section.min_batch,
+        start_batch=min([_start_batch(placed, needs, name, device) for device in own], default=0),
         max_delay_ms=section.max_delay_ms,
         timeout_base_s=section.timeout_base_s,
         timeout_per_audio=section.timeout_per_audio,
