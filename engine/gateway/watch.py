@@ -15,6 +15,7 @@ from engine.gateway.sessions import Link, Session
 from ipc.messages import Closed, Gap, Outcome, Over, Share, Spare
 
 REVIEW_S = 0.1  # how often claims for ring memory are looked at while there are any
+LOOK_S = 0.25  # how often a draining gateway looks at least: so it notices when it could not
 
 
 class Watch:
@@ -29,6 +30,7 @@ class Watch:
         self._drain_until = math.inf
         self._flush_until = math.inf
         self._flushed = False
+        self._looked_at = math.inf  # while draining
         self._reviewed_at = -math.inf  # when claims for ring memory were last looked at
         self._working = 0  # sessions with work when shares were last compared
         self._shares_told_at = -math.inf
@@ -44,7 +46,7 @@ class Watch:
         if books.ingress.waiting:
             first = min(first, self._reviewed_at + REVIEW_S)
         if books.draining and not self._flushed:
-            first = min(first, self._flush_until, self._drain_until)
+            first = min(first, self._flush_until, self._drain_until, self._looked_at + LOOK_S)
         return first
 
     def turn_end(self, now: float) -> None:
@@ -230,6 +232,9 @@ class Watch:
             return
         if books.ledger.total == 0 and self._flush_until == math.inf:
             self._flush_until = now + books.deadlines.flush_s
+        if now - self._looked_at > 2 * LOOK_S:  # this process stood still, and nobody could fetch anything
+            self._flush_until += now - self._looked_at
+        self._looked_at = now
         waiting = any(s.acked < s.order.next - 1 for s in books.sessions if self._may_fetch(s, now))
         if (books.ledger.total == 0 and not waiting) or now >= min(self._flush_until, self._drain_until):
             self._flushed = True

@@ -34,6 +34,7 @@ FOUND = {
     1031128: "a Resume that came late brought all outcomes again, which passed for answers that nobody reads",
     1022049: "a session over its budget waited for an index that had no slot: its later ones kept them all",
     1051271: "a scheduler that had stood still acted on old news: a worker's silence that was over",
+    1361635: "a stopping gateway stood still for the whole time in which clients could have fetched what had ended",
     10109: "a worker that had loaded did not say so first: a new epoch took its run for the load and freed its input",
 }
 

@@ -967,6 +967,17 @@ def test_a_stopping_node_does_not_wait_for_ever_for_acknowledgements(stand: Stan
     assert stand.others.count(AllFlushed()) == 1
 
 
+def test_time_in_which_a_stopping_gateway_stood_still_does_not_count(stand: Stand) -> None:
+    session = stand.open()
+    stand.run(session.session, 0)
+    stand.feed(DrainNode(20.0))
+    stand.now += 3.0
+    stand.say(Ping(), client=b"b")  # its connection was lost meanwhile
+    assert AllFlushed() not in stand.others
+    stand.say(Resume(session.token, 0), client=b"b")
+    assert AllFlushed() in stand.others
+
+
 def test_a_stopping_node_waits_a_moment_for_a_client_whose_connection_was_just_lost(stand: Stand) -> None:
     session = stand.open()
     stand.run(session.session, 0)
