@@ -2,8 +2,8 @@
 
 A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
-when its oldest job has waited ``max_delay``, or at once when the worker idles and there is nothing to wait for. A
-suspect (its worker died) runs alone.
+when its oldest job has waited ``max_delay``, when one of them must go to be in time for its deadline, or at once when
+the worker idles and there is nothing to wait for. A suspect (its worker died) runs alone.
 
 A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
 several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
@@ -175,7 +175,8 @@ class Dispatch:
             return None
         jobs = [job for key in queue if (job := self.book.job(key)) is not None]
         oldest = min(job.queued_ns for job in jobs) / 1e9
-        closes = min(oldest + plan.max_delay_ms / 1000, min(job.deadline for job in jobs))
+        run_s = self.book.paces[plan.name].run_s
+        closes = min(oldest + plan.max_delay_ms / 1000, min(haste.latest(self.book, job) for job in jobs) - run_s)
         return closes if closes > now else None
 
     def _pick(self, plan: StagePlan, worker: Worker, now: float) -> tuple[list[Key], Place]:

@@ -67,6 +67,11 @@ class StagePace:
         return self.mean_s - 2 * self.mean_off_s - LEAD_S
 
     @property
+    def run_s(self) -> float:
+        """In which a run that begins now is nearly always over; its waiting is not in it."""
+        return self.mean_s + 2 * self.mean_off_s + LEAD_S
+
+    @property
     def safe_s(self) -> float:
         """In which it is nearly always done: as TCP sets its time-out (RFC 6298), with half its distance."""
         return self.stay_s + 2 * self.stay_off_s + HOP_S

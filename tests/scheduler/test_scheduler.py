@@ -639,6 +639,22 @@ def test_a_batch_waits_for_company_at_most_its_delay():
     assert len(world.board[world.peer("a@cpu/0")]) == 1
 
 
+def test_a_batch_waits_for_no_company_that_would_cost_a_deadline():
+    world = started(text_stage("a", max_batch=4, max_delay_ms=5000), text_stage("b"))
+    for index, name in ((0, "a"), (0, "b")):  # a second each, and so it is known
+        world.admit(index) if name == "a" else None
+        world.advance(5.0)
+        begun, world.now = world.now, world.now + 1.0
+        world.done(world.peer(f"{name}@cpu/0"), begun_ns=int(begun * 1e9), ended_ns=int(world.now * 1e9))
+    worker = world.peer("a@cpu/0")
+    world.admit(1, budget_ms=20_000)
+    world.admit(2, budget_ms=9_000)
+    world.advance(1.0)
+    assert not world.board[worker]
+    world.advance(3.0)
+    assert [item.index for item in world.board[worker]] == [1, 2]
+
+
 def test_a_session_over_its_budget_gets_no_last_stage_except_what_unblocks_it():
     world = started(text_stage("a"), text_stage("b"), send_ahead=0)
     world.tell(Over(("s",)))
