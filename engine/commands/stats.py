@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.commands import asking, finding
@@ -71,7 +71,8 @@ def _totals(stats: Mapping[str, Any]) -> str:
         first += f" (queue {usage:.0%} full)"
     rate = stats.get("success_rate")
     second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
-    return first + "\n" + second + (f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else "")
+    second += f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else ""
+    return "\n".join(filter(None, [first, second, (stats.get("scheduler") or {}).get("bottleneck")]))
 
 
 def _orders(stats: Mapping[str, Any]) -> str:
@@ -86,16 +87,33 @@ def _orders(stats: Mapping[str, Any]) -> str:
 
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    head = ["stage", "health", "concurrency", "waiting", "running", "done", "failed", "wait ms", "work ms"]
+    head = [
+        "stage", "health", "concurrency", "busy", "waiting", "running", "done", "failed",
+        "wait ms", "99 % wait", "work ms",
+    ]  # fmt: skip
     report = stats.get("scheduler") or {}
     concurrency = report.get("concurrency") or {}
     health = (stats.get("health") or {}).get("stages") or {}
-    fields = ("waiting", "running", "done", "failed", "avg_waiting_ms", "avg_processing_ms")
+    busy, steps = report.get("utilisation") or {}, report.get("histogram_ms") or []
     rows = [
-        [name, _health(health.get(name) or {}), concurrency.get(name), *map(stage.get, fields)]
+        [
+            name, _health(health.get(name) or {}), concurrency.get(name), f"{busy[name]:.0%}" if name in busy else None,
+            *map(stage.get, ("waiting", "running", "done", "failed", "avg_waiting_ms")),
+            _below(stage.get("waiting_histogram") or [], steps), stage.get("avg_processing_ms"),
+        ]
         for name, stage in (report.get("stages") or {}).items()
-    ]
+    ]  # fmt: skip
     return "Stages", head, rows
+
+
+def _below(counts: Sequence[int], steps: Sequence[int], share: float = 0.99) -> str | None:
+    """The least step, in ms, below which so many lie."""
+    so_far, wanted = 0, share * sum(counts)
+    for count, step in zip(counts, steps, strict=False):
+        so_far += count
+        if so_far >= wanted > 0:
+            return f"≤ {step:g}"
+    return f"> {steps[-1]:g}" if wanted and steps else None
 
 
 def _instances(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -6,16 +6,28 @@ mean time; before anything was measured, the one with the least concurrency. Mea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 
 WEIGHT = 0.04
 LEAD_S = 0.005  # from the decision to send until the worker has it, on a busy machine
 HOP_S = 0.02  # from stage to stage and to the client, on a busy machine
+STEPS_MS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)  # upper ends of a histogram's bars; the last has none
 
 
 def mean_of(mean: float, value: float) -> float:
     """An exponential mean with one more value; 0 is none yet."""
     return mean + WEIGHT * (value - mean) if mean else value
+
+
+class Histogram:
+    """Counts of times by size. ``counts``: one more than ``STEPS_MS``."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(STEPS_MS) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(STEPS_MS, 1000 * seconds)] += 1
 
 
 @dataclass
@@ -34,6 +46,8 @@ class StagePace:
     last_failure: str = ""
     waiting_sum_s: float = 0.0
     processing_sum_s: float = 0.0
+    waiting: Histogram = field(default_factory=Histogram)
+    processing: Histogram = field(default_factory=Histogram)
     moved_at: float = 0.0  # when a run was last sent or ended, or work came to an empty queue (monotonic)
 
     def measure(self, waiting_s: float, processing_s: float, now: float) -> None:
@@ -43,6 +57,8 @@ class StagePace:
         self.failed_in_row = 0
         self.waiting_sum_s += waiting_s
         self.processing_sum_s += processing_s
+        self.waiting.add(waiting_s)
+        self.processing.add(processing_s)
         per_run = max(processing_s, 1e-6)
         first = not self.mean_s
         self.mean_off_s += WEIGHT * ((0.0 if first else abs(per_run - self.mean_s)) - self.mean_off_s)

@@ -23,9 +23,10 @@ from engine.scheduler.instances import Extras
 from engine.scheduler.jobs import Key, State
 from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
-from engine.scheduler.pace import capacity
+from engine.scheduler.pace import STEPS_MS, capacity
 from engine.scheduler.past import Past
 from engine.scheduler.residency import Residency
+from engine.scheduler.utilisation import Utilisation, bottleneck
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import (
     Acked,
@@ -82,6 +83,7 @@ class Scheduler:
         self.extras = Extras(self.book, self.fleet, self.residency, self.ladder, self.dispatch)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
+        self._utilisation = Utilisation()
         self._told = (-1, 0.0)
         self._told_at = 0.0
         self._began = 0.0
@@ -301,6 +303,7 @@ class Scheduler:
         n, rate = capacity(book.paces, self.concurrency(), book.boot.capacity_factor)
         active = sum(len(batch.jobs) for worker in book.workers.values() for batch in worker.batches)
         unended = sum(len(line.unended) for line in book.lines.values())
+        shares = self._utilisation.look(book.workers, now)
         return {
             "mode": book.boot.mode,
             "mode_reason": book.boot.mode_reason,
@@ -324,6 +327,9 @@ class Scheduler:
             "parked": self.residency.parked_total,
             "promoted": self.ladder.promoted_total,
             "concurrency": self.concurrency(),
+            "utilisation": {name: round(share, 3) for name, share in shares.items()},
+            "bottleneck": bottleneck(shares),
+            "histogram_ms": list(STEPS_MS),
             "jobs": self._jobs(now, 200),
             "slots": book.slots.snapshot(),
             "slots_idle": book.slots.idle,
@@ -386,6 +392,8 @@ class Scheduler:
             "failed": pace.failed,
             "avg_waiting_ms": round(1000 * pace.waiting_sum_s / done, 3),
             "avg_processing_ms": round(1000 * pace.processing_sum_s / done, 3),
+            "waiting_histogram": list(pace.waiting.counts),
+            "processing_histogram": list(pace.processing.counts),
             "absent": self.book.absent.get(name, ""),
         }
 

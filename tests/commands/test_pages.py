@@ -32,6 +32,9 @@ STATS = {
     "processes": [{"role": "gateway", "incarnation": 1, "pid": 77, "start_time": 5, "phase": "serving", "age_ms": 12}],
     "scheduler": {
         "concurrency": {"asr": 1},
+        "utilisation": {"asr": 0.973},
+        "bottleneck": "asr is the bottleneck: its workers were busy 97% of the last 30 s",
+        "histogram_ms": [1, 3, 10, 30],
         "stages": {
             "asr": {
                 "waiting": 2,
@@ -39,6 +42,7 @@ STATS = {
                 "done": 8,
                 "failed": 1,
                 "avg_waiting_ms": 12.5,
+                "waiting_histogram": [3, 2, 3, 0, 0],
                 "avg_processing_ms": 150.0,
                 "instances": {
                     "cuda:0": {"running": 2, "min": 1, "max": 3, "why": "asr@cuda:0/1 was called"},
@@ -55,7 +59,8 @@ STATS = {
 def test_statistics_show_totals_stages_jobs_leases_and_processes() -> None:
     page = stats.page(STATS, "ipc://x/ctl")
     for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%",
-                  "nmt:processing", "asr@cpu/0", "16.0 GiB", "gateway", "12.5"):  # fmt: skip
+                  "nmt:processing", "asr@cpu/0", "16.0 GiB", "gateway", "12.5",
+                  "≤ 10", "97%", "asr is the bottleneck"):  # fmt: skip
         assert shown in page
 
 
