@@ -96,6 +96,7 @@ nightly: env
 	@$(PY) run_node.py bench chaos --seconds 4200 --strict
 	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 	@DRAGOMAN_TEST_UTTERANCES=500 $(PY) -m pytest tests/node/test_cards.py
+	@DRAGOMAN_TEST_SHAPES=all $(PY) -m pytest tests/bench/test_estimates_of_shapes.py
 
 docs: env
 	@$(PY) scripts/pages.py --write

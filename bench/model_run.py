@@ -28,6 +28,7 @@ from stages.base import Item, Stage, StageConfig, StageError
 
 RATE_HZ = 16_000
 WORDS = "ab cd ef gh "  # one sentence, however long
+FITTING = 1000  # characters for which, with as long an answer, repair's context has room: longer texts are passed on
 DENSE = "ABCDEFGHIJ" * 88 + ". "  # a token for each letter, in sentences of less than 900
 SAMPLE_EVERY_S = 0.02
 LIMIT_S = 600.0
@@ -42,7 +43,7 @@ def longest(kind: str, options: dict[str, Any], audio_s: float, chars: int = 0) 
     if declared.accepts == "audio":
         noise = np.random.Generator(np.random.PCG64(0)).normal(0, 0.1, int(audio_s * RATE_HZ))
         return Item("s", 0, 1, source="en", target="de", audio=noise.astype(np.float32), sample_rate=RATE_HZ)
-    chars = chars or declared.max_chars
+    chars = chars or (FITTING if kind == "repair" else declared.max_chars)
     text = ((DENSE if kind == "nmt" else WORDS) * chars)[:chars]
     return Item("s", 0, 1, source="en", target="de" if kind == "nmt" else "en", text=text.strip())
 

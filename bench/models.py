@@ -58,6 +58,7 @@ def weighed(kind: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         raise DragomanError(f"measuring {model.name} ended with code {done.returncode}", "what it said stands above")
     found: dict[str, Any] = json.loads(done.stdout)
+    print(f"{model.name}: {found['outcome']}", file=sys.stderr, flush=True)
     return found
 
 

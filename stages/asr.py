@@ -43,7 +43,8 @@ FILES = ("model.bin", "config.json", "tokenizer.json")
 LANGUAGE_TOKEN = re.compile(r"<\|([a-z]{2,3})\|>")
 MULTILINGUAL_TOKENS = 51865  # CTranslate2 before 4.7 told multilingual models by their size, since then by a "" token
 
-WINDOW = 1500  # encoder positions: 30 s, whatever the input's length
+WINDOW_S = 30
+WINDOW = 1500  # encoder positions of a window, whatever the input's length
 TEXT = 448  # decoder positions
 AUDIO_BYTES_A_S = 1_000_000  # spectrum of one second in float32 and complex64, and copies of it
 TOKEN_BYTES = 600  # host memory for a token's text, in the library and in the tokenizer
@@ -112,14 +113,15 @@ class AsrStage(Stage):
             return None
         number = sizes.run_bytes(config.device, config.compute_type)
         scores = 2 * sizes.heads * WINDOW**2 * number
-        streams = WINDOW * (sizes.hidden + 4 * sizes.width) * number
-        kept = sizes.kept_bytes(config.device, config.compute_type)
-        texts = TEXT * _beams(config)
+        encoding = scores + WINDOW * (sizes.hidden + 4 * sizes.width) * number
+        decoding = sizes.kept_bytes(config.device, config.compute_type) * (WINDOW + TEXT * _beams(config))
         # An utterance of several windows still holds the keys of the window before while the next one is encoded.
-        workspace, vocabulary = scores + streams + kept * (WINDOW + texts), 0
+        several = longest.audio_s > WINDOW_S
+        workspace, vocabulary = encoding + decoding if several else max(encoding, decoding), 0
         if config.device == "cpu":
-            leftover = sizes.vocabulary * sizes.width * number  # loading may leave one copy of the largest matrix
-            audio = int(longest.audio_s * AUDIO_BYTES_A_S) if longest.audio_s > 30 else 0
+            # Loading leaves a copy of the largest matrix behind, or does not; half of it is not far from either.
+            leftover = sizes.vocabulary * sizes.width * number // 2
+            audio = int(longest.audio_s * AUDIO_BYTES_A_S) if several else 0
             vocabulary = TOKEN_BYTES * sizes.vocabulary
             workspace += max(0, audio - scores) + leftover + vocabulary
         weights = sizes.resident_bytes(config.device, config.compute_type)
