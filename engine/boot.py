@@ -143,6 +143,7 @@ class WorkerBoot(_Body, frozen=True):
     estimate_bytes: int
     options: dict[str, Any] = {}
     smaller: tuple[VariantPlan, ...] = ()  # variants 1, 2, ...: the scheduler says which to load
+    warm_up_runs: int = 3
     priority: str = "normal"  # high | normal | low: of its requests for memory, among those that wait
 
 

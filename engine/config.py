@@ -86,6 +86,7 @@ class DeviceSection(_Section, frozen=True):
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device
+    start_factor: float = 1.2  # on the estimate of a model that was never measured on such a device
     share: bool = False  # let other nodes that say so too use the same GPUs, each no more than its max_bytes
     declared_bytes: dict[
         str, int
@@ -118,6 +119,7 @@ class StageSection(_Section, frozen=True):
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s
+    warm_up_runs: int = 3  # runs on made-up input before a worker counts as ready
     threads: int = 0  # CPU threads of one worker; 0: cores divided by the workers on the CPU
     estimate_bytes: int = 0  # memory its model needs on a device; 0: from the files
     keep_alive_s: float = -1.0  # a model leaves its device after so long without work; -1: only when others need room

@@ -72,25 +72,27 @@ def start(
     compute_type: str = "default",
     max_batch: int = 1,
     memory: Memory | None = None,
+    factor: float = START_FACTOR,
 ) -> Start:
     """What a worker will need on its device: ``kind`` of device, ``libraries`` the stage requires.
 
     Of several known libraries the most demanding figure counts, each for itself; unknown ones count nothing, so that a
     stage without a runtime (a simulated one) is its weights and its process. ``memory``: what the model's files say
     through its stage, which goes before the table; with the other arguments it says the same thing twice.
+    ``factor``: on what was never measured.
     """
     named = [RUNTIMES[name] for name in libraries if name in RUNTIMES]
     known = named or [PLAIN]
     around = max(r.context_bytes if kind == "cuda" else r.host_bytes for r in known)
     if memory is not None:
-        factor = START_FACTOR if kind == "cuda" else 1.0
+        factor = factor if kind == "cuda" else 1.0
         total = around + (memory.weights_bytes + memory.workspace_bytes) * factor
         later = (memory.workspace_bytes - memory.at_load_bytes) * factor
         return Start(whole(total), int(later), "files")
     workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
     growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
-    total = around + (weights_bytes * growth + workspace) * START_FACTOR
-    return Start(whole(total), int(workspace * START_FACTOR), "table" if named else "files")
+    total = around + (weights_bytes * growth + workspace) * factor
+    return Start(whole(total), int(workspace * factor), "table" if named else "files")
 
 
 def whole(nbytes: float) -> int:

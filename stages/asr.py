@@ -151,12 +151,12 @@ class AsrStage(Stage):
             raise stage_error("bad_model", f"cannot load the asr model {config.model}", error) from error
 
     def warm_up(self) -> None:
-        """Three runs over a second of noise; with a voice filter three more, since it would take the noise away."""
+        """Runs over a second of noise; with a voice filter as many more, since it would take the noise away."""
         noise = np.random.Generator(np.random.PCG64(0)).normal(0, 0.1, RATE_HZ).astype(np.float32)
         language = "en" if "en" in self._languages else min(self._languages)
         try:
             for vad_filter in {False, self._vad_filter}:
-                for _ in range(3):
+                for _ in range(self.config.warm_up_runs):
                     self._transcribe(noise, language, vad_filter)
         except Exception as error:
             raise stage_error("bad_model", f"the asr model {self.config.model} does not run", error) from error

@@ -115,6 +115,7 @@ class StageConfig:
     ``compute_type``: CTranslate2's names for CTranslate2 models; other stages read what they know.
     ``threads``: CPU threads the library may use.
     ``options``: the stage's own table from the configuration, validated by ``Stage.check_options``.
+    ``warm_up_runs``: on made-up input, before the worker counts as ready.
     """
 
     model: str = ""
@@ -123,6 +124,7 @@ class StageConfig:
     threads: int = 1
     max_batch: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    warm_up_runs: int = 3
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -203,7 +205,7 @@ class Stage:
         """Open the model. Raises StageError("bad_model" or "oom")."""
 
     def warm_up(self) -> None:
-        """Run the model a few times on made-up input."""
+        """Run the model ``config.warm_up_runs`` times on made-up input."""
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
         """Run one batch; exactly one entry per item, in order. One bad item never fails its batch."""

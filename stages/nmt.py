@@ -148,10 +148,10 @@ class NmtStage(Stage):
             raise stage_error("bad_model", f"cannot load the nmt model {config.model}", error) from error
 
     def warm_up(self) -> None:
-        """Three runs of one short sentence between the first two languages."""
+        """Runs of one short sentence between the first two languages."""
         source, target = sorted(self._languages)[:2]
         try:
-            for _ in range(3):
+            for _ in range(self.config.warm_up_runs):
                 self._translate([Request(source, target, list(self._divide("1, 2, 3.")))])
         except Exception as error:
             raise stage_error("bad_model", f"the nmt model {self.config.model} does not run", error) from error

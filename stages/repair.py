@@ -161,7 +161,7 @@ class RepairStage(Stage):
         self._specials = special_pattern(_control_tokens(llama_cpp, self._llm))
 
     def warm_up(self) -> None:
-        for _ in range(3):
+        for _ in range(self.config.warm_up_runs):
             self._ask("good morning", "en", "")
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:

@@ -168,7 +168,7 @@ class TtsStage(Stage):
 
     def warm_up(self) -> None:
         for voice in {id(voice): voice for voice in self._voices.values()}.values():
-            for _ in range(3):
+            for _ in range(self.config.warm_up_runs):
                 for _chunk in voice.synthesize("1 2 3.", self._synthesis):
                     pass
 

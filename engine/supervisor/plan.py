@@ -333,6 +333,7 @@ def _worker(
         estimate_bytes=worker.estimate_bytes,
         options=section.options,
         smaller=worker.smaller,
+        warm_up_runs=section.warm_up_runs,
         priority="low" if worker.extra else "normal",
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from engine import estimates
-from engine.config import Config, NodeSection, StageSection
+from engine.config import Config, StageSection
 from engine.estimates import Start
 from engine.fingerprint import fingerprint
 from ipc.errors import ConfigError, DragomanError
@@ -68,10 +68,10 @@ def is_installed(module: str) -> bool:
 
 def survey(config: Config, installed: Callable[[str], bool] = is_installed) -> dict[str, Survey]:
     """Look at every stage of the configuration. Raises ConfigError or DragomanError in one line."""
-    return {name: _survey(name, section, config.node, installed) for name, section in config.stages.items()}
+    return {name: _survey(name, section, config, installed) for name, section in config.stages.items()}
 
 
-def _survey(name: str, section: StageSection, node: NodeSection, installed: Callable[[str], bool]) -> Survey:
+def _survey(name: str, section: StageSection, config: Config, installed: Callable[[str], bool]) -> Survey:
     kind = section.kind or name
     try:
         stage = find(kind)
@@ -94,17 +94,22 @@ def _survey(name: str, section: StageSection, node: NodeSection, installed: Call
         if not dispensable:
             raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
         return Survey(declaration, absent=error.text)
+    node, factor = config.node, config.devices.start_factor
     longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
     return Survey(
         declaration,
         facts,
-        _starts(stage, facts, section, longest),
+        _starts(stage, facts, section, longest, factor),
         identity=_identity(kind, section, longest),
-        smaller=tuple(_variant(name, number, stage, section, longest) for number in range(len(section.variants))),
+        smaller=tuple(
+            _variant(name, number, stage, section, longest, factor) for number in range(len(section.variants))
+        ),
     )
 
 
-def _variant(name: str, number: int, stage: type[Stage], section: StageSection, longest: Longest) -> Variant:
+def _variant(
+    name: str, number: int, stage: type[Stage], section: StageSection, longest: Longest, factor: float
+) -> Variant:
     """One of the section's variants. Raises ConfigError when its model cannot be used."""
     given = section.variants[number]
     section = msgspec.structs.replace(
@@ -122,17 +127,19 @@ def _variant(name: str, number: int, stage: type[Stage], section: StageSection, 
     return Variant(
         " ".join(filter(None, parts)),
         section,
-        _starts(stage, facts, section, longest),
+        _starts(stage, facts, section, longest, factor),
         facts.weights_bytes,
         _identity(section.kind or name, section, longest),
     )
 
 
-def _starts(stage: type[Stage], facts: ModelFacts, section: StageSection, longest: Longest) -> dict[str, Start]:
+def _starts(
+    stage: type[Stage], facts: ModelFacts, section: StageSection, longest: Longest, factor: float
+) -> dict[str, Start]:
     """Kind of device -> what is asked for there while nothing was measured."""
     declaration = stage.declare(section.options)
     return {
-        kind: _start(declaration, facts, section, kind, stage.memory(_loaded(section, kind), longest))
+        kind: _start(declaration, facts, section, kind, stage.memory(_loaded(section, kind), longest), factor)
         for kind in KINDS_OF_DEVICE
     }
 
@@ -153,7 +160,7 @@ def _loaded(section: StageSection, kind: str) -> StageConfig:
 
 
 def _start(
-    declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str, memory: Memory | None
+    declaration: Declaration, facts: ModelFacts, section: StageSection, kind: str, memory: Memory | None, factor: float
 ) -> Start:
     return estimates.start(
         facts.weights_bytes,
@@ -162,4 +169,5 @@ def _start(
         compute_type=section.compute_type,
         max_batch=section.max_batch,
         memory=memory,
+        factor=factor,
     )

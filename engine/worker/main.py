@@ -238,7 +238,8 @@ class Worker:
     def _open(self) -> Runner:
         plan, chosen = self.plan, self.chosen
         config = StageConfig(
-            chosen.model, plan.library_device, chosen.compute_type, plan.threads, plan.max_batch, chosen.options
+            chosen.model, plan.library_device, chosen.compute_type, plan.threads, plan.max_batch, chosen.options,
+            plan.warm_up_runs,
         )  # fmt: skip
         stage = find(plan.kind)(config)
         self.phase = "load"
