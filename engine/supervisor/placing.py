@@ -48,7 +48,7 @@ def _room(
 ) -> Room:
     """A device as the plan sees it, with the bounds and the free bytes of the one whose memory it shares."""
     owner = next(one for one in devices if one.name == shared.get(device.name, device.name))
-    bounds = replace(limits(plan_device(config, owner, shared)), name=device.name)
+    bounds = replace(limits(plan_device(config, owner, devices, shared)), name=device.name)
     return Room(bounds, device.kind, _free(owner, host_bytes), shared.get(device.name, ""))
 
 
@@ -59,10 +59,11 @@ def books(devices: Sequence[Device]) -> dict[str, str]:
     return {name: sharing[0] for name in unified if name != sharing[0]}
 
 
-def plan_device(config: Config, device: Device, shared: Mapping[str, str]) -> DevicePlan:
+def plan_device(config: Config, device: Device, devices: Sequence[Device], shared: Mapping[str, str]) -> DevicePlan:
     """A device as the arbiter is told of it. ``shared``: see ``books``."""
     section = config.devices
-    sharing = {device.name, device.uuid} - {""} | {name for name, book in shared.items() if book == device.name}
+    here = [one for one in devices if one == device or shared.get(one.name) == device.name]
+    sharing = {name for one in here for name in (one.name, one.uuid)} - {""}
     ceilings = [nbytes for name, nbytes in section.max_bytes.items() if name in sharing]
     return DevicePlan(
         name=device.name,

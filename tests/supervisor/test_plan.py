@@ -82,6 +82,25 @@ def test_a_stage_on_auto_is_where_it_has_room_and_on_standby_elsewhere() -> None
     assert sorted(roles.values()) == [False, False, True, True] and not any("cpu" in role for role in roles)
 
 
+def test_a_gpu_without_memory_of_its_own_is_one_memory_with_the_cpu_and_one_book_with_one_bound() -> None:
+    unified = Device("cuda:0", "GPU-0", "cuda", 16 * GIB, "unified", "GPU")
+    stages = {
+        "a": StageSection(kind="simulated", estimate_bytes=5 * GIB),
+        "b": StageSection(kind="simulated", estimate_bytes=5 * GIB, devices=("cpu",)),
+    }
+    roomy = HostMemory(16 * GIB, 16 * GIB)
+    made = make(config(stages), [unified, CPU], roomy)
+    assert made.placement.verdict.value == "all resident" and made.scheduler.books == {"cuda:0": "cpu"}
+    assert [(one.name, one.book) for one in made.arbiter.devices] == [("cuda:0", "cpu"), ("cpu", "")]
+    assert set(made.placement.left_bytes.values()) == {made.placement.left_bytes["cpu"]}
+    tight = make(config(stages), [unified, CPU], HostMemory(16 * GIB, 10 * GIB))
+    assert tight.placement.verdict.value == "by turns" and tight.placement.crowded == ("cpu",)
+    for name in ("GPU-0", "cuda:0", "cpu"):
+        bound = make(config(stages, devices=DeviceSection(max_bytes={name: 8 * GIB})), [unified, CPU], roomy)
+        assert [one.ceiling_bytes for one in bound.arbiter.devices if not one.book] == [8 * GIB]
+        assert bound.placement.verdict.value == "by turns"
+
+
 def test_a_stage_may_be_given_the_cpu_to_fall_back_to() -> None:
     stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True)}
     (a,) = make(config(stages), [*GPUS, CPU]).scheduler.stages
