@@ -168,7 +168,9 @@ class Lease:
         self._check_patience()
 
     def _check_patience(self) -> None:
-        if not self.number and time.monotonic() > self._heard_at + ctl.TIMEOUT_S:
+        """An arbiter that is away is waited for as room is, a minute at most."""
+        limit_s = max(ctl.TIMEOUT_S, min(self._wait_s, WAIT_S))
+        if not self.number and time.monotonic() > self._heard_at + limit_s:
             raise DragomanError(f"the arbiter at {self._ctl} does not answer", "look at: run_node.py stats")
 
     def _withdraw(self) -> None:
