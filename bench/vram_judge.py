@@ -13,7 +13,8 @@
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
   that others may not pass. ``stalled`` are those where the book has a reason, be it a wrong one: it waits for memory or
   a place of the dead that the driver has long shown back, or counts twice what it cannot tell apart.
-* ``two_loads``: two at once on one device.
+* ``two_loads``: two at once on one device. ``too_many_models``: a grant after which more models than ``max_models`` lie
+  on it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ SLACK_S = 3.0
 STUCK_S = 6.0  # more than ``settle_s``
 LOOK_S = 1.0
 PASSING_SHARE = 0.5  # of its patience, for which a request that lacks room lets others pass (DESIGN, "Lease policy")
-PROMISES = ("oom", "overcommitted", "above_ceiling", "starved", "deadlocks", "two_loads", "kept_for_nobody")
+PROMISES = (
+    "oom", "overcommitted", "above_ceiling", "starved", "deadlocks", "two_loads", "too_many_models", "kept_for_nobody",
+)  # fmt: skip
 
 
 @dataclass(eq=False, slots=True)
@@ -114,6 +117,8 @@ class Judge:
         if not process.external:
             if self._loading[process.device]:
                 self.broken("two_loads", f"{process.peer} on {process.device}")
+            if len(self._models(process.device)) > self._limits[process.device].max_models:
+                self.broken("too_many_models", f"{process.peer} on {process.device}")
             self._set_loading(process, True)
 
     def granted_more(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
@@ -204,7 +209,7 @@ class Judge:
             return False
         committed = self._committed(name)
         room = limits.usable_bytes - committed - device.foreign_bytes - limits.margin(device.free_bytes) - doubt
-        models = {one.kind_of_model for one in self.present[name] if one.granted_bytes and not one.external}
+        models = self._models(name)
         if any(one.asked_bytes > room and self._waited(one) >= PASSING_SHARE * self._patience(one) for one in waiting):
             return False
         return any(
@@ -220,6 +225,10 @@ class Judge:
             self.broken("kept_for_nobody", f"{row}")
 
     # ------------------------------------------------------------ inside
+
+    def _models(self, name: str) -> set[str]:
+        """Those that lie on a device, or may."""
+        return {one.kind_of_model for one in self.present[name] if one.granted_bytes and not one.external}
 
     def _committed(self, name: str) -> int:
         held = self._devices[name].held

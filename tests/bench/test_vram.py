@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.vram_judge import PROMISES
 from bench.vram_node import GIB, Plan, VirtualNode
 from bench.vram_packing import Packing
 from bench.vram_trace import Trace
+from engine.arbiter import leases, outlook
 from engine.arbiter.leases import Leases
 from engine.arbiter.line import Line
 from engine.arbiter.outlook import Outlook
@@ -114,6 +116,18 @@ def test_two_loads_at_once_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outlook, "next", next_)
     monkeypatch.setattr(Leases, "check", lambda self: None)
     assert counts()["two_loads"]
+
+
+def test_one_model_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lenient(memory: DeviceMemory, *rest: Any) -> Outlook:
+        limits, memory.limits = memory.limits, replace(memory.limits, max_models=memory.limits.max_models + 1)
+        try:
+            return outlook.look(memory, *rest)
+        finally:
+            memory.limits = limits
+
+    monkeypatch.setattr(leases, "look", lenient)
+    assert counts()["too_many_models"]
 
 
 def test_a_request_that_is_never_answered_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
