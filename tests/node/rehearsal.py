@@ -84,8 +84,11 @@ def assert_in_order(outcomes: list[Any], first: int = 0) -> None:
 
 
 def process_of(node: Any, role: str) -> dict[str, Any]:
-    """The row of a role in the node's statistics."""
-    return next(row for row in node.stats()["processes"] if row["role"] == role)
+    """The row of a role in the node's statistics; between two of its lives it is waited for."""
+    found: dict[str, Any] = wait_until(
+        lambda: next((row for row in node.stats()["processes"] if row["role"] == role and row["pid"]), None), 30.0
+    )
+    return found
 
 
 def identities(node: Any) -> dict[str, tuple[int, int]]:
