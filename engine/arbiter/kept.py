@@ -24,7 +24,7 @@ class KeptDevice(msgspec.Struct, frozen=True):
 
 # The tag is the version: a new one whenever an old record would be read wrongly. Code may be replaced under a running
 # node, and an arbiter started afterwards finds what the old code wrote.
-class Kept(msgspec.Struct, frozen=True, tag="leases 4"):
+class Kept(msgspec.Struct, frozen=True, tag="leases 5"):
     """The whole book, without the requests that wait: their workers ask the next arbiter again."""
 
     next_number: int

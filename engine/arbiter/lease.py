@@ -76,7 +76,8 @@ class Lease:
     held_bytes: int = 0  # what of it lies on the device, as far as is known
     measured_bytes: int = -1  # what its holder measured after loading; -1: nothing
     settled_at: float | None = None  # when it said so, until a later reading has taken it in
-    leaving_bytes: int = 0  # held_bytes when it began to drain
+    left_at: float = 0.0  # when it began to drain
+    leaving_bytes: int = 0  # held_bytes then
     variant: int = 0  # of the model, for whoever measures it
     priority: str = "normal"  # high | normal | low
     rank: tuple[float, float] = (0.0, 0.0)  # its place in the line, while it waits
@@ -131,4 +132,4 @@ def move(lease: Lease, state: LeaseState, now: float) -> None:
         raise IllegalMove(f"lease {lease.number} of {lease.peer}: {lease.state.value} -> {state.value}")
     lease.state, lease.since = state, now
     if state is LeaseState.DRAINING:
-        lease.leaving_bytes = lease.held_bytes
+        lease.left_at, lease.leaving_bytes = now, lease.held_bytes

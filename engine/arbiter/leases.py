@@ -38,7 +38,7 @@ from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.outlook import Outlook, look
-from engine.arbiter.room import DeviceMemory, Reading
+from engine.arbiter.room import DOUBT_S, DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
 from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Quarantine, Release, Settled
@@ -260,10 +260,18 @@ class Leases:
         return told
 
     def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
-        """Tell the scheduler what is lacking; nothing while the device is closed to all."""
-        first = None if outlook.closed else self._lines[device].head
-        wish = Wish(first.peer, first.nbytes, outlook.lacks_place(first)) if first else None
-        return [*self.wants.look(device, wish, self._present[device], outlook.room, now)]
+        """Tell the scheduler what is lacking, on figures that are true: for the first in line whom it helps."""
+        present = self._present[device]
+        wishes = () if outlook.closed else self._wishes(device, outlook)
+        first = next((one for one in wishes if self.wants.can_help(one, present, outlook.room, now)), None)
+        return [*self.wants.look(device, first, present, outlook.room, now)]
+
+    def _wishes(self, device: str, outlook: Outlook) -> Iterator[Wish]:
+        """Of those who wait, in order, as far as they may be served."""
+        for lease in islice(self._lines[device], TOLD):
+            yield Wish(lease.peer, lease.nbytes, outlook.lacks_place(lease))
+            if lease is outlook.elder:
+                return  # nobody passes it
 
     # ------------------------------------------------------------ holding and letting go
 
@@ -360,6 +368,10 @@ class Leases:
             elif read_since and lease.state is LeaseState.DRAINING and now - lease.since >= self._waits.settle_s:
                 move(lease, LeaseState.DEFICIT, now)
                 self.wants.again(lease)
+            elif read_since and lease.state is LeaseState.DEFICIT and now - lease.since >= DOUBT_S:
+                self._forget(lease)
+                memory.disown(lease, self._present[device])
+                move(lease, LeaseState.RELEASED, now)
                 self._counts["deficits"] += 1
 
     def _forget(self, lease: Lease) -> None:

@@ -7,8 +7,9 @@ is *foreign* (other programs, and whatever of ours no lease covers), and keeps t
   before the others), then to foreign;
 * a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
   for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
-* what a lease still has ``DOUBT_S`` after it has become a deficit goes to those who have long held less than granted:
-  growth and a fall between two readings look like a smaller fall, and no driver keeps memory for so long;
+* what a lease still has ``DOUBT_S`` after it has become a deficit is not its own: growth and a fall between two
+  readings look like a smaller fall. So it goes to models that loaded meanwhile and are thought to have next to nothing;
+  the rest is foreign: somebody may live on with it (a program's child), and ours are still promised what they were;
 * what a worker measured of itself after loading replaces what was put down to it.
 
 That is a guess whenever several may have grown. A driver may also *list* what each process has (in containers, and in
@@ -39,7 +40,8 @@ from engine.arbiter.lease import ALIVE, LEAVING, ON_DEVICE, Lease, LeaseState
 from engine.limits import Limits
 
 PATIENT_S = 1.0  # for the news of a death that its memory has told already
-DOUBT_S = 5.0  # after which a deficit that others' growth can explain is theirs
+DOUBT_S = 5.0  # after which a deficit is not its lease's
+LOADED = 0.5  # of what it was granted a model has at least when it has loaded, by any estimate that was ever measured
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class DeviceMemory:
         if self._tells(reading, leases):
             shown -= sum(reading.listed.values())
             leases, dropped = self._enter(reading, leases)
-        self._correct(sum(self._settle(lease, reading) for lease in leases), leases)
+        grown = max(0, shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases))
+        settled = sum(self._settle(lease, reading) for lease in leases)
+        # What shows now for the first time is theirs; only beyond that had others too much.
+        self._correct(settled - min(grown, max(0, settled)), leases)
         self.reading, self._remembered = reading, False
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
@@ -114,9 +119,6 @@ class DeviceMemory:
         elif reading.taken_at - self._missing_since >= PATIENT_S:
             missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
         self.missing_bytes = missing
-        for lease in leases:
-            if lease.state is LeaseState.DEFICIT and reading.taken_at - lease.since >= DOUBT_S:
-                self._explain(lease, [one for one in leases if reading.taken_at - one.since >= DOUBT_S])
 
     def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
         """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
@@ -130,6 +132,16 @@ class DeviceMemory:
         else:
             others = [one for one in others if one is not lease and not self._is_listed(one, self.reading)]
             self._grow(nbytes, others, {one.number for one in others if one.is_loading})
+
+    def disown(self, lease: Lease, others: Iterable[Lease]) -> None:
+        """A lease is over, and what it has not given back is there all the same."""
+        nbytes, lease.held_bytes = lease.held_bytes, 0
+        for one in others:
+            loaded_meanwhile = one.state in ALIVE and not one.external and one.since >= lease.left_at
+            if loaded_meanwhile and one.measured_bytes < 0 and one.held_bytes < LOADED * one.nbytes:
+                part = min(nbytes, one.promised_bytes)
+                one.held_bytes, nbytes = one.held_bytes + part, nbytes - part
+        self._unlisted_bytes += nbytes
 
     def margin(self) -> int:
         return self.limits.margin(self.reading.free_bytes if self.reading else 0)
@@ -262,15 +274,6 @@ class DeviceMemory:
             lease.leaving_bytes = max(lease.leaving_bytes, lease.held_bytes)
             nbytes -= part
         self._unlisted_bytes += nbytes
-
-    @staticmethod
-    def _explain(deficit: Lease, leases: list[Lease]) -> None:
-        """Let the living have taken what is said to be missing, as far as they may have."""
-        for lease in leases:
-            if lease.state in ALIVE:
-                part = min(deficit.held_bytes, lease.promised_bytes)
-                lease.held_bytes += part
-                deficit.held_bytes -= part
 
     def _shrink(self, nbytes: int, leases: list[Lease]) -> int:
         """Put a fall down to whom it may be put down at once; returns what is left of it."""

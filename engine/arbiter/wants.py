@@ -55,6 +55,13 @@ class Wants:
             self._ended.discard(device)
         return [*asked, Tell(msgspec.structs.replace(news, again=again))]
 
+    def can_help(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> bool:
+        """Whether all who may leave, and what is on its way back, would be enough for it."""
+        lacking = wish.lacking(room)
+        return lacking <= 0 or lacking <= self._promised_back(leases, now) + sum(
+            _taken(one) for one in leases if _is_models(one) or _is_willing(one)
+        )
+
     def again(self, lease: Lease) -> None:
         """This lease has ended, or will not give its bytes back: what is still lacking is said again."""
         if not lease.external:
@@ -80,7 +87,7 @@ class Wants:
         lacking = wish.nbytes - room - self._promised_back(leases, now)
         if lacking <= 0:
             return
-        programs = [one for one in leases if one.state is LeaseState.HELD and one.preemptible and one.asked_at is None]
+        programs = [one for one in leases if _is_willing(one)]
         if not programs or lacking > sum(map(_taken, programs)) + sum(_taken(one) for one in leases if _is_models(one)):
             return  # it would not be enough
         for lease in reversed(programs):
@@ -101,6 +108,11 @@ class Wants:
         if lacking <= 0 or lacking > sum(_taken(one) for one in leases if _is_models(one)):
             return Vacate(device, 0)
         return Vacate(device, lacking, wish.peer.partition("#")[0])
+
+
+def _is_willing(lease: Lease) -> bool:
+    """Whether its holder may be asked to leave, and has not been."""
+    return lease.state is LeaseState.HELD and lease.preemptible and lease.asked_at is None
 
 
 def _is_models(lease: Lease) -> bool:

@@ -67,7 +67,7 @@ from ipc.peers import peer_name, split_peer
 from ipc.ring import segment_bytes
 from ipc.sockets import Poll, Router
 
-JOURNAL_BYTES = 2**20  # what the arbiter must not forget
+JOURNAL_BYTES = 2**21  # what the arbiter must not forget
 CLAIM_AGAIN_S = 0.1  # a lock that somebody holds is asked for again after so long
 KEPT_LINES = 500  # of the log, for who asks for its end
 INCARNATION = 1  # a node has one supervisor in its life

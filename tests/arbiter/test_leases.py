@@ -733,7 +733,7 @@ def test_what_is_kept_does_not_change_with_the_book():
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 4", b"leases 3")]
+    "damage", [lambda _: b"", lambda _: b"\xff", lambda data: data.replace(b"leases 5", b"leases 4")]
 )
 def test_what_another_version_kept_is_refused(damage):
     data = kept.encode(Bench().book.keep())
@@ -1284,3 +1284,77 @@ def test_a_device_without_memory_of_its_own_is_chosen_and_granted_by_its_own_nam
     bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
     bench.read(20 * GIB, device="cpu")
     assert bench.ask("lease@7/1", GIB, device="", among=(GPU,))[0].device == GPU
+
+
+# ---------------------------------------------------------------- beside other programs, where only a sum is known
+
+
+def test_what_has_just_loaded_explains_growth_before_others_are_said_to_have_had_too_much():
+    """Host memory: workers measure themselves, and other programs always hold some."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(14 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 8 * GIB)
+    bench.later(0.1)
+    bench.read(12 * GIB)  # in mid-load
+    bench.settle("asr@cuda:0/0", granted.lease, 4 * GIB)
+    for _ in range(3):
+        bench.later(0.1)
+        bench.read(10 * GIB)
+        row = bench.row()
+        assert (row["held_bytes"], row["foreign_bytes"], row["promised_bytes"]) == (4 * GIB, 10 * GIB, 4 * GIB)
+        assert row["grantable_bytes"] == 6 * GIB
+
+
+def test_a_deficit_that_somebody_lives_on_with_is_foreign_in_the_end_and_pays_nobodys_promise():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("nmt@cuda:0/0", 8 * GIB)
+    bench.settle("nmt@cuda:0/0", granted.lease)
+    bench.later(0.1)
+    bench.read(22 * GIB)
+    bench.ask("lease@77/1", 8 * GIB)
+    bench.later(1.0)
+    bench.read(14 * GIB)
+    bench.feed(Gone("lease@77/1", 1))  # its child has the 8 GiB
+    states = set()
+    for _ in range(60):
+        bench.later(0.25)
+        bench.read(14 * GIB)
+        states.update(bench.states())
+        assert bench.row()["grantable_bytes"] == 8 * GIB
+    assert "deficit" in states and bench.states() == ["held"] and bench.row()["foreign_bytes"] == 8 * GIB
+
+
+def test_a_deficit_of_nobody_keeps_no_place_among_the_models():
+    """Between two readings what it had came back, and somebody else took as much."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0, max_models=1))
+    bench.read(24 * GIB)
+    bench.load("nmt@cuda:0/0", 2 * GIB, 22 * GIB, model="n")
+    bench.feed(Gone("nmt@cuda:0/0", 1))
+    for _ in range(60):
+        bench.later(0.25)
+        bench.read(20 * GIB)
+    assert bench.states() == [] and bench.row()["foreign_bytes"] == 4 * GIB
+    assert isinstance(bench.ask("asr@cuda:0/0", GIB, model="a")[0], Granted)
+
+
+def test_room_is_made_for_the_first_whom_it_helps():
+    """A program that waits for more than all could give stands first, and costs those behind it nothing."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(14 * GIB)
+    bench.load("asr@cuda:0/0", 12 * GIB, 2 * GIB)
+    bench.ask("lease@77/1", 20 * GIB, wait_s=1e6)
+    assert not [told for told in bench.told if told.nbytes], "nobody leaves in vain"
+    bench.ask("nmt@cuda:0/0", 6 * GIB)
+    assert bench.told[-1] == Vacate(GPU, 4 * GIB, "nmt@cuda:0/0")
+
+
+def test_nobody_leaves_for_one_that_may_not_pass_who_waits_before_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(14 * GIB)
+    bench.load("asr@cuda:0/0", 12 * GIB, 2 * GIB)
+    bench.ask("tts@cuda:0/0", 20 * GIB)
+    bench.later(31.0)  # half of its patience: nobody passes it
+    bench.read(2 * GIB)
+    bench.ask("nmt@cuda:0/0", 6 * GIB)
+    assert not [told for told in bench.told if told.nbytes]

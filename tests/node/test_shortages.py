@@ -51,7 +51,7 @@ def steps(outcome: Any) -> list[tuple[str, str]]:
 def test_a_batch_is_halved_inside_the_lease_and_costs_no_retry(gpus: Gpus) -> None:  # noqa: F811
     """Its estimate is for one item; there is memory for two."""
     driver = gpus(Gpu(2 * GIB, context_bytes=CONTEXT))
-    stage = {"max_batch": 4, "max_delay_ms": 5000.0, "estimate_bytes": GIB}
+    stage = {"max_batch": 4, "min_batch": 4, "max_delay_ms": 5000.0, "estimate_bytes": GIB}
     with Node(node_config(stage, {"vram_bytes": 500 * MIB, "vram_run_bytes": 500 * MIB})) as node:
         pid = process_of(node, "nmt@cuda:0/0")["pid"]
         outcomes = carry(node, 4)
