@@ -5,9 +5,9 @@
   A driver's sum cannot tell the growth of one from that of another who may grow too, so a book that has nothing else
   may think that others have taken what they have not. An excess up to what it *does* think so is counted as ``unseen``
   and not held against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
-* ``oom``: an allocation within its lease that found too little, though other programs have no more now than in the
-  reading upon which it was granted. What outsiders have snatched is ``snatched``: no book can know of it before. And
-  one beside a holder whose grant was unseen is ``unseen_oom``.
+* ``oom``: an allocation within its lease that found too little, though other programs have not taken as much as it
+  lacks since the reading upon which it was granted. What outsiders have snatched is ``snatched``: no book can know of
+  it before. And one beside a holder whose grant was unseen is ``unseen_oom``.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
@@ -138,6 +138,7 @@ class Judge:
                 self.broken(promise, f"{process.peer} on {device.name}: {committed} of {most} bytes")
         process.is_unseen = committed - doubt <= usable < committed
         self.counts["unseen"] += process.is_unseen
+        self.counts["blind"] += not self._exact
 
     def _untaken(self, process: Process, before: int, arbiter: VirtualArbiter) -> int:
         """What holders there might take at the newest reading and the book put down to them. ``before``: what
@@ -161,8 +162,9 @@ class Judge:
         """The book has heard that it is."""
         self._set_loading(process, False)
 
-    def out_of_memory(self, process: Process) -> None:
-        if self._devices[process.device].foreign_bytes > process.foreign_known:
+    def out_of_memory(self, process: Process, lacking: int) -> None:
+        """``lacking``: bytes that were not free."""
+        if self._devices[process.device].foreign_bytes - process.foreign_known >= lacking:
             self.counts["snatched"] += 1
         elif any(one.is_unseen for one in self.present[process.device]):
             self.counts["unseen_oom"] += 1

@@ -285,15 +285,21 @@ class World:
             return
         request: Request = process.request
         fails = request.fate == "fails to load" and step == STEPS // 2
-        taken = not fails and self.devices[process.device].take(process.peer, part)
+        taken = not fails and self._take(process, part)
         if not taken:
-            if not fails:
-                self.judge.out_of_memory(process)
             return self._let_go(process, *([] if process.external else [Settled(process.lease, -1, ok=False)]))
         if step < STEPS:
             return self.clock.after(request.load_s / STEPS, self._grow, process, life, part, step + 1)
         self._loaded(process)
         return None
+
+    def _take(self, process: Process, nbytes: int) -> bool:
+        """Allocate; False: out of memory, and judged."""
+        device = self.devices[process.device]
+        if device.take(process.peer, nbytes):
+            return True
+        self.judge.out_of_memory(process, nbytes - device.free_bytes)
+        return False
 
     def _loaded(self, process: Process) -> None:
         request: Request = process.request
@@ -311,9 +317,8 @@ class World:
     def _grow_late(self, process: Process, life: int) -> None:
         """The first runs take their workspace."""
         if process.life == life and process.alive:
-            device = self.devices[process.device]
-            if not device.take(process.peer, process.request.true_bytes - device.held[process.peer]):
-                self.judge.out_of_memory(process)
+            held = self.devices[process.device].held[process.peer]
+            if not self._take(process, process.request.true_bytes - held):
                 self._die(process, life)
 
     def _ask_for_more(self, process: Process, life: int) -> None:
@@ -337,8 +342,7 @@ class World:
             self._items[process] = (minus - message.nbytes, who, device, model)
             self.packing.arrive(self._items[process])
             self._repack()
-            if not self.devices[process.device].take(process.peer, message.nbytes):
-                self.judge.out_of_memory(process)
+            if not self._take(process, message.nbytes):
                 self._die(process, process.life)
 
     def _rest(self, process: Process, life: int) -> None:

@@ -69,6 +69,7 @@ class Lease:
         self._role, self._life = f"lease@{os.getpid()}/{next(_numbers)}", start_time(os.getpid())
         self._link: Dealer | None = None
         self._asked_to_leave = False
+        self._again_at = 0.0
         self._told_to_wait = False
         self._heard_at = 0.0
 
@@ -99,20 +100,30 @@ class Lease:
     def asked_to_leave(self) -> bool:
         """Whether the node wants its memory back (only of a preemptible lease)."""
         self._hear(0.0)
+        if self.number and self._link is not None and not self._link.greeted and time.monotonic() >= self._again_at:
+            self._again_at = time.monotonic() + RETRY_S
+            with suppress(PeerGone):  # an arbiter that began anew can ask only whom it reaches
+                self._link = self._connect()
         return self._asked_to_leave
 
     def release(self) -> None:
-        """Give it back; the memory must be free by then."""
-        if not self.number:
-            return
-        number, self.number = self.number, 0
-        self._hear(0.0)  # an arbiter that has died is noticed here
-        link = self._link if self._link is not None and self._link.greeted else self._connect()
-        try:
-            link.send([Release(number)])
-            link.close()
-        except PeerGone as error:
-            raise DragomanError("the arbiter is not there; the lease ends with this process") from error
+        """Give it back; the memory must be free by then. An arbiter that is away is waited for.
+
+        Raises DragomanError when it does not come back: the lease then ends with this process, or by another try.
+        """
+        end = time.monotonic() + ctl.TIMEOUT_S
+        while self.number:
+            self._hear(0.0)  # an arbiter that has died is noticed here
+            try:
+                link = self._link if self._link is not None and self._link.greeted else self._connect()
+                link.send([Release(self.number)])
+                link.close()
+                self.number = 0
+            except PeerGone as error:
+                if time.monotonic() > end:
+                    text = "the arbiter is not there; the lease ends with this process"
+                    raise DragomanError(text, "look at: run_node.py stats") from error
+                time.sleep(RETRY_S)
 
     # ------------------------------------------------------------ inside
 
@@ -211,4 +222,8 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        try:
+            self.release()
+        except DragomanError:
+            if error is None:  # else that is what went wrong, and the lease ends with this process
+                raise

@@ -428,6 +428,10 @@ class Leases:
             for name, memory in known.items()
         }
 
+    def knows(self, peer: str) -> bool:
+        """Whether this holder has a lease, or waits for one."""
+        return any(one.peer == peer and one.state not in LEAVING for one in self._by_role.get(_role(peer), ()))
+
     def _all_present(self) -> Iterator[Lease]:
         for leases in self._present.values():
             yield from leases

@@ -36,6 +36,7 @@ from ipc.messages import (
     Inquire,
     LeaseRequest,
     LeaseWait,
+    Leave,
     Measured,
     Release,
     Settled,
@@ -48,6 +49,7 @@ from ipc.messages import (
 from ipc.peers import split_peer
 from ipc.sockets import Dealer, Poll, Router
 
+RECONNECT_S = 3.0  # for a program that looks at its connection now and then
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
 
@@ -71,6 +73,8 @@ class Arbiter:
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
         self._holders = Holders(self._poll)
+        self._expected_until = 0.0  # holders outside that an earlier arbiter has known may connect until then
+        self._to_ask: dict[str, Leave] = {}  # ... and are to be asked to leave, when they have
         self._scheduler: Dealer | None = None
         self._stopping = False
         self._granting = False  # a grant leaves with this turn's answers
@@ -83,6 +87,7 @@ class Arbiter:
             self._hear_supervisor()
             self._hear_deaths(readable)
             self._hear_workers()
+            self._ask_late()
             if self._scheduler is not None:
                 self._scheduler.drain()  # it says nothing; its greeting and its end arrive here
             self._hear_samplers()
@@ -121,6 +126,7 @@ class Arbiter:
         self._leases.restore(book)
         self._samples = Samples(book.next_number - 1)
         for peer in [one.peer for device in book.devices for one in device.leases if one.external]:
+            self._expected_until = process.now() + RECONNECT_S
             if not self._holders.watch(peer):  # it died while there was no arbiter
                 self._act(self._leases.handle(Gone(*split_peer(peer)), process.now()))
         self._log.info("%d leases known from an earlier life", sum(len(device.leases) for device in book.devices))
@@ -177,7 +183,7 @@ class Arbiter:
                     self._act(self._leases.handle(FromWorker(peer, message), process.now()))
                 if isinstance(message, Used):
                     self._samples.hear(peer, message)
-                if isinstance(message, Release) and peer.startswith(EXTERNAL):
+                if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
                     self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
@@ -192,6 +198,17 @@ class Arbiter:
                     one = replace(one, processes=self._holders.gather(one.processes))
                 self._act(self._leases.handle(one, process.now()))
 
+    def _ask_late(self) -> None:
+        """Ask to leave who is to: on its connection, or by a signal where it has none and will have none."""
+        for peer, message in list(self._to_ask.items()):
+            if peer in self._router:
+                self._router.post(peer, message)
+            elif process.now() < self._expected_until:
+                continue
+            else:
+                self._holders.ask_to_leave(peer)
+            del self._to_ask[peer]
+
     def _act(self, actions: Sequence[Action | Measured]) -> None:
         for action in actions:
             match action:
@@ -203,10 +220,8 @@ class Arbiter:
                     self._router.post(peer, message)
                 case AskToLeave(peer, message):
                     self._log.info("%s is asked to leave: its memory is needed", peer)
-                    if peer in self._router:
-                        self._router.post(peer, message)
-                    else:
-                        self._holders.ask_to_leave(peer)
+                    self._to_ask[peer] = message
+                    self._ask_late()
                 case Tell(message):
                     if self._scheduler is not None:
                         self._scheduler.post(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -129,6 +130,56 @@ def test_a_preemptible_one_is_asked_to_leave_when_another_needs_its_memory() -> 
         with Lease(most, ctl_endpoint=node.ctl_endpoint, wait_s=10.0):
             assert begging.wait(10.0) == -signal.SIGTERM
         assert "waiting: " in begging.stderr.read()
+
+
+def test_one_that_looks_at_its_connection_is_asked_there_by_another_arbiter_too() -> None:
+    """A signal would end this very process."""
+    with Node(config(deadlines={"grace_s": 0.5})) as node:
+        free = wait_until(lambda: node.stats()["arbiter"].get("devices", {}).get("cpu", {}).get("grantable_bytes"))
+        most = int(0.6 * free)
+        with Lease(most, ctl_endpoint=node.ctl_endpoint, preemptible=True) as polite:
+            kill(process_of(node, "arbiter")["pid"])
+            wait_until(lambda: not polite.asked_to_leave and external(node))
+            with subprocess.Popen(
+                command(node, "--", sys.executable, "-c", HOLD, gib=str(most / 2**30)), stdout=subprocess.PIPE
+            ) as begging:
+                wait_until(lambda: polite.asked_to_leave)
+                polite.release()
+                assert begging.stdout is not None and begging.stdout.readline(), "it runs now"
+                begging.kill()
+
+
+def test_it_is_given_back_to_an_arbiter_that_is_still_away() -> None:
+    with Node(config()) as node:
+        lease = Lease(64 * MIB, ctl_endpoint=node.ctl_endpoint).acquire()
+        kill(process_of(node, "arbiter")["pid"])
+        lease.release()
+        assert not lease.number
+        wait_until(lambda: node.stats()["arbiter"].get("devices") and not external(node))
+
+
+def test_of_two_leases_of_one_name_the_second_ends_with_its_holder() -> None:
+    """Giving one back does not make the node forget whose the other is."""
+    two = (
+        "import os, time\n"
+        "from engine.leasing import Lease\n"
+        "from ipc.messages import LeaseRequest, Release\n"
+        f"lease = Lease({64 * MIB}, ctl_endpoint=os.environ['CTL']).acquire()\n"
+        f"lease._link.send([LeaseRequest(7, lease._role, 'cpu', {MIB}, pid=os.getpid())])\n"
+        "time.sleep(0.5)\n"
+        "lease._link.send([Release(lease.number)])\n"
+        "print('one', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with Node(config()) as node:
+        child = subprocess.Popen(
+            [sys.executable, "-c", two], stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "CTL": node.ctl_endpoint}
+        )
+        assert child.stdout is not None and child.stdout.readline()
+        wait_until(lambda: [row["nbytes"] for row in external(node)] == [MIB])
+        child.kill()
+        child.wait()
+        wait_until(lambda: not external(node))
 
 
 def test_who_waits_is_explained_with_the_numbers_and_who_is_before_it() -> None:
