@@ -32,6 +32,7 @@ from bench.vram_trace import Trace
 from bench.vram_world import World
 
 A_HISTORY = 1000  # requests
+MIB, MOST_BYTES = 2**20, 2**40  # of a GPU
 SHOWN = 20  # broken promises
 SHOWN_COUNTS = (
     "listed",
@@ -111,8 +112,8 @@ def sizes(text: str) -> tuple[int, ...]:
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(GiB|MiB|GB|MB)", part.strip())
-        if match is None or not float(match[1]):
-            raise ScenarioError(f"--gpus: {part!r} is no size", "write it like 8GiB, several like 8GiB,24GiB")
+        if match is None or not MIB <= float(match[1]) * units[match[2]] <= MOST_BYTES:
+            raise ScenarioError(f"--gpus: {part!r} is no size of a GPU", "write it like 8GiB, several like 8GiB,24GiB")
         found.append(int(float(match[1]) * units[match[2]]))
     return tuple(found)
 

@@ -25,9 +25,16 @@ from engine.commands import asking, choosing, finding
 from ipc.errors import DragomanError
 
 REMOVED = "(removed)"
-SECRET = re.compile(r"(^|_)(keys?|tokens?|secrets?|passw(or)?d|credentials?|auth)($|_)", re.IGNORECASE)
+SECRET = re.compile(r"(^|_)(keys?|tokens?|auth|bearer|pwd|pin)($|_)|apikey|token$|secret|credential|authori[sz]ation")
+NUMBERS_TOO = re.compile(r"(^|_)(pwd|pin)($|_)|passw(or)?d|passphrase")  # others named like secrets count something
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-|\s")
+IN_TEXT = re.compile(
+    r"""\b((?:api[-_]?|access[-_]?)?(?:key|token)|password|passwd|passphrase|pwd|secret|authorization)(["']?\s*[=:]\s*["']?)"""
+    r"""(?:(?:bearer|basic)\s+)?[^\s"',;]+""",
+    re.IGNORECASE,
+)
 WORDS = ("initial_prompt", "hotwords", "prompt", "system_prompt", "instructions")  # options that people write
-IN_ADDRESS = re.compile(r"://[^/@\s\"']+@")
+IN_ADDRESS = re.compile(r"://(?:[^/@\s\"']+|[^@\s\"']*:[^@\s\"']*)@")
 PREFIXES = ("DRAGOMAN_", "CUDA_", "NVIDIA_", "OMP_", "XDG_RUNTIME_DIR", "TMPDIR")
 README = """\
 A bundle of `run_node.py doctor --bundle`: what somebody who helps has to see.
@@ -82,14 +89,20 @@ def written(path: Path, members: Mapping[str, str]) -> Path:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """Plain values with what is nobody's business replaced; a number (``max_tokens``) is no secret."""
-    if (SECRET.search(name) or name in WORDS) and value and not isinstance(value, (int, float)):
+    """Plain values with what is nobody's business replaced; of numbers only passwords are (``max_tokens`` is none)."""
+    if value and (_is_secret(name, isinstance(value, (int, float))) or name in WORDS):
         return REMOVED
     if isinstance(value, Mapping):
         return {key: without_secrets(one, str(key)) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_secrets(one) for one in value]
     return value
+
+
+def _is_secret(name: str, number: bool) -> bool:
+    """Whether a field of this name, be it written aB, a-b or a_b, keeps a secret."""
+    words = CAMEL.sub("_", name).lower()
+    return bool(NUMBERS_TOO.search(words) or (not number and SECRET.search(words)))
 
 
 def _configuration(args: argparse.Namespace) -> str:
@@ -106,7 +119,7 @@ def _environment(environ: Mapping[str, str]) -> str:
     for name, value in sorted(environ.items()):
         if name.startswith(PREFIXES):
             field = name.lower()
-            hidden = SECRET.search(field) or field.endswith(tuple(f"_{word}" for word in WORDS))
+            hidden = _is_secret(field, False) or field.endswith(tuple(f"_{word}" for word in WORDS))
             lines.append(f"{name}={REMOVED if hidden else value}")
     return "\n".join(lines) + "\n"
 
@@ -134,7 +147,7 @@ def _json(value: Any) -> str:
 
 def _anonymous(text: str) -> str:
     home = os.path.expanduser("~")
-    text = IN_ADDRESS.sub(f"://{REMOVED}@", text)
+    text = IN_TEXT.sub(rf"\g<1>\g<2>{REMOVED}", IN_ADDRESS.sub(f"://{REMOVED}@", text))
     return text.replace(home, "~") if len(home) > 1 else text
 
 

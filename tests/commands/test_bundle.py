@@ -69,14 +69,19 @@ def test_nothing_that_is_nobodys_business_is_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["key", "api_key", "keys", "token", "resume_token", "password", "secret", "hotwords", "initial_prompt"]
-)
+    "name",
+    ["key", "api_key", "keys", "token", "resume_token", "password", "secret", "hotwords", "initial_prompt", "apikey",
+     "api-key", "accessToken", "Authorization", "passphrase", "pwd", "clientSecret"],
+)  # fmt: skip
 def test_values_named_like_secrets_are_removed_at_any_depth(name: str) -> None:
     tree = {"a": [{"b": {name: "hush", "beam_size": 5}}], name: ["hush"]}
     assert bundling.without_secrets(tree) == {"a": [{"b": {name: "(removed)", "beam_size": 5}}], name: "(removed)"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("keep_alive_s", 5), ("max_tokens", 64), ("monkey", "x"), ("token", "")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("keep_alive_s", 5), ("max_tokens", 64), ("monkey", "x"), ("token", ""), ("author", "x"), ("maxTokens", 9)],
+)
 def test_others_stay(name: str, value: object) -> None:
     assert bundling.without_secrets({name: value}) == {name: value}
 
@@ -103,6 +108,24 @@ def test_a_bundle_that_broke_off_leaves_nothing(tmp_path: Path) -> None:
 
 def test_credentials_in_addresses_are_removed() -> None:
     assert bundling._anonymous("tcp://anna:pw@10.0.0.1:5") == "tcp://(removed)@10.0.0.1:5"
+
+
+def test_a_password_may_be_a_number() -> None:
+    assert bundling.without_secrets({"password": 1234, "pin": 1}) == {"password": "(removed)", "pin": "(removed)"}
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("http://u:p/w@h/", "http://(removed)@h/"),
+        ("started with --api-key=hush --beam 5", "started with --api-key=(removed) --beam 5"),
+        ("Authorization: Bearer hush, then", "Authorization: (removed), then"),
+        ('{"token": "hush"}', '{"token": "(removed)"}'),
+        ("asr@cpu/0 loaded in 3 s; 64 tokens", "asr@cpu/0 loaded in 3 s; 64 tokens"),
+    ],
+)
+def test_secrets_in_lines_of_a_log_are_removed(text: str, left: str) -> None:
+    assert bundling._anonymous(text) == left
 
 
 def test_a_file_in_no_folder_is_refused(tmp_path: Path) -> None:
