@@ -28,8 +28,9 @@ EPILOG = """examples:
   run_node.py ctl drain cuda:1 --wait 60 && nvidia-smi -i 1 ...; run_node.py ctl resume cuda:1
   run_node.py ctl set stages.asr.max_batch=1
 
-No utterance fails by an order: batches that run are finished, what waits goes to other workers or waits. Orders hold
-until they are undone or the node stops, whichever of its processes dies meanwhile; `stats` shows them.
+No utterance fails by an order: batches that run are finished, what waits goes to other workers or waits, as long as its
+deadline allows. Orders hold until they are undone or the node stops, whichever of its processes dies meanwhile; `stats`
+shows them.
 
 exit codes: 0 taken (with --wait: done), 1 refused, not done in time, or no node; 2 wrong arguments"""
 

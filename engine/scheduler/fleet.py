@@ -151,7 +151,7 @@ class Fleet:
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
         worker.loaded_at = now
-        worker.modest = worker.hopeless = False
+        worker.modest = worker.hopeless = worker.returns = False
         self.proven.add(worker.plan.stage)
         worker.loading_since = None
         worker.waiting_for = ""
@@ -177,6 +177,10 @@ class Fleet:
         worker.waiting_for = message.reason
         if worker.plan.extra:
             return self._did_without(worker, message, now)
+        returned, worker.returns = worker.returns, False
+        if returned and message.code == "no_vram":  # somebody was faster: it rests on
+            worker.parked, worker.waiting_for = True, f"parked: {message.reason}"
+            return None
         self.book.note("warning", f"{worker.plan.role} cannot load: {message.reason}")
         if message.code == "no_vram" and worker.raised > 1:  # there is not so much; what was enough before may do
             worker.raised = 1.0

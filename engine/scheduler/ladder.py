@@ -10,8 +10,10 @@ how much room there is on each device (``Room``), and when it has been enough fo
   (parked) will come back with that. Its own memory counts as room, and nothing better is tried than what the plan
   would begin with on otherwise empty devices.
 
-Either asks only for room that is there: nobody has to leave for it, and if somebody was faster it goes back to where
-it was. So a change costs at least ``promote_s`` of quiet, and nothing goes up and down with every breath.
+And one of several workers of a stage that rests comes back at once when work waits and there is room for it.
+
+All of them ask only for room that is there: nobody has to leave for it, and if somebody was faster it goes back to
+where it was. So a change costs at least ``promote_s`` of quiet, and nothing goes up and down with every breath.
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ class Ladder:
         self._stages = [
             stage for stage in book.stages if stage in spared or any(w.plan.smaller for w in book.regulars_of(stage))
         ]
+
+        self._several = [
+            stage for stage in book.stages if sum(not w.plan.standby for w in book.regulars_of(stage)) > 1
+        ]  # fmt: skip
 
     def room(self, arbiter: int, message: Room) -> None:
         """The newest word of this life of the arbiter on a device."""
@@ -64,12 +70,27 @@ class Ladder:
 
     def turn(self, now: float) -> float | None:
         """Let up who may go up, and let go who stood in for them; returns when time alone changes something."""
+        for stage in self._several:
+            self._bring_back(stage)
         dues = []
         for stage in self._stages:
             workers = self.book.regulars_of(stage)
             self._dismiss(workers)
             dues += [self._look(worker, workers, now) for worker in workers]
         return min((due for due in dues if due is not None), default=None)
+
+    def _bring_back(self, stage: str) -> None:
+        """While work waits, the others of several workers come back that rest, as far as there is room for them."""
+        workers = self.book.regulars_of(stage)
+        lives = [worker.life for worker in workers]
+        if not self.book.queues[stage].waiting or Life.LOADED not in lives or Life.LOADING in lives:
+            return
+        for worker in workers:
+            rests = worker.parked and worker.life is Life.EMPTY and not worker.plan.standby
+            if rests and not self._is_closed(worker):
+                if worker.needs(worker.variant) <= self.room_at(worker.plan.device):
+                    worker.returns = True
+                    return self.fleet.climb(worker)
 
     def _dismiss(self, workers: list[Worker]) -> None:
         """Those on standby end their work when one that they stand in for has its model."""

@@ -98,6 +98,7 @@ class Worker:
     idle_since: float | None = None
     variant: int = 0  # of its model, which it has or is to load
     modest: bool = False  # it asks for memory only if there is some at once: another worker or variant serves
+    returns: bool = False  # it comes back from a rest, though others of its stage serve: if there is room at once
     hopeless: bool = False  # no variant of its model can be loaded, whatever room there is
     room_since: float | None = None  # since when there has been room for it to do better
 
@@ -109,7 +110,7 @@ class Worker:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
-        self.leaving = self.dismissed = False
+        self.leaving = self.dismissed = self.returns = False
         self.ordered = ""
         self.fits = 0
         self.idle_since = None

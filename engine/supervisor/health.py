@@ -94,7 +94,7 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
         "alive": True,
         "progressing": True,
         "reason": "",
-        "note": "; ".join(filter(None, [_lost(row), _degraded(row)])),
+        "note": "; ".join(filter(None, [_lost(row), _resting(row), _degraded(row)])),
     }
 
 
@@ -102,7 +102,14 @@ def _lost(row: dict[str, Any]) -> str:
     """What an operator should know of a stage that is well all the same."""
     lost, workers = row.get("lost", 0), row.get("workers", 0)
     why = f": {row['why']}" if row.get("why") else ""
-    return f"{lost} of {workers} workers will not come back until the node is started again{why}" if lost else ""
+    stay_away = "will not come back until the node is started again, or ctl restart names them"
+    return f"{lost} of {workers} workers {stay_away}{why}" if lost else ""
+
+
+def _resting(row: dict[str, Any]) -> str:
+    parked, workers = row.get("parked", 0), row.get("workers", 0)
+    why = f" ({row['why']})" if row.get("why") else ""
+    return f"{parked} of {workers} workers without their model until there is work{why}" if parked else ""
 
 
 def _degraded(row: dict[str, Any]) -> str:

@@ -400,7 +400,7 @@ class Lifecycle:
         if final:
             self.orders.forget(record.role)
             self.roster.give_up(record.role)
-            return text + "it stays away until the node is started again"
+            return text + "it stays away until the node is started again, or ctl restart names it"
         wait = self.roster.restart(record.role, now)
         return text + (f"starting it again in {wait:.1f} s" if wait else "starting it again")
 

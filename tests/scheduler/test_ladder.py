@@ -437,3 +437,54 @@ def test_nobody_goes_up_on_a_device_that_has_just_run_out_of_memory_and_the_quie
         assert found.told(GPU) == before and found.core.ladder.promoted_total == 0
         found.advance(0.2)
         assert found.core.ladder.promoted_total == 1
+
+
+# ---------------------------------------------------------------- several workers of one stage
+
+
+def rested() -> Ladder:
+    """Two workers that were idle for so long that both rested; one of them comes back for the first of the work."""
+    found = serving(Ladder(worker(GPU), worker(OTHER), keep_alive_s=1.0))
+    for device in (GPU, OTHER):
+        found.load(device)
+    found.advance(2.0)
+    for device in (GPU, OTHER):
+        found.leave(device)
+    for index in range(4):
+        found.admit(index)
+    assert sorted(told[-1] for told in map(found.told, (GPU, OTHER))) == ["Load 0", "Park"], "one comes back for work"
+    return found
+
+
+def test_all_that_rest_come_back_while_work_waits_and_there_is_room() -> None:
+    found = rested()
+    back, rests = (GPU, OTHER) if found.told(GPU)[-1] == "Load 0" else (OTHER, GPU)
+    found.load(back)
+    found.room(rests, 999)
+    assert found.told(rests)[-1] == "Park", "it needs more"
+    found.room(rests, 1000)
+    assert found.told(rests)[-1] == "Load 0 modestly", "nobody is to leave for it"
+    found.load(rests)
+    found.run_everything()
+    assert set(found.ended().values()) == {"ok"}
+
+
+def test_without_work_that_waits_it_rests_on() -> None:
+    found = rested()
+    back, rests = (GPU, OTHER) if found.told(GPU)[-1] == "Load 0" else (OTHER, GPU)
+    found.load(back)
+    found.run_everything()
+    found.room(rests, 5000)
+    assert found.told(rests)[-1] == "Park"
+
+
+def test_who_finds_no_room_after_all_rests_on_and_comes_back_another_time() -> None:
+    found = rested()
+    back, rests = (GPU, OTHER) if found.told(GPU)[-1] == "Load 0" else (OTHER, GPU)
+    found.load(back)
+    found.room(rests, 1000)
+    found.room(rests, 0)
+    found.deny(rests)
+    assert found.core.book.workers[found.role(rests)].parked and found.told(rests)[-1] == "Load 0 modestly"
+    found.room(rests, 1000)
+    assert found.told(rests).count("Load 0 modestly") == 2
