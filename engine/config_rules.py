@@ -62,7 +62,7 @@ class Between:
         if self.low <= value <= self.high:
             return None
         edge, word = (self.high, "highest") if value > self.high else (self.low, "lowest")
-        return f"is {value}; the {word} is {edge:g}{self.why}"
+        return f"is {value}; the {word} is {edge:.15g}{self.why}"
 
 
 @dataclass(frozen=True)
