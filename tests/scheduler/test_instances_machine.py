@@ -246,7 +246,7 @@ class InstancesMachine(RuleBasedStateMachine):
                     self.leave(role)
             self.wait(DEADLINES.promote_s + 1)
         ended = self.world.ended()
-        assert len(ended) == self.admitted and set(ended.values()) <= {"ok", "error(no_vram)"}
+        assert len(ended) == self.admitted and set(ended.values()) <= {"ok", "error(no_vram)", "error(poison)"}
         book = self.world.core.book
         assert not [one for one in EXTRAS if book.workers[one].life is not Life.EMPTY], "an idle one stays"
         assert not self.admitted or any(book.workers[one].life is Life.LOADED for one in REGULARS[:2])
