@@ -13,7 +13,8 @@ how much room there is on each device (``Room``), and when it has been enough fo
 And one of several workers of a stage that rests comes back at once when work waits and there is room for it.
 
 All of them ask only for room that is there: nobody has to leave for it, and if somebody was faster it goes back to
-where it was. So a change costs at least ``promote_s`` of quiet, and nothing goes up and down with every breath.
+where it was. A change to something better costs at least ``promote_s`` of quiet: nothing goes up and down with every
+breath.
 """
 
 from __future__ import annotations
