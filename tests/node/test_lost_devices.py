@@ -42,6 +42,12 @@ def command(node: Node, verb: str, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(words, capture_output=True, text=True)
 
 
+def loaded(node: Node, role: str) -> dict[str, Any]:
+    """The row of a worker that has loaded its model; it is waited for."""
+    rows = lambda: (row for row in node.stats()["processes"] if row["role"] == role and row["phase"] == "loaded")  # noqa: E731
+    return wait_until(lambda: next(rows(), None))
+
+
 def both(**rest: Any) -> dict[str, Any]:
     """asr and nmt on each GPU, the others on the first."""
     one = {name: {"devices": ["cuda:0"]} for name in HOME}
@@ -81,9 +87,7 @@ def test_a_lost_gpu_is_quarantined_its_stages_fail_with_the_reason_and_the_other
             session.submit(Marks().make("a", 0))
             assert next(iter(session.outcomes(timeout_s=30))).outcome == "ok"
         kill(process_of(node, "asr@cuda:0/0")["pid"])
-        wait_until(
-            lambda: [r for r in node.stats()["processes"] if r["role"] == "asr@cuda:0/0" and r["phase"] == "loaded"]
-        )
+        loaded(node, "asr@cuda:0/0")
         with node.client() as client, client.session(source="en", target="de") as session:
             session.submit(Marks().make("a", 0))
             outcome = next(iter(session.outcomes(timeout_s=30)))
@@ -161,15 +165,16 @@ def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(g
             assert f"asr@cuda:0/0 (pid {worker['pid']}) cannot be killed" in note and health(node)["ready"]
             row = device(node, "cuda:0")
             assert row["lost_bytes"] == max(lease[0]["nbytes"], lease[0]["held_bytes"]) and driver.truth(0) == before
-        wait_until(lambda: process_of(node, "asr@cuda:0/0")["phase"] == "loaded")
+        loaded(node, "asr@cuda:0/0")
         wait_until(lambda: device(node, "cuda:0")["lost_bytes"] == 0)
         assert {o.outcome for o in translate(node, 4)} == {"ok"} and not health(node)["notes"]
 
 
 def test_a_node_with_a_worker_that_cannot_be_killed_ends_all_the_same(gpus: Gpus) -> None:  # noqa: F811
     gpus(*two())
-    with Node(both(deadlines=EAGER)) as node, stuck_in_its_exit(process_of(node, "asr@cuda:0/0")["pid"]):
-        wait_until(lambda: process_of(node, "asr@cuda:0/0")["state"] == "stuck")
-        supervisor = node.pid
-        node.close()
-        assert node.wait(0) == 0, supervisor
+    with Node(both(deadlines=EAGER)) as node:
+        worker = loaded(node, "asr@cuda:0/0")  # a worker that still starts may be silent for longer
+        with stuck_in_its_exit(worker["pid"]):
+            wait_until(lambda: process_of(node, worker["role"])["state"] == "stuck")
+            node.close()
+            assert node.wait(0) == 0
