@@ -7,7 +7,8 @@
   and not held against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have not taken as much as it
   lacks since the reading upon which somebody was granted last there: then all that was granted had to fit. What
-  outsiders have snatched is ``snatched``: no book can know of it before. And one beside a holder whose grant was unseen is ``unseen_oom``.
+  outsiders have snatched is ``snatched``: no book can know of it before. And one beside a holder whose grant was unseen
+  is ``unseen_oom``.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long

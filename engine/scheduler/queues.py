@@ -2,9 +2,11 @@
 
 **Sessions** of one priority share a stage by the seconds of speech they bring, not by utterances, so that neither a
 flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's turn has a
-start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight; one that comes back
-after a pause begins at the level's virtual time, so that nobody saves up. That is the tag of what a worker has begun
-last: what was sent ahead and waits there has not had its turn yet, and who comes meanwhile may be before it.
+start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight. The level's virtual
+time is the tag of what a worker has begun last: what was sent ahead and waits there has not had its turn yet, and who
+comes meanwhile may be before it. One that has had less than its part stands behind that time by ``CREDIT`` of its
+utterances at most (borrowed virtual time: Duda, Cheriton 1999): so many it may say in a row before it has to take turns
+with a flood, and nobody saves up more.
 
 **Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up until its next utterance is taken.
 So it gets one in a while however busy its betters are, and no more than that.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ from engine.scheduler.jobs import Key
 
 LEVELS = ("high", "normal", "low")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
+CREDIT = 6  # a burst of somebody who speaks; shares of a full node are seldom larger
 FORGET = 1024  # most tags that are kept of sessions without work
 
 
@@ -70,7 +74,7 @@ class StageQueue:
         turn = self._turns.get(key[0])
         if turn is None:
             own = RANK[priority]
-            start = max(self._times[own], self._tags.pop(key[0], 0.0))
+            start = max(self._times[own] - CREDIT * cost / weight, self._tags.pop(key[0], -math.inf))
             turn = self._turns[key[0]] = _Turn(key[0], own, weight, start)
             self._enter(turn, own, start, now)
         heapq.heappush(turn.indices, key[1])
@@ -129,7 +133,8 @@ class StageQueue:
 
     def _take(self, turn: _Turn, key: Key, now: float) -> None:
         heapq.heappop(turn.indices)
-        turn.start = max(turn.start, self._times[turn.own]) + self.waiting.pop(key) / turn.weight
+        cost = self.waiting.pop(key) / turn.weight
+        turn.start = max(turn.start, self._times[turn.own] - CREDIT * cost) + cost
         turn.entry = 0
         if self._is_waiting(turn):
             self._enter(turn, turn.own, turn.start, now)
@@ -144,7 +149,7 @@ class StageQueue:
         if self._turns.pop(turn.session, None) is not None:
             turn.entry = 0
             self._tags[turn.session] = turn.start
-            if len(self._tags) > FORGET or not self._turns:  # each is at most one utterance's worth
+            if len(self._tags) > FORGET or not self._turns:  # each is worth a burst at most
                 self._tags.clear()
         return False
 
