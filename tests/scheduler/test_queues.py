@@ -80,9 +80,39 @@ def test_sessions_share_by_seconds_and_weight(ours: list[float], theirs: list[fl
 def test_who_has_had_less_than_its_part_says_several_in_a_row_before_a_flood_s_next() -> None:
     queue = StageQueue()
     fill(queue, "flood", 100)
+    fill(queue, "good", 1)
     serve(queue, 20)
-    fill(queue, "good", 4)
+    for index in range(1, 5):
+        queue.push(("good", index), "normal", 0.0)
     assert serve(queue, 5) == ["good", "good", "good", "good", "flood"]
+
+
+def test_who_has_just_come_has_earned_nothing() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    serve(queue, 20)
+    fill(queue, "new", 4)
+    assert serve(queue, 8).count("new") == 4 and "flood" in serve(queue, 1)
+
+
+def test_those_who_earned_go_in_the_order_in_which_they_came_however_long_they_are() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    for name in "abc":
+        fill(queue, name, 1)
+    serve(queue, 40)
+    for name, cost in (("b", 9.0), ("c", 1.0), ("a", 3.0)):
+        queue.push((name, 1), "normal", 0.0, cost)
+    assert serve(queue, 3) == ["b", "c", "a"]
+
+
+def test_what_was_taken_while_nobody_wanted_any_is_no_debt() -> None:
+    queue = StageQueue()
+    fill(queue, "early", 50)
+    serve(queue, 50)
+    fill(queue, "late", 10)
+    queue.push(("early", 50), "normal", 0.0)
+    assert "early" in serve(queue, 2)
 
 
 def test_two_floods_take_turns_whoever_came_first() -> None:
@@ -97,7 +127,7 @@ def test_who_comes_back_after_a_pause_has_saved_up_no_more_than_that() -> None:
     queue = StageQueue()
     fill(queue, "busy", 100)
     queue.push(("guest", 0), "normal", 0.0)
-    serve(queue, 50)
+    serve(queue, 60)
     for index in range(1, 40):
         queue.push(("guest", index), "normal", 0.0)
     assert abs(Counter(serve(queue, 20))["guest"] - (CREDIT + (20 - CREDIT) / 2)) <= 1
@@ -169,4 +199,4 @@ def test_sessions_that_have_gone_are_forgotten() -> None:
     for n in range(3 * FORGET):
         queue.push((f"s{n}", 0), "normal", 0.0)
         serve(queue, 2)
-    assert len(queue._tags) <= FORGET and len(queue._turns) <= 1
+    assert len(queue._idle) <= FORGET and len(queue._turns) <= 1
