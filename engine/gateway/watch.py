@@ -136,12 +136,16 @@ class Watch:
         if now < self._share_at:
             return
         self._share_at, self._shares_told_at = math.inf, now
+        shares: dict[tuple[int, int], int] = {}  # by all that it depends on: for who stands in line not on how many
         for id in books.ledger.at_work():  # a node with a thousand sessions has few of them, and this comes often
             session = books.sessions.get(id)
             if session is None or session.client is None:
                 continue
-            share, told = books.share(session), session.share_told
-            if share > told or share < min(told, books.ledger.unended(id)):
+            unended, told = books.ledger.unended(id), session.share_told
+            key = (-1 if id in books.gate.standing() else unended), session.window
+            if (share := shares.get(key)) is None:
+                share = shares[key] = books.share(session)
+            if share > told or share < min(told, unended):
                 session.share_told = share
                 books.tell(session.client, Share(id, share))
 
