@@ -74,6 +74,14 @@ def test_statistics_of_a_node_that_has_not_reported_yet_can_be_shown() -> None:
     assert "mode ?" in stats.page({}, "ipc://x/ctl")
 
 
+def test_how_far_a_start_is_is_told_by_stage() -> None:
+    rows = [("gateway", ""), ("asr@cpu/0", "loading"), ("asr@cpu/1", "waiting"), ("nmt@cpu/0", "loading"),
+            ("tts@cpu/0", "waiting"), ("repair@cpu/0", "loaded"), ("repair@cpu/1", ""), ("more@cpu/0", "")]  # fmt: skip
+    told = loading.words({"role": role, "phase": phase} for role, phase in rows)
+    assert told == "loading asr, nmt; waiting for memory: tts; starting more; loaded: repair"
+    assert loading.words([{"role": "asr@cpu/0", "phase": "loaded"}]) == ""
+
+
 def test_columns_line_up_in_every_script() -> None:
     lines = tables.table(["a", "b"], [["狐狸", 1], ["fox", 200], [None, None]]).splitlines()
     assert {tables.width(line) for line in lines[1:4]} == {tables.width(lines[1])}
