@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from engine import bar
+
+MEANWHILE = Path(__file__).parents[2] / "scripts/meanwhile.sh"
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, to be moved by hand."""
     now = [100.0]
-    monkeypatch.setattr("engine.bar.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(bar, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -34,3 +41,11 @@ def test_what_ends_sooner_says_nothing(clock: list[float], capfd: pytest.Capture
         clock[0] += 60.0
         shown.update()
     assert capfd.readouterr().err == ""
+
+
+def test_a_silent_command_of_the_set_up_is_said_to_run_and_its_exit_code_kept() -> None:
+    argv = ["bash", str(MEANWHILE), "installing", "bash", "-c", "sleep 0.5; exit 7"]
+    env = {**os.environ, "EVERY_S": "0.1"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7
+    assert done.stdout.startswith("   still installing: ")
