@@ -38,7 +38,7 @@ from engine import (
 )
 from engine.boot import SchedulerBoot
 from engine.config import Config
-from engine.supervisor import claims, environment, health, plan, stats, survey
+from engine.supervisor import claims, endpoints, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
 from engine.supervisor.claims import Claims
 from engine.supervisor.events import (
@@ -119,6 +119,7 @@ class Supervisor:
         """Start, serve, stop; the exit code. Raises DragomanError when the node cannot start."""
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
+        endpoints.check_free(self.config.node.endpoints)
         self._children = Children(logs.LineHandler(tail=self._tail))
         self._claims = Claims(claims.folder(), self.folder.path, shared=self.config.devices.share)
         try:

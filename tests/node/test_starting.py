@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import StartNode, make_config
@@ -69,3 +71,15 @@ def test_a_node_that_will_not_be_found_is_not_waited_for() -> None:
     with Node(slow(1500.0), news=lambda line: heard.append(finding.starting())) as node:
         assert processes(node.name)
     assert heard and set(heard) == {None}
+
+
+def test_a_port_in_use_ends_the_start_before_a_model_loads(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = msgspec.structs.replace(slow(), node=msgspec.structs.replace(slow().node, endpoints=(endpoint,)))
+        (tmp_path / "node.toml").write_text(choosing.as_toml(config), encoding="utf-8")
+        done = subprocess.run(command("serve"), cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and endpoint in line and "change node.endpoints" in line
+    assert "loading" not in done.stdout
