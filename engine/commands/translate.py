@@ -184,6 +184,8 @@ def report(results: Results, as_json: bool, quiet: bool) -> None:
         return
     for complaint in complaints.lines(results.rows):
         print(complaint, file=sys.stderr)
+    if lost := complaints.gone(results.rows, results.folder):
+        print(lost, file=sys.stderr)
     if not quiet:
         print(stage_table(figures))
         without = complaints.left_out(results.rows)
