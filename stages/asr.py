@@ -34,7 +34,7 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 from stages.places import is_path
 
 RATE_HZ = 16000
@@ -103,6 +103,8 @@ class AsrStage(Stage):
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {GET_ONE}")
+        if ctranslate2_file.maker(folder / "model.bin") != "WhisperSpec":
+            raise not_a(folder / "model.bin", "a Whisper model in CTranslate2's format")
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 
     @classmethod

@@ -33,7 +33,7 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 
 GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize nmt --out DIR)"
 LANGUAGE_TOKEN = re.compile(r"__([a-z]{2,3})__")
@@ -103,6 +103,8 @@ class NmtStage(Stage):
         folder = Path(model).expanduser()
         if not model or not (folder / "model.bin").is_file():
             raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {GET_ONE}")
+        if ctranslate2_file.maker(folder / "model.bin") != "TransformerSpec":
+            raise not_a(folder / "model.bin", "a translation model in CTranslate2's format")
         find_sentencepiece(folder)
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from stages import gguf_file
 from stages.base import Declaration, Item, Longest, Memory, ModelFacts, Output, Stage, StageConfig, StageError
+from stages.faults import not_a
 
 SEED = 1
 GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize repair --out DIR)"
@@ -306,7 +307,7 @@ def find_gguf(model: str) -> Path:
         raise StageError("bad_model", f"no repair model at {model!r}: a .gguf file is needed; {GET_ONE}")
     with found[0].open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise StageError("bad_model", f"{found[0]} is not a GGUF file; {GET_ONE}")
+            raise not_a(found[0], f"a GGUF file; {GET_ONE}")
     return found[0]
 
 

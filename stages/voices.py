@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import StageError
+from stages.faults import not_a
 
 GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize tts --out DIR)"
+FIRST_BYTES = [
+    bytes([tag]) for tag in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
+]  # fields of an ONNX model
 ESPEAK_LANGUAGES = {"cmn": "zh", "nb": "no"}  # where espeak-ng's code is not the one everybody else uses
 
 
@@ -61,6 +65,9 @@ def _read_voice(onnx: Path) -> VoiceFiles:
     kind = config.get("phoneme_type", "espeak")
     if kind not in ("espeak", "text"):
         raise StageError("bad_model", f"{onnx} wants phonemes of type {kind!r}, which need a download")
+    with onnx.open("rb") as graph:
+        if graph.read(1) not in FIRST_BYTES:
+            raise not_a(onnx, "an ONNX graph")
     language, locale = _language_of(config, str(espeak), onnx.name)
     return VoiceFiles(onnx, config, language, locale)
 

@@ -427,6 +427,9 @@ class Supervisor:
         notify("READY=1")
 
     def _leave(self, end: End) -> int:
+        """The exit code. Raises ConfigError for what only showed when a model was loaded."""
+        if end.code == exits.CONFIGURATION and not self._told_ready:
+            raise ConfigError(end.line)
         if end.line:
             if not self._told_ready:
                 self._ready({"error": end.line, "code": end.code})

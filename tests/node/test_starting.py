@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +17,11 @@ import pytest
 from conftest import StartNode, make_config
 from living import processes, wait_until
 
-from engine import media
+from engine import embedded, media
 from engine.commands import choosing, finding
 from engine.config import Config
 from engine.node import Node
+from ipc.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
@@ -83,3 +86,19 @@ def test_a_port_in_use_ends_the_start_before_a_model_loads(tmp_path: Path) -> No
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and endpoint in line and "change node.endpoints" in line
     assert "loading" not in done.stdout
+
+
+def test_a_model_that_does_not_load_ends_the_start_with_file_field_and_configurations_exit_code(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    shutil.copytree(embedded.DEMO / "nmt", tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.bin", 100_000)
+    (tmp_path / "own.toml").write_text('[stages.nmt]\nmodel = "./cut"\n[pipelines]\nfull = ["nmt"]\n')
+    argv = command("serve", "--config", "own.toml")
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 78
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith(
+        f"error: own.toml: stages.nmt.model cannot be used: cannot load the nmt model {tmp_path}/cut"
+    )
+    with pytest.raises(ConfigError, match=r"own\.toml: stages\.nmt\.model"), Node(tmp_path / "own.toml"):
+        pass
