@@ -104,7 +104,7 @@ class AsrStage(Stage):
         if missing:
             raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {GET_ONE}")
         if ctranslate2_file.maker(folder / "model.bin") != "WhisperSpec":
-            raise not_a(folder / "model.bin", "a Whisper model in CTranslate2's format")
+            raise not_a(folder / "model.bin", f"a Whisper model in CTranslate2's format; {GET_ONE}")
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 
     @classmethod

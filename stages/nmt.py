@@ -104,7 +104,7 @@ class NmtStage(Stage):
         if not model or not (folder / "model.bin").is_file():
             raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {GET_ONE}")
         if ctranslate2_file.maker(folder / "model.bin") != "TransformerSpec":
-            raise not_a(folder / "model.bin", "a translation model in CTranslate2's format")
+            raise not_a(folder / "model.bin", f"a translation model in CTranslate2's format; {GET_ONE}")
         find_sentencepiece(folder)
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 

@@ -67,7 +67,7 @@ def _read_voice(onnx: Path) -> VoiceFiles:
         raise StageError("bad_model", f"{onnx} wants phonemes of type {kind!r}, which need a download")
     with onnx.open("rb") as graph:
         if graph.read(1) not in FIRST_BYTES:
-            raise not_a(onnx, "an ONNX graph")
+            raise not_a(onnx, f"an ONNX graph; {GET_ONE}")
     language, locale = _language_of(config, str(espeak), onnx.name)
     return VoiceFiles(onnx, config, language, locale)
 

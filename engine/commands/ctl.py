@@ -59,6 +59,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.wait < float("inf"):
         raise UsageError(f"--wait is {args.wait:g}", "give seconds from 0")
+    if args.order == "set" and not all(map(str.strip, args.target.partition("="))):
+        raise UsageError(f"ctl set {args.target} gives no value", "write ctl set KNOB=VALUE (stages.asr.max_batch=1)")
     endpoint = finding.ctl_endpoint(args.connect)
     had = loaded(asking.ask(endpoint, "stats")) if args.wait else frozenset()
     answer = asking.ask(endpoint, args.order, target=args.target)

@@ -170,7 +170,7 @@ class Delivery:
             self._refuse(lane, utterance, lane.broken_code, lane.broken, index)
 
     def _refuse(self, lane: Lane, utterance: Utterance, code: str, text: str, index: int | None = None) -> None:
-        self._write(refusal_row(utterance, lane.session.id, index, code, text), None)
+        self._write(refusal_row(utterance, lane.session.id, lane.session.tag, index, code, text), None)
 
     def _write(self, row: Row, outcome: Outcome | None) -> None:
         self._results.add(row)

@@ -30,8 +30,8 @@ EXAMPLES = """examples:
 
 One sound file is one utterance, a .txt file is one utterance a line; folders give their files. Files are dealt out to
 the sessions in turn. OUT gets NNN_name.wav for each spoken result, results.jsonl (one object per outcome, as they
-come) and timeline.json (open it in chrome://tracing or ui.perfetto.dev). What an earlier run left in OUT is replaced
-once this one's sessions are open.
+come; tag: s0, s1, ..., the session it was dealt to; session: what the node calls that) and timeline.json (open it in
+chrome://tracing or ui.perfetto.dev). What an earlier run left in OUT is replaced once this one's sessions are open.
 
 exit codes: 0 every utterance ok, 1 not every one, or no node, 2 usage, 78 configuration, 130 interrupted"""
 

@@ -71,9 +71,30 @@ def test_a_wrong_command_line_ends_with_2(argv: tuple[str, ...], capsys: pytest.
 
 
 @pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (("stats", "--jsno"), "usage: run_node.py stats "),
+        (("translate", "a.wav", "--out", "o", "--sesions", "2"), "usage: run_node.py translate "),
+        (("models", "list", "--jsno"), "usage: run_node.py models list "),
+        (("ctl", "drain", "cuda:0", "cuda:1"), "usage: run_node.py ctl "),
+        (("--jsno", "stats"), "usage: run_node.py "),
+    ],
+)
+def test_a_wrong_option_shows_the_usage_of_its_verb(
+    argv: tuple[str, ...], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*argv) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(usage)
+    assert "unrecognized arguments: " in told
+
+
+@pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
         (("translate", "gone.wav", "--out", "o"), 2, "gone.wav"),
+        (("ctl", "set", "stages.asr.max_batch"), 2, "ctl set KNOB=VALUE"),
+        (("ctl", "set", "stages.asr.max_batch="), 2, "ctl set KNOB=VALUE"),
         (("bench", "no-such"), 2, "no-such"),
         (("models", "synthesize", "poet", "--out", "o"), 2, "asr-tones"),
         (("models", "synthesize", "asr", "--out", "."), 2, "--force"),
