@@ -10,6 +10,7 @@ import pytest
 
 import stages
 from engine import config_file
+from engine.commands import VERBS
 from stages.base import StageError
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,15 @@ def test_the_configuration_on_the_page_is_taken() -> None:
     lines = [line[4:] for line in part.splitlines() if line.startswith("    ") or not line]
     config = config_file.from_dict(tomllib.loads("\n".join(lines)))
     assert list(config.stages) == KINDS and config.pipelines["full"] == tuple(KINDS)
+
+
+def test_the_readmes_commands_can_be_typed_as_they_stand() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"(?<!\.venv/bin/python )run_node\.py [a-z]\w+", text)
+    verbs = set(re.findall(r"\.venv/bin/python run_node\.py ([a-z]+)", text))
+    assert verbs == set(VERBS)
+    for clip in re.findall(r"models/demo/[\w./-]+", text):
+        assert (ROOT / clip.rstrip(".")).exists(), clip
 
 
 def headings(page: Path) -> set[str]:
