@@ -36,10 +36,12 @@ $(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
 	@[ -x $(PY) ] || { echo "== making $(VENV) with $$($(PYTHON) --version)"; "$(PYTHON)" -m venv $(VENV); } || { \
 	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; apt-get install python3-venv" >&2; exit 1; }
 	@echo "== installing Dragoman and what it needs (about half a minute)"
-	@$(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[test,bench$(if $(GPU),$(,)gpu)]'
+	@bash scripts/meanwhile.sh installing $(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet \
+	  -e '.[test,bench$(if $(GPU),$(,)gpu)]'
 	@bash scripts/repair_wheel.sh $(PY)
 	@if [ -n "$(GPU)" ]; then echo "== putting onnxruntime-gpu in the place of onnxruntime (last step)"; \
-	  $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
+	  bash scripts/meanwhile.sh installing \
+	    $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
 	@rm -f $(VENV)/ready*; touch $@
 	@echo "== $(VENV) is ready"
 

@@ -102,6 +102,11 @@ class Client:
             self._link = link
         self.run(lambda: bool(self.limits))
 
+    @property
+    def silent_s(self) -> float:
+        """For how long the node has left a question unanswered; at ``patience_s`` it is gone. 0.0: it answers."""
+        return 0.0 if self._link is None else self._link.silent_s(time.monotonic())
+
     def session(
         self,
         source: str = "",

@@ -40,7 +40,7 @@ SAMPLE_STAGES = """\
 # [stages.NAME]: one stage each. A model is a path (from this file's folder) or, for asr, a name its library fetches.
 # What begins with /, ., ~ or models/, has two slashes, or lies in a folder that exists, is a path; "small" and
 # "owner/model" are names.
-# `run_node.py models synthesize KIND --out DIR` makes small ones without a download.
+# docs/models.md says where to get them; `run_node.py models synthesize KIND --out DIR` makes stand-ins.
 """
 
 SAMPLE_MODELS = {"repair": "models/repair.gguf"}  # the others are folders
@@ -78,7 +78,7 @@ Variables set fields of stages that the file (or the embedded configuration) has
 
 A stage's `model` is a path, from the file's folder, when it begins with `/`, `.`, `~` or `models/`, has more than one
 slash, or when it or the folder it would lie in exists. Anything else (`small`, `owner/model`) is a name that the
-stage's library resolves; only asr has one that does.
+stage's library resolves; only asr has one that does. [Models](models.md) says where to get one for each stage.
 
 A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
 valid value. The configuration is read once, and a change needs a new start, but for the few fields marked `ctl set`:

@@ -654,9 +654,13 @@ class Ready(_Wire, frozen=True):
 
 
 class Failing(_Wire, frozen=True):
-    """The scheduler cannot get ready: a stage cannot boot. One line for the user."""
+    """The scheduler cannot get ready: a stage cannot boot. One line for the user.
+
+    ``configuration``: the line begins with the field that is wrong.
+    """
 
     reason: str
+    configuration: bool = False
 
 
 class Condemn(_Wire, frozen=True):

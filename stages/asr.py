@@ -36,11 +36,11 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 from stages.places import is_path
 
 RATE_HZ = 16000
-MAKE_ONE = "make one with: python run_node.py models synthesize asr --out DIR"
+GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize asr --out DIR)"
 FILES = ("model.bin", "config.json", "tokenizer.json")
 LANGUAGE_TOKEN = re.compile(r"<\|([a-z]{2,3})\|>")
 MULTILINGUAL_TOKENS = 51865  # CTranslate2 before 4.7 told multilingual models by their size, since then by a "" token
@@ -97,15 +97,17 @@ class AsrStage(Stage):
         """Languages and size of a local folder; of a name nothing is known yet. Raises StageError("bad_model")."""
         del options
         if not model:
-            raise StageError("bad_model", f"asr has no model: give a faster-whisper folder or name; {MAKE_ONE}")
+            raise StageError("bad_model", f"asr has no model: give a faster-whisper folder or name; {GET_ONE}")
         if not is_path(model):
             return ModelFacts()
         folder = Path(model).expanduser()
         if not folder.is_dir():
-            raise StageError("bad_model", f"there is no folder {model}; {MAKE_ONE}")
+            raise StageError("bad_model", f"there is no folder {model}; {GET_ONE}")
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {MAKE_ONE}")
+            raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {GET_ONE}")
+        if ctranslate2_file.maker(folder / "model.bin") != "WhisperSpec":
+            raise not_a(folder / "model.bin", f"a Whisper model in CTranslate2's format; {GET_ONE}")
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 
     @classmethod
@@ -290,14 +292,14 @@ def read_languages(folder: Path) -> frozenset[str]:
         found = frozenset(match[1] for match in map(LANGUAGE_TOKEN.fullmatch, tokens) if match)
         return found if _is_multilingual(folder) else frozenset({"en"})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError("bad_model", f"cannot read the tokenizer in {folder}: {error}; {MAKE_ONE}") from error
+        raise StageError("bad_model", f"cannot read the tokenizer in {folder}: {error}; {GET_ONE}") from error
 
 
 def _is_multilingual(folder: Path) -> bool:
     lists = [folder / "vocabulary.json", folder / "vocabulary.txt"]
     path = next((path for path in lists if path.is_file()), None)
     if path is None:
-        raise StageError("bad_model", f"{folder} is no faster-whisper folder: it has no vocabulary.json; {MAKE_ONE}")
+        raise StageError("bad_model", f"{folder} is no faster-whisper folder: it has no vocabulary.json; {GET_ONE}")
     text = path.read_text(encoding="utf-8")
     tokens: list[str] = json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1]
     return "" in tokens or len(tokens) >= MULTILINGUAL_TOKENS

@@ -22,6 +22,7 @@ BYTES = {0: 4, 1: 1, 2: 2, 3: 4, 4: 2, 5: 2}
 FLOATS = frozenset({0, 4, 5})
 INT8 = 1
 MOST_VARIABLES = 1 << 16
+NEWEST_VERSION = 100  # far above any; text, or another format, has a larger number here
 
 # Bytes a number of the library's compute types; "default" keeps the file's format where the device has it.
 _BYTES_BY_TYPE = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
@@ -70,6 +71,15 @@ class Sizes:
 
     def _vectors(self) -> int:
         return self.floats if self.int8s else 0
+
+
+def maker(path: Path) -> str:
+    """What kind of model this is, in the word of the converter ("WhisperSpec", "TransformerSpec"); "": no such file."""
+    try:
+        with path.open("rb") as file:
+            return _name(file) if _number(file, "I") < NEWEST_VERSION else ""
+    except (OSError, struct.error, UnicodeDecodeError):
+        return ""
 
 
 def read(path: Path) -> Sizes | None:

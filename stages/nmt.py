@@ -33,9 +33,9 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 
-MAKE_ONE = "make one with: python run_node.py models synthesize nmt --out DIR"
+GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize nmt --out DIR)"
 LANGUAGE_TOKEN = re.compile(r"__([a-z]{2,3})__")
 END = "</s>"
 LONGEST_SOURCE = 900  # pieces in one chunk
@@ -102,7 +102,9 @@ class NmtStage(Stage):
         del options
         folder = Path(model).expanduser()
         if not model or not (folder / "model.bin").is_file():
-            raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {MAKE_ONE}")
+            raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {GET_ONE}")
+        if ctranslate2_file.maker(folder / "model.bin") != "TransformerSpec":
+            raise not_a(folder / "model.bin", f"a translation model in CTranslate2's format; {GET_ONE}")
         find_sentencepiece(folder)
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 
@@ -274,7 +276,7 @@ def find_sentencepiece(folder: Path) -> Path:
     found = sorted(folder.glob("*.model"))
     if len(found) != 1:
         count = len(found)
-        raise StageError("bad_model", f"{folder} has {count} SentencePiece models (*.model), not one; {MAKE_ONE}")
+        raise StageError("bad_model", f"{folder} has {count} SentencePiece models (*.model), not one; {GET_ONE}")
     return found[0]
 
 
@@ -285,7 +287,7 @@ def read_languages(folder: Path) -> frozenset[str]:
         tokens = (_vocabulary(folder, "source") or set()) & (_vocabulary(folder, "target") or set())
     found = frozenset(match[1] for match in map(LANGUAGE_TOKEN.fullmatch, tokens) if match)
     if len(found) < 2:
-        raise StageError("bad_model", f"{folder} is no M2M100 model: its vocabulary has no language tokens; {MAKE_ONE}")
+        raise StageError("bad_model", f"{folder} is no M2M100 model: its vocabulary has no language tokens; {GET_ONE}")
     return found
 
 
@@ -297,4 +299,4 @@ def _vocabulary(folder: Path, name: str) -> set[str] | None:
             return set(json.loads(listed.read_text(encoding="utf-8")))
         return set(lines.read_text(encoding="utf-8").split("\n")) if lines.is_file() else None
     except (OSError, ValueError, TypeError) as error:
-        raise StageError("bad_model", f"cannot read the {name} vocabulary in {folder}: {error}; {MAKE_ONE}") from error
+        raise StageError("bad_model", f"cannot read the {name} vocabulary in {folder}: {error}; {GET_ONE}") from error

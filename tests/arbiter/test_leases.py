@@ -813,7 +813,15 @@ def test_time_alone_is_asked_for_when_it_matters():
 
 def test_what_a_worker_is_told_stands_in_the_log_in_words():
     assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
+    assert words.told("lease@7/1#99", Granted(1, 2, 6 * 2**30)) == "lease@7/1 is granted 6.0 GiB"
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
+
+
+def test_what_the_scheduler_says_of_workers_is_not_logged_twice_and_of_programs_all_is():
+    for message in (Denied("too large", "no_vram", 1), LeaseWait("no room")):
+        assert words.is_told_elsewhere("asr@cpu/0#1", message)
+        assert not words.is_told_elsewhere("lease@7/1#99", message)
+    assert not words.is_told_elsewhere("asr@cpu/0#1", Granted(1, 2, 3))
 
 
 def test_a_load_while_a_neighbours_memory_comes_back_leaves_no_deficit_for_ever():
