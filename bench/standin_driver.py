@@ -145,14 +145,22 @@ class Driver:
         """Bring a lost GPU back. Processes with a context from before stay without, and hold memory, to their end."""
         self.set(gpu, lost=0)
 
-    def hang(self, seconds: float = math.inf) -> None:
-        """NVML calls that begin within ``seconds`` return only then, or after ``resume``. Allocations go on."""
+    def hang(self, seconds: float = math.inf, gpu: int | str | None = None) -> None:
+        """NVML calls that begin within ``seconds`` return only then, or after ``resume``. Allocations go on.
+
+        ``gpu``: only those on this GPU, and on its instances; None: all.
+        """
         until = FOREVER_NS if math.isinf(seconds) else time.monotonic_ns() + int(seconds * 1e9)
-        self.set(0, hang_until_ns=until)
+        if gpu is None:
+            self.set(0, hang_until_ns=until)
+        else:
+            self.set(gpu, stuck_until_ns=until)
 
     def resume(self) -> None:
-        """End a hang."""
+        """End every hang."""
         self.set(0, hang_until_ns=0)
+        for gpu in range(len(self.uuids)):
+            self.set(gpu, stuck_until_ns=0)
 
     def fail(self, code: int) -> None:
         """Every NVML call returns this NVML error code; 0: none."""

@@ -265,22 +265,24 @@ class Arbiter:
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared.
+    """Book -> the sampler of its source; one for the machine's memory, one for each GPU, one for what is declared.
 
-    The GPUs' one is there for their health too; where they have no book, under the name of no device.
+    A GPU's is there for its health too; where it tells no memory, it stands under the GPU's UUID, and is nobody's book.
     """
     own = [plan for plan in devices if not plan.book]
     host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
     declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
     told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
-    gpus = {plan.name: Gpu(plan.uuid, plan.ecc_errors, plan.name in told) for plan in devices if plan.uuid}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
-    if gpus:
-        found |= dict.fromkeys(told or [""], Sampler("gpu", nvml_source(gpus), period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
+    for plan in devices:
+        if plan.uuid:
+            gpu = Gpu(plan.uuid, plan.ecc_errors, tells_memory=plan.name in told)
+            source = nvml_source(plan.name, gpu)
+            found[plan.name if gpu.tells_memory else plan.uuid] = Sampler(plan.name, source, period_s)
     return found
 
 
