@@ -117,12 +117,12 @@ class Supervisor:
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
         self._children = Children(logs.LineHandler(tail=self._tail))
-        self._claims = Claims(claims.folder(), self.folder.path, shared=self.config.devices.share)
+        self._claims = Claims(self.folder.path, shared=self.config.devices.share)
         try:
             self._claim_gpus()
             return self._serve()
         finally:
-            self._claims.close(nobody_left=not self._children.living)
+            self._claims.close()
 
     def _serve(self) -> int:
         self.folder.open()
@@ -280,7 +280,7 @@ class Supervisor:
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
         if uuid := self.plan.uuids.get(wanted.role, ""):
-            inherited += (self._claims.fd(uuid),)
+            inherited += self._claims.fds(uuid)
         try:
             child = self._children.spawn(boot, self._modules[kind], self._environment(wanted.role), inherited)
         except OSError as error:
