@@ -38,6 +38,7 @@ from ipc.messages import (
     LeaseWait,
     Leave,
     Measured,
+    Orders,
     Release,
     Settled,
     Stop,
@@ -67,6 +68,7 @@ class Arbiter:
         self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
         self._samples = Samples()
         self._plans = boot.body.devices
+        self._drained = boot.body.drained  # when this life began
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
@@ -106,6 +108,7 @@ class Arbiter:
         self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
+        self._act(self._leases.handle(Orders(self._drained), process.now()))
         for alarm in self._leases.alarms():
             self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
@@ -150,7 +153,7 @@ class Arbiter:
                     self._stopping = True
                 case Up(role="scheduler", incarnation=incarnation):
                     self._meet(incarnation)
-                case Gone():
+                case Gone() | Orders():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
                     self._log.debug("draining: leases end with their holders")
@@ -260,7 +263,8 @@ class Arbiter:
         for plan in self._plans:
             row = {**report["devices"][plan.book or plan.name], "quarantined": report["quarantined"].get(plan.name, "")}
             row |= {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
-            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] else {})
+            row["drained"] = plan.name in report["drained"]
+            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] or row["drained"] else {})
         return {**report, "devices": rows}
 
 

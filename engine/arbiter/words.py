@@ -52,6 +52,10 @@ def quarantined(device: str, reason: str) -> str:
     return f"{device} is quarantined: {reason}"
 
 
+def drained(device: str) -> str:
+    return f"{device} is drained by an operator, who may let it be used again: run_node.py ctl resume {device}"
+
+
 def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
     return {
         "lease": lease.number,

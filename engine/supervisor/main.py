@@ -35,7 +35,7 @@ from engine import (
     process,
     published,
 )
-from engine.boot import SchedulerBoot
+from engine.boot import ArbiterBoot, SchedulerBoot
 from engine.config import Config
 from engine.supervisor import claims, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -273,9 +273,11 @@ class Supervisor:
             journal_fd=self._journal_fd if wanted.role == "arbiter" else -1,
             hooks=self._hooks,
         )
+        standing = self._life.orders.standing()
         if isinstance(boot.body, SchedulerBoot):
-            born_with = msgspec.structs.replace(boot.body, orders=self._life.orders.standing())
-            boot = msgspec.structs.replace(boot, body=born_with)
+            boot = msgspec.structs.replace(boot, body=msgspec.structs.replace(boot.body, orders=standing))
+        elif isinstance(boot.body, ArbiterBoot):
+            boot = msgspec.structs.replace(boot, body=msgspec.structs.replace(boot.body, drained=standing.drained))
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
