@@ -236,6 +236,7 @@ class Leases:
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
+        lease.granted_at = now
         reading = self._devices[lease.device].reading
         lease.free_bytes = reading.free_bytes if reading else -1
         self._counts["granted"] += 1

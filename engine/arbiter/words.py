@@ -65,6 +65,8 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "state": lease.state.value,
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
+        "granted_s": lease.granted_at,
+        "pid": lease.pid,
         "model": lease.model,
         "preemptible": lease.preemptible,
         "asked_to_leave": lease.asked_at is not None,
