@@ -130,6 +130,7 @@ class GatewayBoot(_Body, frozen=True):
 
 class ArbiterBoot(_Body, frozen=True):
     devices: tuple[DevicePlan, ...]
+    drained: tuple[str, ...] = ()  # devices that operators keep empty
 
 
 class WorkerBoot(_Body, frozen=True):

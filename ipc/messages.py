@@ -743,7 +743,9 @@ class Errand(_Part, frozen=True):
 
 
 class Orders(_Wire, frozen=True):
-    """What operators have ordered and still holds: all of it, whenever it changes and to each new scheduler.
+    """What operators have ordered and still holds: all of it, whenever it changes, and to each new receiver.
+
+    To the scheduler, and to the arbiter, for which only what is drained matters.
 
     ``drained``: devices where nothing new begins. ``knobs``: dotted field of the configuration -> its value now.
     """

@@ -18,6 +18,7 @@ from bench.vram_node import GIB, Plan, VirtualNode
 from bench.vram_packing import Packing
 from bench.vram_trace import Trace
 from engine.arbiter import leases, outlook
+from engine.arbiter.lease import LEAVING
 from engine.arbiter.leases import Leases
 from engine.arbiter.line import Line
 from engine.arbiter.outlook import Outlook
@@ -93,6 +94,16 @@ def test_so_is_one_that_does_so_where_a_sum_is_all_there_is(seed: int, monkeypat
 
     monkeypatch.setattr(DeviceMemory, "room", room)
     assert counts(seed)["overcommitted"]
+
+
+def test_a_book_that_overlooks_what_the_dead_have_left_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    obeyed = DeviceMemory.room
+
+    def room(self: DeviceMemory, leases: Any) -> int:
+        return obeyed(self, leases) + sum(one.held_bytes for one in leases if one.state in LEAVING)
+
+    monkeypatch.setattr(DeviceMemory, "room", room)
+    assert counts()["overcommitted"]
 
 
 def test_a_book_that_overlooks_the_ceiling_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
