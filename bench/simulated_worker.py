@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.simulated import ARBITER, DEADLINES, MODEL_BYTES, Stuck
 from bench.simulated_processes import Life
 from bench.simulated_wish import NAME_BYTES, Wish
+from engine.choices import stage_of
 from engine.exits import PARKED
 from engine.worker.runner import put_on_board
 from ipc.messages import (
@@ -44,7 +45,7 @@ class WorkerLife(Life):
 
     def __init__(self, world: World, role: str, incarnation: int) -> None:
         super().__init__(world, role, incarnation)
-        self.stage = role.partition("@")[0]
+        self.stage = stage_of(role.partition("@")[0])
         self.state = "empty"
         self.epoch = 0
         self.runs: deque[Run] = deque()
