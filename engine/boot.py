@@ -83,6 +83,7 @@ class StagePlan(_Plan, frozen=True):
     workers: tuple[WorkerPlan, ...] = ()
     translates: bool = False
     languages: tuple[str, ...] | None = None  # that its model knows; None: any, or its files do not say
+    targets: tuple[str, ...] | None = None  # that it translates into; None: the same
 
 
 class DevicePlan(_Plan, frozen=True):

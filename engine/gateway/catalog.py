@@ -89,31 +89,29 @@ class Catalog:
             for number, stage in enumerate(stages)
         )
 
-    def _spoken(self, message: Open, stages: tuple[str, ...], number: int) -> list[str]:
-        """The languages that a stage's model must know."""
+    def _spoken(self, message: Open, stages: tuple[str, ...], number: int) -> tuple[str, str]:
+        """The languages that a stage's model must know: what it takes, and what it gives ("": the same)."""
         before = [self._stages[stage].translates for stage in stages[: number + 1]]
         if before[-1]:
-            return [message.source, message.target]
+            return message.source, message.target
         if any(before):
-            return [message.target]
+            return message.target, ""
         if self._stages[stages[number]].emits == "audio":  # nothing translates: who gives a target means this
-            return [message.target or message.source]
-        return [message.source]
+            return message.target or message.source, ""
+        return message.source, ""
 
-    def _model(self, stage: str, asked: str, spoken: list[str]) -> str:
+    def _model(self, stage: str, asked: str, spoken: tuple[str, str]) -> str:
         """The first of a stage's models that the session may mean and that knows what it speaks."""
         models = self._models(stage)
         meant = [one for one in models if asked in (model_of(one.name) or OWN, one.model)] if asked else models
         if not meant:
             names = tuple(self._choices().get(stage, {})) or (models[0].model,)
             raise Refused("bad_model", f"stage {stage} has no model {asked[:64]!r}", names)
-        if len(models) == 1:  # whether it knows them is known of the pipeline
-            return stage
         for one in sorted(meant, key=lambda one: bool(one.absent)):
-            if all(_knows(one, code) for code in spoken):
+            if _knows(one, *spoken):
                 return one.name
-        what = " and ".join(repr(code[:32]) for code in spoken)
-        known = sorted({code for one in meant for code in one.languages or ()})
+        what = " and ".join(repr(code[:32]) for code in spoken if code)
+        known = sorted({code for one in meant for code in (*(one.languages or ()), *(one.targets or ()))})
         raise Refused("bad_language", f"no model of stage {stage} that it may have knows {what}", tuple(known))
 
     def _models(self, stage: str) -> list[StagePlan]:
@@ -140,5 +138,7 @@ class Catalog:
             raise Refused("bad_language", f"no {which} language {code[:32]!r}", tuple(sorted(known)))
 
 
-def _knows(model: StagePlan, language: str) -> bool:
-    return language in DETECTED or model.languages is None or language in model.languages
+def _knows(model: StagePlan, takes: str, gives: str) -> bool:
+    targets = model.languages if model.targets is None else model.targets
+    pairs = (takes, model.languages), (gives, targets)
+    return all(code in DETECTED or known is None or code in known for code, known in pairs)

@@ -7,7 +7,7 @@ record. Stage modules are import-light, so nothing here loads a model library.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -294,7 +294,8 @@ def _stage(
             for device, n in homes
         ),
         translates=declaration.translates,
-        languages=None if survey.facts.languages is None else tuple(sorted(survey.facts.languages)),
+        languages=_listed(survey.facts.languages),
+        targets=_listed(survey.facts.targets),
     )
 
 
@@ -403,10 +404,12 @@ def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> t
     source = target = configured or None
     translated = False
     for stage in config.pipelines[pipeline]:
-        known = _known(surveys, stage)
+        every = [surveys[name].facts for name in models_in(surveys, stage) if not surveys[name].absent]
+        known = _union(facts.languages for facts in every)
         if not translated:
             source = _both(source, known)
-        translated = translated or surveys[stage].declaration.translates
+        if surveys[stage].declaration.translates:
+            translated, known = True, _union(facts.targets or facts.languages for facts in every)
         if translated:
             target = _both(target, known)
     if source == frozenset() or (translated and target == frozenset()):
@@ -416,11 +419,15 @@ def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> t
     return tuple(sorted(source or ())), tuple(sorted(target or ())) if translated else ()
 
 
-def _known(surveys: Mapping[str, Survey], stage: str) -> frozenset[str] | None:
-    """Languages of all models of a stage that can run; None: any, or nobody says."""
-    every = [surveys[name].facts.languages for name in models_in(surveys, stage) if not surveys[name].absent]
+def _union(sets: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """All of these languages; None, which is any, where one of them is or there are none."""
+    every = list(sets)
     known = [one for one in every if one is not None]
     return frozenset().union(*known) if known and len(known) == len(every) else None
+
+
+def _listed(languages: frozenset[str] | None) -> tuple[str, ...] | None:
+    return None if languages is None else tuple(sorted(languages))
 
 
 def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

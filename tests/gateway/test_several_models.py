@@ -84,6 +84,18 @@ def test_one_that_cannot_run_comes_last() -> None:
     assert catalog.models_of(Open("t", "speak", "de", "", {"tts": "default"})) == ("tts",), "its utterances skip it"
 
 
+def test_models_of_one_direction_serve_the_sessions_that_go_their_way() -> None:
+    there = stage("nmt", ("en",), targets=("de",), translates=True)
+    back = stage("nmt.back", ("de",), targets=("en",), translates=True)
+    spoken = {"pipelines": {"text": ("nmt",)}, "sources": {"text": ("de", "en")}, "targets": {"text": ("de", "en")}}
+    both = Catalog(boot(stages=(there, back), **spoken))
+    assert both.models_of(Open("t", "text", "en", "de")) == ("nmt",)
+    assert both.models_of(Open("t", "text", "de", "en")) == ("nmt.back",)
+    for catalog in (both, Catalog(boot(stages=(there,), **spoken))):
+        with pytest.raises(Refused, match="knows 'en' and 'en'"):
+            catalog.check(Open("t", "text", "en", "en"))
+
+
 def test_the_choices_are_told_in_welcome() -> None:
     limits = Catalog(boot(**SPEAKS)).limits()
     assert limits.models == {"asr": "files/asr", "nmt": "files/nmt", "tts": "files/tts"}

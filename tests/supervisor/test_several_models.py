@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.boot import StagePlan
@@ -12,6 +14,7 @@ from engine.devices import Device, HostMemory
 from engine.supervisor import plan
 from engine.supervisor.survey import survey
 from ipc.errors import ConfigError
+from stages.base import ModelFacts
 
 GIB = 2**30
 CPU = Device("cpu", "", "cpu", 64 * GIB, "host", "CPU")
@@ -56,6 +59,17 @@ def test_each_model_is_a_stage_with_workers_of_its_own_and_pipelines_name_the_st
 def test_a_pipeline_speaks_what_any_of_its_models_speaks() -> None:
     assert make({"fr": voice("fr", "it")}).gateway.targets == {"full": ("de", "fr", "it")}
     assert make({"any": voice()}, languages=()).gateway.targets == {"full": ()}, "one may speak anything"
+
+
+def test_a_translation_of_one_direction_limits_either_side_by_itself() -> None:
+    think = msgspec.structs.replace(THINK, models={"back": voice()})
+    config = Config(stages={"think": think}, pipelines={"text": ("think",)})
+    found = survey(config)
+    for name, takes, gives in (("think", "en", "de"), ("think.back", "fr", "en")):
+        facts = ModelFacts(languages=frozenset({takes}), targets=frozenset({gives}))
+        found[name] = replace(found[name], facts=facts)
+    made = plan.make(config, [CPU], MEMORY, 8, found, "ipc:///tmp/x/client").gateway
+    assert (made.sources, made.targets) == ({"text": ("en", "fr")}, {"text": ("de", "en")})
 
 
 def test_every_model_has_a_ring_of_its_own_that_its_followers_read() -> None:
