@@ -129,7 +129,7 @@ class Residency:
             return None
         distances = self._distances()
         patient_until = want.since + self.book.deadlines.turn_s
-        held = {worker.plan.role: self._held_until(worker, asker) for worker in guests}
+        held = self._held(guests, asker)
         chosen = self._choose(here, guests, distances, held, now)
         if chosen is None and now >= patient_until:
             chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
@@ -146,14 +146,18 @@ class Residency:
         if not worker.batches:
             self.park(worker, f"{want.by} needs its memory")
 
-    def _held_until(self, worker: Worker, asker: Worker | None) -> float:
-        """How long a worker stays for its own next work, if what waits for the asker is a rival's."""
+    def _held(self, guests: list[Worker], asker: Worker | None) -> dict[str, float]:
+        """Role -> until when it stays for its own next work, since what waits for the asker is a rival's."""
+        held = dict.fromkeys((worker.plan.role for worker in guests), 0.0)
         waiting = [self.book.job(key) for key in self.book.queues[asker.plan.stage]] if asker is not None else []
         jobs = [job for job in waiting if job is not None]
-        if asker is None or not jobs or any(worker.plan.stage in job.stages for job in jobs):
-            return 0.0
-        cost_s = (worker.load_ms + asker.load_ms) / 1000
-        return leaves_at(max(worker.loaded_at, worker.free_at), [job.queued_ns / 1e9 for job in jobs], cost_s)
+        queued = [job.queued_ns / 1e9 for job in jobs]
+        passed = {stage for job in jobs for stage in job.stages}
+        for worker in guests:
+            if asker is not None and queued and worker.plan.stage not in passed:
+                cost_s = (worker.load_ms + asker.load_ms) / 1000
+                held[worker.plan.role] = leaves_at(max(worker.loaded_at, worker.free_at), queued, cost_s)
+        return held
 
     def _choose(
         self,
