@@ -127,7 +127,9 @@ def _facts(name: str, section: StageSection) -> tuple[list[Any], bool]:
         return [name, kind, section.model, None, None, error.text], False
     except (ImportError, KeyError) as error:
         return [name, kind, section.model, None, None, str(error.args[0] if error.args else error)], False
-    languages = "any" if facts.languages is None else " ".join(sorted(facts.languages))
+    known = section.languages or facts.languages
+    languages = "any" if known is None else " ".join(sorted(known))
+    languages += f" to {' '.join(sorted(facts.targets))}" if facts.targets else ""
     if section.model and not Path(section.model).expanduser().exists():
         return [name, kind, section.model, None, None, "a name: its library fetches it when the node starts"], True
     return [name, kind, section.model, nbytes(facts.weights_bytes), languages, "there"], True
