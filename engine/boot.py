@@ -72,6 +72,7 @@ class StagePlan(_Plan, frozen=True):
     min_batch: int = 1
     start_batch: int = 0  # what adapting begins with; 0: max_batch
     max_delay_ms: float = 0.0
+    length_ratio: float = 2.0  # utterances of one run differ in length by this factor at most
     timeout_base_s: float = 20.0
     timeout_per_audio: float = 2.0
     model: str = ""

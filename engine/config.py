@@ -133,6 +133,9 @@ class StageSection(_Section, frozen=True):
     max_batch: int = 1  # utterances in one run; of asr by profile
     min_batch: int = 1  # ... that node.adaptive never goes below
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
+    length_ratio: float = (
+        2.0  # utterances of one run differ in length by this factor at most: the longest sets its time
+    )
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s
     warm_up_runs: int = 3  # runs on made-up input before a worker counts as ready

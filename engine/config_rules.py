@@ -151,6 +151,7 @@ RULES: dict[str, Rule] = {
     "stages.*.min_batch": Between(1, 256),
     "stages.*.warm_up_runs": Between(0, 100),
     "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
+    "stages.*.length_ratio": Between(1, 1000),
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
     "stages.*.keep_alive_s": Between(-1, DAY_S, " s"),

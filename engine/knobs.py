@@ -18,7 +18,7 @@ from ipc.errors import DragomanError
 
 NODE = ("max_retries", "capacity_factor", "adaptive")
 DEADLINES = ("retry_delay_s", "turn_s", "load_timeout_s", "oom_hold_s", "oom_window_s")
-STAGE = ("max_batch", "max_delay_ms", "keep_alive_s", "timeout_base_s", "timeout_per_audio")
+STAGE = ("max_batch", "max_delay_ms", "length_ratio", "keep_alive_s", "timeout_base_s", "timeout_per_audio")
 WHOLE = (*(f"node.{name}" for name in NODE), *(f"deadlines.{name}" for name in DEADLINES))
 
 

@@ -269,6 +269,7 @@ def _stage(
         min_batch=section.min_batch,
         start_batch=min([_start_batch(placed, needs, name, device) for device in own], default=0),
         max_delay_ms=section.max_delay_ms,
+        length_ratio=section.length_ratio,
         timeout_base_s=section.timeout_base_s,
         timeout_per_audio=section.timeout_per_audio,
         model=section.model,
