@@ -23,7 +23,7 @@ WHOLE = (*(f"node.{name}" for name in NODE), *(f"deadlines.{name}" for name in D
 
 
 def names(config: Config) -> list[str]:
-    """Every knob of this node, dotted."""
+    """Every knob of this node, dotted; where its stages are spread, of each model too (``engine.choices``)."""
     return [*WHOLE, *(f"stages.{stage}.{name}" for stage in config.stages for name in STAGE)]
 
 
@@ -53,8 +53,9 @@ def read(config: Config, text: str) -> tuple[str, int | float]:
 
 def configured(config: Config, name: str) -> Any:
     """What a knob, or any field of a section, is without operators."""
-    section, *stage, field = name.split(".")
-    return getattr(config.stages[stage[0]] if stage else getattr(config, section), field)
+    section, _, rest = name.partition(".")
+    stage, _, field = rest.rpartition(".")
+    return getattr(config.stages[stage] if stage else getattr(config, section), field)
 
 
 def _listed(config: Config) -> str:

@@ -131,7 +131,7 @@ class Books:
             messages.Session(
                 id=session.id,
                 owner=LOCAL_OWNER,
-                pipeline=self.catalog.stages_of(opened.pipeline),
+                pipeline=self.catalog.models_of(opened),
                 source=opened.source,
                 target=opened.target,
                 models=opened.models,

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from engine import (
+    choices,
     corrections_file,
     devices,
     exits,
@@ -101,7 +102,7 @@ class Supervisor:
         ready: Ready | None = None,
         modules: Mapping[str, str] | None = None,
     ) -> None:
-        self.config = config
+        self.config = choices.spread(config)
         self._announce = announce
         self._publish = publish
         self._host_fd = host_fd
