@@ -110,13 +110,13 @@ class DeviceMemory:
         settled = sum(self._settle(lease, reading) for lease in leases)
         # What shows now for the first time is theirs; only beyond that had others too much.
         self._correct(settled - min(grown, max(0, settled)), leases)
-        # What the dead took shows in the first reading after their end; what appears later is somebody else's.
-        over = {one.number for one in leases if self.reading and one.left_at < self.reading.taken_at}
+        before = self.reading.taken_at if self.reading else 0.0
         self.reading, self._remembered = reading, False
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
         if unexplained > fading:
-            growing = [one for one in leases if one.state is not LeaseState.DRAINING or one.number not in over]
+            # What the dead took shows in the first reading after their end; what appears later is somebody else's.
+            growing = [one for one in leases if one.state is not LeaseState.DRAINING or one.left_at >= before]
             self._grow(unexplained - fading, growing, loaders)
         missing = self._shrink(max(0, -unexplained), leases)
         self.missing_bytes = missing - self._lasting(missing, leases, reading.taken_at)
@@ -128,6 +128,8 @@ class DeviceMemory:
         """
         nbytes, lease.held_bytes = lease.held_bytes, 0
         assert self.reading is not None
+        if not nbytes:
+            return
         if self._is_listed(lease, self.reading):  # its holder lives on with it
             self._strangers_bytes += nbytes
         else:
@@ -151,15 +153,20 @@ class DeviceMemory:
         """Bytes that may be granted now (negative: too much is taken already). The formula of this module."""
         if self.reading is None:
             return 0
-        present = [lease for lease in leases if lease.state in ON_DEVICE]
-        promised = self.promised(present)
-        ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
-        return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
+        promised = held = 0
+        for lease in leases:
+            if lease.state in ON_DEVICE:
+                promised += lease.promised_bytes
+                held += lease.held_bytes
+        promised += self._promised_anew(leases)  # with what is held: sum max(granted, held)
+        return self.limits.grantable(self.reading.free_bytes, promised, promised + held, self.foreign_bytes)
 
     def promised(self, leases: Collection[Lease]) -> int:
         """Bytes that holders may still take, and that are not used by the driver's figures."""
-        found = sum(lease.promised_bytes for lease in leases)
-        return found + sum(map(self._anew, leases)) if self._fading else found
+        return sum(lease.promised_bytes for lease in leases) + self._promised_anew(leases)
+
+    def _promised_anew(self, leases: Iterable[Lease]) -> int:
+        return sum(map(self._anew, leases)) if self._fading else 0
 
     def age(self, now: float, since: float) -> float:
         """Seconds since the newest reading; while there is none of our own, since ``since``."""
