@@ -57,7 +57,7 @@ demo: env
 # they can crash it (docs/decisions/0011-one-library-a-test-run.md).
 with = $(foreach name,$(1),tests/models/test_clockwork_$(name).py) $(wildcard $(foreach name,$(1),tests/stages/test_$(name).py))
 BY_LIBRARY := ctranslate2 llama onnx node
-TESTS_ctranslate2 := $(call with,asr tones nmt) tests/models/test_shapes.py tests/models/test_shape_ctranslate2.py
+TESTS_ctranslate2 := $(call with,asr tones nmt) tests/stages/test_nmt_makes.py tests/models/test_shapes.py tests/models/test_shape_ctranslate2.py
 TESTS_llama := $(call with,repair)
 TESTS_onnx := $(call with,tts) tests/models/test_shape_onnx.py
 TESTS_node := tests/node/test_real_stages.py tests/node/test_translate.py tests/node/test_demo_models.py

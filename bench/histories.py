@@ -34,6 +34,7 @@ PATHS = (
     "one sent ahead is overtaken",
     "condemned",
     "a model leaves for another",
+    "a further model works",
     "sent twice",
     "Busy",
     "a session is over its outbox",

@@ -50,7 +50,7 @@ class Gpu:
 
     total_bytes: int = 8 * GIB
     name: str = "Stand-in GPU"
-    uuid: str = ""  # "": made from its number
+    uuid: str = ""  # "": made from its number and what tells this driver from any other on the machine
     context_bytes: int = 0  # taken by each process's first allocation, until it ends
     reserved_bytes: int = 0  # the driver's own
     unified: bool = False  # shares main memory: NVML does not say how much is free
@@ -71,20 +71,22 @@ class Driver:
         self._library = _book(self.folder / BOOK)
         self._home = Path(tempfile.mkdtemp(prefix="standin-"))
         self._state = self._library.standin_create(os.fsencode(self._home / "state"))
+        self._mark = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:12]  # no other driver's GPUs are called so
         self.uuids: list[str] = []
         for number, gpu in enumerate(gpus):
             self._add(number, gpu)
         self.lag_s = lag_s
 
     def _add(self, number: int, gpu: Gpu) -> None:
-        uuid = gpu.uuid or f"GPU-{number:08x}-0000-4000-8000-000000000000"
+        uuid = gpu.uuid or f"GPU-{number:08x}-0000-4000-8000-{self._mark}"
         row = self._add_row(-1, uuid, gpu.name, gpu.total_bytes)
         self.set(
             row, context_bytes=gpu.context_bytes, reserved_bytes=gpu.reserved_bytes, unified=gpu.unified,
             mig=2 if gpu.instances else 0,
         )  # fmt: skip
         for instance, nbytes in enumerate(gpu.instances):
-            child = self._add_row(row, f"MIG-{number:08x}-{instance:04x}-4000-8000-000000000000", gpu.name, nbytes)
+            uuid = f"MIG-{number:08x}-{instance:04x}-4000-8000-{self._mark}"
+            child = self._add_row(row, uuid, gpu.name, nbytes)
             self.set(child, context_bytes=gpu.context_bytes, instance=instance + 1)
 
     def _add_row(self, parent: int, uuid: str, name: str, total_bytes: int) -> int:
@@ -145,14 +147,22 @@ class Driver:
         """Bring a lost GPU back. Processes with a context from before stay without, and hold memory, to their end."""
         self.set(gpu, lost=0)
 
-    def hang(self, seconds: float = math.inf) -> None:
-        """NVML calls that begin within ``seconds`` return only then, or after ``resume``. Allocations go on."""
+    def hang(self, seconds: float = math.inf, gpu: int | str | None = None) -> None:
+        """NVML calls that begin within ``seconds`` return only then, or after ``resume``. Allocations go on.
+
+        ``gpu``: only those on this GPU, and on its instances; None: all.
+        """
         until = FOREVER_NS if math.isinf(seconds) else time.monotonic_ns() + int(seconds * 1e9)
-        self.set(0, hang_until_ns=until)
+        if gpu is None:
+            self.set(0, hang_until_ns=until)
+        else:
+            self.set(gpu, stuck_until_ns=until)
 
     def resume(self) -> None:
-        """End a hang."""
+        """End every hang."""
         self.set(0, hang_until_ns=0)
+        for gpu in range(len(self.uuids)):
+            self.set(gpu, stuck_until_ns=0)
 
     def fail(self, code: int) -> None:
         """Every NVML call returns this NVML error code; 0: none."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import queue
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +22,17 @@ import msgspec
 from bench.drive import arrived, progress
 from bench.report import ZERO, Goal, Report
 from bench.standin_driver import Driver, Gpu
+from bench.vram_grants import Grants, Sample
+from engine.arbiter.events import Waits
+from engine.limits import Limits
 from engine.node import Node
 from ipc.errors import DragomanError
 from stages.simulated import mark_samples, read_mark
 
 GIB = 2**30
 SAMPLE_S = 0.05
+REPORT_S = 5.0  # the longest wait for the arbiter's report, which comes once a second
 PATIENCE_S = 120.0  # without any outcome
-REPORT_S = 2.5  # after an outsider has grown: before that a report may show grants from before
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
 
@@ -126,38 +130,69 @@ def config(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-class Rehearsal:
-    """One run: submits and takes outcomes, while a thread of its own plays the outsiders and looks at the driver."""
+def limits(scenario: Scenario, totals: tuple[int, ...]) -> list[Limits]:
+    """What the scenario lets the node use of each GPU."""
+    most, share = scenario.devices.get("max_bytes", {}), scenario.devices.get("share", False)
+    names = [f"cuda:{gpu}" for gpu in range(len(totals))]
+    return [
+        Limits(name, total, most.get(name, 0), ceiling_is_own=share) for name, total in zip(names, totals, strict=True)
+    ]
 
-    def __init__(self, scenario: Scenario, driver: Driver, node: Node, totals: tuple[int, ...]) -> None:
+
+class Rehearsal:
+    """One run: submits and takes outcomes, while a thread of its own plays the outsiders and looks at the node.
+
+    Another one looks at the driver, from before the node starts: ``watching``.
+    """
+
+    def __init__(self, scenario: Scenario, driver: Driver, totals: tuple[int, ...]) -> None:
         self.scenario = scenario
         self.outcomes: list[Any] = []
         self.took_s: list[float] = []
         self.mixed_up = 0
         self.used: list[int] = []  # samples, over all GPUs
         self.packed: list[int] = []
-        self.overcommitted = 0
-        self._driver, self._node, self._totals = driver, node, totals
+        self.grants = Grants(limits(scenario, totals), scenario.deadlines.get("unreadable_s", Waits.unreadable_s))
+        self._driver, self._totals = driver, totals
+        self._seen: queue.SimpleQueue[tuple[int, Sample]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)
-        self._grown_at = [-math.inf] * len(totals)  # when an outsider last took more there
-        self._granted: set[int] = set()  # numbers of leases, at the last look
         self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
         self._sent_at: dict[int, float] = {}
 
-    def run(self) -> float:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look at the driver meanwhile."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._sample, args=(over,), name="driver")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _sample(self, over: threading.Event) -> None:
+        while not over.wait(SAMPLE_S):
+            for gpu, foreign in enumerate(self._foreign):
+                lagging = self._driver.lagging(gpu)  # first: who dies in between is counted once at most
+                self._seen.put((gpu, Sample(time.monotonic(), self._driver.holders(gpu), lagging, foreign)))
+
+    def run(self, node: Node) -> float:
         """Returns how long it took. Raises DragomanError when nothing comes any more."""
         self._play_outsiders(0.0)  # who is there from the start is there before the first utterance
-        with self._node.client() as client, client.session() as session:
+        with node.client() as client, client.session() as session:
             begun = time.monotonic()
             over = threading.Event()
-            watch = threading.Thread(target=self._watch, args=(begun, over), name="watch")
+            watch = threading.Thread(target=self._watch, args=(node, begun, over), name="watch")
             watch.start()
             try:
                 self._drive(session, begun)
             finally:
                 over.set()
                 watch.join()
-        return time.monotonic() - begun
+        took_s = time.monotonic() - begun
+        self._judge_the_rest(node)
+        return took_s
 
     def _drive(self, session: Any, begun: float) -> None:
         """The client's side. ``submit`` waits while the node takes nothing in."""
@@ -176,11 +211,11 @@ class Rehearsal:
                     raise DragomanError(f"no outcome for {PATIENCE_S:g} s; {count - len(self.outcomes)} are missing")
                 time.sleep(0.002)
 
-    def _watch(self, begun: float, over: threading.Event) -> None:
-        """Play the outsiders and look at the driver, whatever the client does."""
+    def _watch(self, node: Node, begun: float, over: threading.Event) -> None:
+        """Play the outsiders and look at what the node has granted, whatever the client does."""
         while True:
             self._play_outsiders(time.monotonic() - begun)
-            self._look()
+            self._look(node)
             if over.wait(SAMPLE_S):
                 return
 
@@ -199,23 +234,27 @@ class Rehearsal:
                 with contextlib.suppress(MemoryError):
                     self._driver.set_foreign(one.gpu, max(0, wanted))
                     break
-            if wanted > self._foreign[one.gpu]:
-                self._grown_at[one.gpu] = time.monotonic()
             self._foreign[one.gpu] = max(0, wanted)
 
-    def _look(self) -> None:
+    def _look(self, node: Node) -> None:
         self.used.append(sum(self._driver.truth(gpu) - self._driver.lagging(gpu) for gpu in range(len(self._totals))))
         self.packed.append(self._packing())
-        self._judge(self._node.stats().get("arbiter", {}).get("leases", ()))
+        self._judge(node)
 
-    def _judge(self, leases: Sequence[dict[str, Any]]) -> None:
-        """Whether new grants go beyond a GPU: with all others there, and what outsiders had when they were made."""
-        before, self._granted = self._granted, {row["lease"] for row in leases}
-        for gpu, total in enumerate(self._totals):
-            alive = [row for row in leases if row["device"] == f"cuda:{gpu}" and row["state"] in ("granted", "held")]
-            if time.monotonic() - self._grown_at[gpu] > REPORT_S and any(row["lease"] not in before for row in alive):
-                committed = sum(row["nbytes"] for row in alive) + self._foreign[gpu]
-                self.overcommitted += committed > total
+    def _judge(self, node: Node) -> float:
+        """Judge what the node has granted, as far as its arbiter has reported it; returns when that was."""
+        arbiter = node.stats().get("arbiter", {})
+        reported_at = time.monotonic() - arbiter.get("age_ms", math.inf) / 1000
+        while not self._seen.empty():
+            self.grants.sample(*self._seen.get())
+        self.grants.judge(arbiter.get("leases", ()))
+        return reported_at
+
+    def _judge_the_rest(self, node: Node) -> None:
+        """What was granted up to now; an arbiter that is away says nothing of it."""
+        now = time.monotonic()
+        while self._judge(node) < now and time.monotonic() < now + REPORT_S:
+            time.sleep(SAMPLE_S)
 
     def _packing(self) -> int:
         """Of each GPU, the models that may lie there, the largest first, as far as they fit beside the outsiders."""
@@ -243,9 +282,9 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started(configuration: dict[str, Any], path: Path) -> Iterator[Node]:
+def started(configuration: dict[str, Any], path: Path, modules: Mapping[str, str] | None) -> Iterator[Node]:
     """The node. What it finds wrong with its configuration, or too large, the scenario has said."""
-    node = Node(configuration)
+    node = Node(configuration, modules=modules)
     try:
         node.start()
     except DragomanError as error:
@@ -256,15 +295,18 @@ def started(configuration: dict[str, Any], path: Path) -> Iterator[Node]:
         node.close()
 
 
-def rehearse(totals: tuple[int, ...], path: Path) -> Report:
-    """Raises ScenarioError when the scenario is wrong, so that the node does not even start."""
+def rehearse(totals: tuple[int, ...], path: Path, modules: Mapping[str, str] | None = None) -> Report:
+    """Raises ScenarioError when the scenario is wrong, so that the node does not even start.
+
+    ``modules``: of the node, instead of its own.
+    """
     scenario = read(path, len(totals))
     context = int(scenario.context_gib * GIB)
     gpus = [Gpu(total_bytes=total, context_bytes=context) for total in totals]
     with Driver(gpus, lag_s=scenario.lag_s) as driver, environment(driver.environ(os.environ)):
-        with started(config(scenario), path) as node:
-            rehearsal = Rehearsal(scenario, driver, node, totals)
-            took_s = rehearsal.run()
+        rehearsal = Rehearsal(scenario, driver, totals)
+        with rehearsal.watching(), started(config(scenario), path, modules) as node:
+            took_s = rehearsal.run(node)
             stats = node.stats()
         return summary(rehearsal, driver, stats, totals, took_s)
 
@@ -282,7 +324,8 @@ def summary(
     report.add("oom_rate", ooms / max(1, ooms + allocations), "ratio", Goal(at_most=0.05, fatal=True))
     report.add("failed", len(wrong), "utterances", ZERO)
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
-    report.add("overcommitted", rehearsal.overcommitted, "grants", ZERO)
+    for promise in ("overcommitted", "above_ceiling"):
+        report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")

@@ -35,9 +35,9 @@ class Lease:
     """One lease. ``ctl_endpoint``: the node's operators' socket ("": the running node's). Not for several threads.
 
     nbytes: what the program will need on the device. device: its name ("": the first to have room, of the GPUs if there
-    are any, without those that are drained or lost; known once it is granted). wait_s: how long to wait for room.
-    preemptible: the node may ask for it back. priority: "high", "normal" or "low", among those that wait. on_wait:
-    called with the reason, in words, whenever it changes.
+    are any, without those that are lost; known once it is granted). One that operators have drained is waited for until
+    it is used again. wait_s: how long to wait for room. preemptible: the node may ask for it back. priority: "high",
+    "normal" or "low", among those that wait. on_wait: called with the reason, in words, whenever it changes.
     """
 
     def __init__(
@@ -136,12 +136,10 @@ class Lease:
                 raise DragomanError(f"the node has no device {self.device!r}", f"it has {', '.join(sorted(devices))}")
             return {self.device: devices[self.device]["uuid"]}
         gpus = [name for name, row in devices.items() if row["uuid"]] or list(devices)
-        out = dict.fromkeys(stats["operators"]["drained"], "drained")
-        out |= {name: "lost" for name, row in devices.items() if row["quarantined"]}
-        found = {name: devices[name]["uuid"] for name in gpus if name not in out}
+        found = {name: devices[name]["uuid"] for name in gpus if not devices[name]["quarantined"]}
         if not found:
-            text = ", ".join(f"{name} is {out[name]}" for name in gpus)
-            raise DragomanError(f"no device is left to lease: {text}", "name one that is drained, or resume it")
+            text = ", ".join(f"{name} is lost" for name in gpus)
+            raise DragomanError(f"no device is left to lease: {text}", "look at: run_node.py health")
         return found
 
     def _stats(self) -> dict[str, Any]:

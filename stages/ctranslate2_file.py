@@ -21,6 +21,7 @@ from typing import BinaryIO
 BYTES = {0: 4, 1: 1, 2: 2, 3: 4, 4: 2, 5: 2}
 FLOATS = frozenset({0, 4, 5})
 INT8 = 1
+POSITIONS = "encoder/position_encodings/encodings"
 MOST_VARIABLES = 1 << 16
 NEWEST_VERSION = 100  # far above any; text, or another format, has a larger number here
 
@@ -44,6 +45,7 @@ class Sizes:
     hidden: int
     heads: int
     vocabulary: int
+    positions: int  # of the encoder; 0: it has as many as are asked for
 
     def resident_bytes(self, device: str, compute_type: str) -> int:
         """The weights in memory. A CPU has no float16 arithmetic: the library makes float32 of such files there."""
@@ -130,6 +132,7 @@ def _sizes(variables: Mapping[str, _Variable]) -> Sizes:
         hidden=hidden,
         heads=variables["decoder/num_heads"].scalar,
         vocabulary=variables["decoder/embeddings/weight"].shape[0],
+        positions=next((v.shape[0] for n, v in variables.items() if n == POSITIONS and v.shape), 0),
     )
 
 

@@ -12,17 +12,23 @@ static atomic_int users; /* nvmlInit without nvmlShutdown, in this process */
 /* ------------------------------------------------------------ beginning and ending a call */
 
 /* In steps, so that a hang which is ended early ends. No lock is held meanwhile: others see their own hang. */
-static void hang(const struct standin *state) {
+static void hang(const volatile uint64_t *until_ns) {
     const struct timespec step = {0, 5000000};
-    while (now_ns() < *(const volatile uint64_t *)&state->hang_until_ns)
+    while (now_ns() < *until_ns)
         nanosleep(&step, NULL);
+}
+
+/* An instance hangs with its GPU. */
+static void hang_on(const struct standin *state, int gpu) {
+    for (; gpu != NO_PARENT; gpu = state->gpus[gpu].parent)
+        hang(&state->gpus[gpu].knobs[KNOB_stuck_until_ns]);
 }
 
 static nvmlReturn_t begin_any(struct standin **state) {
     *state = own_state();
     if (!*state)
         return NVML_ERROR_DRIVER_NOT_LOADED;
-    hang(*state);
+    hang(&(*state)->hang_until_ns);
     lock(*state);
     return (*state)->failure ? answer(*state, (nvmlReturn_t)(*state)->failure) : NVML_SUCCESS;
 }
@@ -38,6 +44,9 @@ nvmlReturn_t begin_on(nvmlDevice_t device, struct standin **state, int *gpu) {
     *gpu = (int)(intptr_t)device - 1;
     if (*gpu < 0 || *gpu >= (int)(*state)->gpu_count)
         return answer(*state, NVML_ERROR_INVALID_ARGUMENT);
+    unlock(*state);
+    hang_on(*state, *gpu);
+    lock(*state);
     return is_lost(*state, *gpu) ? answer(*state, NVML_ERROR_GPU_IS_LOST) : NVML_SUCCESS;
 }
 
@@ -123,8 +132,11 @@ EXPORTED nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
     return answer(state, NVML_SUCCESS);
 }
 
-/* Hand out the handle of a row whose lock is held. */
+/* Hand out the handle of a row; the state is locked. */
 static nvmlReturn_t hand_out(struct standin *state, int gpu, nvmlDevice_t *device) {
+    unlock(state);
+    hang_on(state, gpu);
+    lock(state);
     if (is_lost(state, gpu))
         return answer(state, NVML_ERROR_GPU_IS_LOST);
     *device = (nvmlDevice_t)(intptr_t)(gpu + 1);

@@ -41,6 +41,7 @@ enum { MOST_GPUS = 16, MOST_HOLDS = 1024, UUID_BYTES = 80, NAME_BYTES = 96, NO_P
     KNOB(largest_block_bytes)      /* no larger allocation succeeds, however much is free; 0: no limit */              \
     KNOB(lost)                     /* 1: every call says so, allocations fail */                                       \
     KNOB(losses)                   /* contexts from before the last loss are dead */                                   \
+    KNOB(stuck_until_ns)           /* NVML calls on it that begin before this monotonic time wait for it */            \
     KNOB(unified)                  /* 1: shares main memory; memory info is "not supported" */                         \
     KNOB(mig)                      /* 0: cannot be divided, 1: not divided, 2: divided */                              \
     KNOB(instance)                 /* a MIG instance's number on its GPU */                                            \

@@ -17,6 +17,7 @@ from ipc.messages import (
     LeaseRequest,
     LeaseWait,
     Leave,
+    Orders,
     Quarantine,
     Release,
     Room,
@@ -93,7 +94,7 @@ class Sample:
     device: str
 
 
-Event = Union[FromWorker, Gone, Reading, DeviceLost, Tick]
+Event = Union[FromWorker, Gone, Reading, DeviceLost, Orders, Tick]
 Action = Union[Send, Tell, AskToLeave, Alarm, Sample]
 
 

@@ -89,6 +89,7 @@ class Lease:
     asked_at: float | None = None  # when it was
     home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
     obstacle: str = ""  # kind of what it was told it waits for
+    granted_at: float = 0.0
 
     def is_on(self, device: str) -> bool:
         """Whether it is of this device, whose ever memory that has."""

@@ -9,6 +9,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
   ``lease_wait_s``): then it holds back those behind it;
 * its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
 * one that would do with several devices stands in one line, and leaves it for whichever of them has room first;
+* who asks for a device that operators keep empty (*drained*) stands aside, in nobody's way, until it is used again; one
+  that would do with another device waits there. What a loaded model grows by is not held up: batches end;
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
@@ -27,9 +29,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from engine.arbiter import words
@@ -41,11 +43,12 @@ from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DOUBT_S, DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Quarantine, Release, Settled
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Orders, Quarantine, Release, Settled
 from ipc.peers import split_peer
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
+DRAINED = "drained"  # the obstacle of who stands aside
 
 # The book must fit its journal, half of the supervisor's JOURNAL_BYTES, and so what programs can fill it with.
 NAME_BYTES = 200  # of a model's or a program's name
@@ -61,7 +64,8 @@ class Leases:
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
-        self._by_role: dict[str, list[Lease]] = {}  # all of both
+        self._aside: dict[str, Line] = {}  # drained device -> those who wait for it to be used again
+        self._by_role: dict[str, list[Lease]] = {}  # all of these
         self._among: dict[Lease, tuple[str, ...]] = {}  # of those who wait, the devices that would do as well
         self._next_number = 1
         self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
@@ -87,13 +91,15 @@ class Leases:
                 return self._lose(event, now)
             case Reading():
                 return self._read(event, now)
+            case Orders(drained=drained):
+                return self._drain(drained, now)
             case Tick():
                 return [action for device in self._devices for action in self._serve(device, now)]
         raise TypeError(f"not an event: {event!r}")
 
     def due_in(self, now: float) -> float | None:
         """Seconds until time alone changes something here; None: never."""
-        dues = [due for line in self._lines.values() if (due := line.due_in(now)) is not None]
+        dues = [due for line in self._all_lines() if (due := line.due_in(now)) is not None]
         for lease in self._all_present():
             if lease.state is LeaseState.DRAINING:
                 if (due := lease.since + self._waits.settle_s - now) > 0:  # from then on it is a matter of readings
@@ -133,7 +139,7 @@ class Leases:
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._lines[device].add(lease, now, message.wait_s)
+        self._line(lease).add(lease, now, message.wait_s)
         if not message.device:
             self._among[lease] = message.among
         return self._serve(device, now, lease)
@@ -141,14 +147,14 @@ class Leases:
     def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
         """Of these devices the one with most room: of those that grant so much at once, or else of those that ever may.
 
-        One that is lost only where all are; "" when this node has none of them.
+        One that is lost only where all are, one that is drained where no other would do; "" when this node has none.
         """
 
-        def worth(name: str) -> tuple[bool, bool, bool, bool, int]:
+        def worth(name: str) -> tuple[bool, bool, bool, bool, bool, int]:
             memory, present = self._devices[self._book(name)], self._present[self._book(name)]
             outlook = look(memory, present, self._lines[self._book(name)], self._waits.unreadable_s, now)
             ever = name not in self._lost, nbytes <= memory.limits.most_bytes
-            return *ever, outlook.takes(nbytes), outlook.readable, memory.room(present)
+            return *ever, name not in self._aside, outlook.takes(nbytes), outlook.readable, memory.room(present)
 
         return max((name for name in names if self._book(name) in self._devices), key=worth, default="")
 
@@ -157,17 +163,33 @@ class Leases:
         for lease, names in self._among.items():
             if lease.device != device and outlook.takes(lease.nbytes):
                 for name in names:
-                    if self._book(name) == device and name not in self._lost:
+                    if self._book(name) == device and name not in self._lost and name not in self._aside:
                         return lease, name
         return None
 
     def _move(self, lease: Lease, name: str, now: float) -> None:
         """Let a request wait for another device, as long as it would have waited for this one."""
-        line = self._lines[lease.device]
+        self._enter(lease, name, self._leave(lease, now), now)
+
+    def _leave(self, lease: Lease, now: float) -> float:
+        """Take a request out of its line; returns the patience it has left."""
+        line = self._line(lease)
         left_s = max(0.0, line.patience(lease, now))
         line.remove(lease)
+        return left_s
+
+    def _enter(self, lease: Lease, name: str, wait_s: float, now: float) -> None:
+        """Let a request that stands in no line wait for this device."""
         lease.device, lease.home, lease.obstacle = self._book(name), name if name in self._books else "", ""
-        self._lines[lease.device].add(lease, now, left_s)
+        self._line(lease).add(lease, now, wait_s)
+
+    def _line(self, lease: Lease) -> Line:
+        """Where a request stands."""
+        aside = None if lease.grows else self._aside.get(lease.home or lease.device)
+        return self._lines[lease.device] if aside is None else aside
+
+    def _all_lines(self) -> Iterator[Line]:
+        return chain(self._lines.values(), self._aside.values())
 
     def _book(self, name: str) -> str:
         return self._books.get(name, name)
@@ -188,12 +210,13 @@ class Leases:
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
-                actions.append(self._expire(expired, outlook, now))
+                actions.append(self._expire(expired, outlook.reason(expired), now))
             elif found := self._elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._move(*found, now)  # and it is next
             else:
                 break
+        actions += self._hold_aside(device, now)
         actions += self._tell(line, outlook, asking)
         actions += self._wish(device, outlook, now)
         return actions + [action for other in left for action in self._serve(other, now)]
@@ -213,6 +236,7 @@ class Leases:
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
+        lease.granted_at = now
         reading = self._devices[lease.device].reading
         lease.free_bytes = reading.free_bytes if reading else -1
         self._counts["granted"] += 1
@@ -229,8 +253,7 @@ class Leases:
         known = outlook.closed is None or outlook.closed.kind == "unreadable"  # why it cannot be served
         return next(iter(line.spent(now)), None) if known else None
 
-    def _expire(self, lease: Lease, outlook: Outlook, now: float) -> Action:
-        reason = outlook.reason(lease)
+    def _expire(self, lease: Lease, reason: str, now: float) -> Action:
         assert reason, "what can be served has been"
         self._forget(lease)
         move(lease, LeaseState.EXPIRED, now)
@@ -241,6 +264,38 @@ class Leases:
         move(lease, LeaseState.DENIED, now)
         self._counts["denied"] += 1
         return Send(lease.peer, Denied(reason, "no_vram", lease.id))
+
+    # ------------------------------------------------------------ what operators keep empty
+
+    def _drain(self, drained: Collection[str], now: float) -> list[Action]:
+        """These devices are drained now, and no others: who asks for one of them stands aside, and nobody else."""
+        changed = self._aside.keys() ^ drained
+        if not changed:
+            return []
+        waiting = [one for line in self._lines.values() for one in line if not one.grows]
+        moving = [one for one in waiting if any(map(one.is_on, changed))]
+        moving += [one for name, line in self._aside.items() for one in line if name in changed or one in self._among]
+        left_s = {one: self._leave(one, now) for one in moving}
+        self._aside = {name: self._aside.get(name, Line(self._waits.lease_wait_s)) for name in drained}
+        for line in self._aside.values():
+            line.run(now)
+        for lease in moving:
+            name = lease.home or lease.device
+            if name in self._aside:
+                name = self._best(self._among.get(lease, ()), lease.nbytes, now) or name
+            self._enter(lease, name, left_s[lease], now)
+        return [action for device in self._devices for action in self._serve(device, now)]
+
+    def _hold_aside(self, device: str, now: float) -> list[Action]:
+        """End what has stood aside too long, and tell the others of it."""
+        actions: list[Action] = []
+        for name, line in self._aside.items():
+            if self._book(name) == device:
+                actions += [self._expire(lease, words.drained(name), now) for lease in line.spent(now)]
+                for lease in [one for one in line if one.obstacle != DRAINED]:
+                    lease.obstacle = DRAINED
+                    actions.append(Send(lease.peer, LeaseWait(words.drained(name), lease.id)))
+        return actions
 
     # ------------------------------------------------------------ telling
 
@@ -324,7 +379,8 @@ class Leases:
         self._lost[event.device] = event.reason
         actions: list[Action] = [Alarm(Quarantine(event.device, event.reason))]
         moved: list[Lease] = []
-        for lease in [one for one in (*self._lines[book], *self._present[book]) if one.is_on(event.device)]:
+        waiting = *self._lines[book], *self._aside.get(event.device, ())
+        for lease in [one for one in (*waiting, *self._present[book]) if one.is_on(event.device)]:
             if lease.state is not LeaseState.REQUESTED:
                 if lease.state is not LeaseState.LOST:
                     move(lease, LeaseState.LOST, now)
@@ -377,7 +433,7 @@ class Leases:
     def _forget(self, lease: Lease) -> None:
         """It is over, or never began."""
         if lease.state is LeaseState.REQUESTED:
-            self._lines[lease.device].remove(lease)
+            self._line(lease).remove(lease)
             self._among.pop(lease, None)
         else:
             self._present[lease.device].remove(lease)
@@ -424,7 +480,9 @@ class Leases:
         """Device -> bytes that may be granted and nobody waits for; without the devices of which that is not known."""
         known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
         return {
-            name: 0 if self._lines[name] or name in self._lost else max(0, memory.room(self._present[name]))
+            name: 0
+            if self._lines[name] or name in self._lost or name in self._aside
+            else max(0, memory.room(self._present[name]))
             for name, memory in known.items()
         }
 
@@ -456,17 +514,19 @@ class Leases:
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
             "leases": [words.lease_row(one, overdue=self.wants.is_overdue(one, now)) for one in self._all_present()],
-            "waiting": [self.explain(lease, now) for line in self._lines.values() for lease in islice(line, SHOWN)],
-            "waiting_total": sum(map(len, self._lines.values())),
+            "waiting": [self.explain(lease, now) for line in self._all_lines() for lease in islice(line, SHOWN)],
+            "waiting_total": sum(map(len, self._all_lines())),
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
             "quarantined": dict(self._lost),
+            "drained": sorted(self._aside),
         }
 
     def explain(self, lease: Lease, now: float) -> dict[str, Any]:
         """Why this request waits, in words and numbers; bytes and seconds."""
-        line = self._lines[lease.device]
+        line, name = self._line(lease), lease.home or lease.device
         outlook = look(self._devices[lease.device], self._present[lease.device], line, self._waits.unreadable_s, now)
+        aside = {"kind": DRAINED, "reason": words.drained(name)} if line is self._aside.get(name) else {}
         return {
             "id": lease.id,
             "worker": lease.peer,
@@ -479,6 +539,7 @@ class Leases:
             "patience_s": round(line.patience(lease, now), 3),
             "leaving": self.wants.leaving(self._present[lease.device]),
             **outlook.explain(lease),
+            **aside,
         }
 
     def _device_row(self, name: str, now: float) -> dict[str, Any]:
@@ -507,11 +568,15 @@ class Leases:
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
                 assert lease.state is LeaseState.LOST or not self._is_lost(lease), "a lease on a lost device"
             assert all(one.state is LeaseState.REQUESTED and one.device == name for one in self._lines[name])
+        for name, line in self._aside.items():
+            line.check()
+            assert all(one.state is LeaseState.REQUESTED and one.is_on(name) for one in line)
+        assert all(self._line(one) is line for line in self._all_lines() for one in line), "in a line of others"
         numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
         known = [lease for leases in self._by_role.values() for lease in leases]
         assert all(lease.state is LeaseState.REQUESTED for lease in self._among), "one that has a device looks for one"
-        assert len(known) == len(numbers) + sum(map(len, self._lines.values())), "a lease nobody finds, or a ghost"
+        assert len(known) == len(numbers) + sum(map(len, self._all_lines())), "a lease nobody finds, or a ghost"
 
 
 def _role(peer: str) -> str:

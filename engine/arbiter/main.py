@@ -36,6 +36,7 @@ from ipc.messages import (
     LeaseRequest,
     Leave,
     Measured,
+    Orders,
     Release,
     Settled,
     Stop,
@@ -65,6 +66,7 @@ class Arbiter:
         self._leases = Leases(own, waits, {plan.name: plan.book for plan in boot.body.devices if plan.book})
         self._samples = Samples()
         self._plans = boot.body.devices
+        self._drained = boot.body.drained  # when this life began
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
@@ -104,6 +106,7 @@ class Arbiter:
         self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
+        self._act(self._leases.handle(Orders(self._drained), process.now()))
         for alarm in self._leases.alarms():
             self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
@@ -148,7 +151,7 @@ class Arbiter:
                     self._stopping = True
                 case Up(role="scheduler", incarnation=incarnation):
                     self._meet(incarnation)
-                case Gone():
+                case Gone() | Orders():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
                     self._log.debug("draining: leases end with their holders")
@@ -259,27 +262,30 @@ class Arbiter:
         for plan in self._plans:
             row = {**report["devices"][plan.book or plan.name], "quarantined": report["quarantined"].get(plan.name, "")}
             row |= {"uuid": plan.uuid, "memory_source": plan.memory_source, "book": plan.book}
-            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] else {})
+            row["drained"] = plan.name in report["drained"]
+            rows[plan.name] = row | ({"grantable_bytes": 0} if row["quarantined"] or row["drained"] else {})
         return {**report, "devices": rows}
 
 
 def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
-    """Book -> the sampler of its source; one for the machine's memory, one for all GPUs, one for what is declared.
+    """Book -> the sampler of its source; one for the machine's memory, one for each GPU, one for what is declared.
 
-    The GPUs' one is there for their health too; where they have no book, under the name of no device.
+    A GPU's is there for its health too; where it tells no memory, it stands under the GPU's UUID, and is nobody's book.
     """
     own = [plan for plan in devices if not plan.book]
     host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
     declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
     told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
-    gpus = {plan.name: Gpu(plan.uuid, plan.ecc_errors, plan.name in told) for plan in devices if plan.uuid}
     found: dict[str, Sampler] = {}
     if host:
         found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
-    if gpus:
-        found |= dict.fromkeys(told or [""], Sampler("gpu", nvml_source(gpus), period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
+    for plan in devices:
+        if plan.uuid:
+            gpu = Gpu(plan.uuid, plan.ecc_errors, tells_memory=plan.name in told)
+            source = nvml_source(plan.name, gpu)
+            found[plan.name if gpu.tells_memory else plan.uuid] = Sampler(plan.name, source, period_s)
     return found
 
 

@@ -1,7 +1,10 @@
 """Reading devices' memory, each source in a thread of its own: a driver's call may hang, the arbiter's loop must not.
 
 A sampler reads every ``period_s``, and at once when it is asked. What it read waits in a list; a descriptor becomes
-readable with it. When the driver hangs no reading comes, the newest one ages, and past a limit the book grants nothing.
+readable with it. When a call hangs no reading comes, the newest one ages, and past a limit the book grants nothing.
+
+Each GPU is a source of its own, so one that hangs keeps nobody else's figures from us, as far as its driver lets others
+in meanwhile. They share the driver: it counts who has opened it, and its calls leave Python's lock to the others.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from engine.process import now
 DEAD = (15, 16)  # NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED
 
 News = Union[Reading, DeviceLost]
-Read = Callable[[], tuple[list[News], str]]  # news, and why some are missing ("": none is)
+Read = Callable[[], list[News]]
 Source = Callable[[Callable[[Read], None]], None]  # opens its driver, then hands over what to repeat
 
 
@@ -68,11 +71,12 @@ class Sampler:
     def _repeat(self, read: Read) -> None:
         while True:
             self._asked.clear()
-            self._put(*read())
+            self._put(read(), "")
             self._pause()
 
     def _pause(self) -> None:
-        self._asked.wait(self._period_s)
+        """To the next multiple of the period: all samplers read at once, and who waits for them wakes once."""
+        self._asked.wait(self._period_s - now() % self._period_s)
 
     def _put(self, news: list[News], failure: str) -> None:
         with self._lock:
@@ -86,10 +90,10 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
     """Source of the devices whose memory is the machine's."""
     names = tuple(names)
 
-    def read() -> tuple[list[News], str]:
+    def read() -> list[News]:
         taken_at = now()
         seen = memory()
-        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names], ""
+        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names]
 
     return lambda repeat: repeat(read)
 
@@ -97,8 +101,8 @@ def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_me
 def declared_source(sizes: Mapping[str, int]) -> Source:
     """Source of devices of which only the configuration says how much memory there is: all of it, less our leases."""
 
-    def read() -> tuple[list[News], str]:
-        return [Reading(name, nbytes, nbytes, now()) for name, nbytes in sizes.items()], ""
+    def read() -> list[News]:
+        return [Reading(name, nbytes, nbytes, now()) for name, nbytes in sizes.items()]
 
     return lambda repeat: repeat(read)
 
@@ -112,64 +116,55 @@ class Gpu:
     tells_memory: bool = True
 
 
-def nvml_source(gpus: Mapping[str, Gpu], nvml: Any = None) -> Source:
-    """Source of GPUs by device name. One that does not answer keeps no other's figures from us.
-
-    The driver is opened anew whenever none of them answered.
-    """
+def nvml_source(name: str, gpu: Gpu, nvml: Any = None) -> Source:
+    """Source of one GPU, the device ``name``. The driver is opened anew whenever it has not answered."""
 
     def source(repeat: Callable[[Read], None]) -> None:
         with opened_nvml(nvml) as library:
             if library is None:
                 raise OSError("the NVIDIA driver is not there any more")
-            repeat(Watch(gpus, library).read)
+            repeat(Watch(name, gpu, library).read)
 
     return source
 
 
 class Watch:
-    """Reads GPUs in one life of their driver."""
+    """Reads one GPU in one life of its driver."""
 
-    def __init__(self, gpus: Mapping[str, Gpu], library: Any) -> None:
-        self._gpus = gpus
+    def __init__(self, name: str, gpu: Gpu, library: Any) -> None:
+        self._name = name
+        self._gpu = gpu
         self._library = library
-        self._handles: dict[str, tuple[Any, Any]] = {}  # name -> its own, and its GPU's
+        self._handles: tuple[Any, Any] | None = None  # its own, and its GPU's
 
-    def read(self) -> tuple[list[News], str]:
-        """What there is to say of each, and why there is nothing of some. Raises OSError when none answers."""
-        news: list[News] = []
-        failures = []
-        for name, gpu in self._gpus.items():
-            try:
-                news += self._look_at(name, gpu)
-            except self._library.NVMLError as error:
-                self._handles.pop(name, None)
-                if getattr(error, "value", None) in DEAD:
-                    news.append(DeviceLost(name, str(error)))
-                else:
-                    failures.append(f"{name}: {error}")
-        if len(failures) == len(self._gpus):
-            raise OSError("; ".join(failures))
-        return news, "; ".join(failures)
+    def read(self) -> list[News]:
+        """What there is to say of it. Raises NVMLError when it does not answer."""
+        try:
+            return [*self._look()]
+        except self._library.NVMLError as error:
+            if getattr(error, "value", None) not in DEAD:
+                raise
+            self._handles = None
+            return [DeviceLost(self._name, str(error))]
 
-    def _look_at(self, name: str, gpu: Gpu) -> Iterator[News]:
-        handle, whole = self._open(name, gpu)
-        if gpu.tells_memory:
+    def _look(self) -> Iterator[News]:
+        if self._handles is None:
+            self._handles = self._open()
+        handle, whole = self._handles
+        if self._gpu.tells_memory:
             taken_at = now()
             memory = self._library.nvmlDeviceGetMemoryInfo(handle)
             held = _processes(self._library, handle)
-            yield Reading(name, int(memory.total), int(memory.free), taken_at, held)
-        errors = self._ecc_errors(whole) - gpu.ecc_errors
+            yield Reading(self._name, int(memory.total), int(memory.free), taken_at, held)
+        errors = self._ecc_errors(whole) - self._gpu.ecc_errors
         if errors > 0:
-            yield DeviceLost(name, f"{errors} uncorrectable ECC error{'s' if errors > 1 else ''} in its memory")
+            yield DeviceLost(self._name, f"{errors} uncorrectable ECC error{'s' if errors > 1 else ''} in its memory")
 
-    def _open(self, name: str, gpu: Gpu) -> tuple[Any, Any]:
-        if name not in self._handles:
-            handle = self._library.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            instance = gpu.uuid.startswith("MIG-")
-            whole = self._library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if instance else handle
-            self._handles[name] = handle, whole
-        return self._handles[name]
+    def _open(self) -> tuple[Any, Any]:
+        uuid = self._gpu.uuid
+        handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
+        instance = uuid.startswith("MIG-")
+        return handle, self._library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if instance else handle
 
     def _ecc_errors(self, handle: Any) -> int:
         """Uncorrectable errors since the driver was loaded; 0 where there is no ECC."""

@@ -62,6 +62,10 @@ def quarantined(device: str, reason: str) -> str:
     return f"{device} is quarantined: {reason}"
 
 
+def drained(device: str) -> str:
+    return f"{device} is drained by an operator, who may let it be used again: run_node.py ctl resume {device}"
+
+
 def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
     return {
         "lease": lease.number,
@@ -71,6 +75,8 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "state": lease.state.value,
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
+        "granted_s": lease.granted_at,
+        "pid": lease.pid,
         "model": lease.model,
         "preemptible": lease.preemptible,
         "asked_to_leave": lease.asked_at is not None,

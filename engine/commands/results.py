@@ -66,6 +66,7 @@ def stage_row(record: Mapping[str, Any]) -> Row:
     """One attempt at one stage, with times in ms."""
     return {
         "stage": record["stage"],
+        "model": record.get("model") or None,
         "state": record["state"],
         "attempt": record.get("attempt", 0),
         "worker": record.get("worker") or None,

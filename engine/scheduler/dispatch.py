@@ -3,7 +3,9 @@
 A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
 when its oldest job has waited ``max_delay``, when one of them must go to be in time for its deadline, or at once when
-the worker idles and there is nothing to wait for. A suspect (its worker died) runs alone.
+the worker idles and there is nothing to wait for. A suspect (its worker died) runs alone. A run takes as long as its
+longest job, so a batch takes only jobs whose length is within ``length_ratio`` of its first one's; the others keep
+their places and are first in the next.
 
 A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
 several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
@@ -30,6 +32,7 @@ from engine.scheduler.queues import Place, StageQueue
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
 
+SHORT_S = 1.0  # of speech; whatever is shorter counts as this long, when lengths are compared
 LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
@@ -188,7 +191,14 @@ class Dispatch:
         if self.serial:
             self.book.in_flight.add(keys[0])
         rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
-        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now), place
+        first = self._job(keys[0])
+
+        def joins(key: Key) -> bool:
+            return _alike(first, self._job(key), plan.length_ratio) and self._eligible(
+                key, plan, worker, now, alone=False
+            )
+
+        return keys + queue.pick(rest, joins, now), place
 
     def may_run(self, key: Key) -> bool:
         """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""
@@ -284,3 +294,9 @@ class Dispatch:
         job = self.book.job(key)
         assert job is not None, key
         return job
+
+
+def _alike(job: Job, other: Job, ratio: float) -> bool:
+    """Whether two are of about one length."""
+    short, long = sorted((job.speech_s, other.speech_s))
+    return long <= ratio * max(short, SHORT_S)

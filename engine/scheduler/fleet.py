@@ -273,11 +273,12 @@ class Fleet:
     def _check_ready(self) -> None:
         if self.ready or self._failing:
             return
-        needed = {worker.plan.stage for worker in self.book.workers.values()} - self.book.absent.keys()
+        workers = self.book.workers.values()
+        needed = {worker.plan.stage for worker in workers if not worker.plan.rests} - self.book.absent.keys()
         if needed <= self.proven:
             self.ready = True
             reason = self.book.boot.mode_reason
-            if away := sorted({w.plan.stage for w in self.book.workers.values() if w.parked and not w.plan.extra}):
+            if away := sorted({w.plan.stage for w in workers if w.parked and not w.plan.extra}):
                 reason += f"; models take turns in memory (now away: {', '.join(away)})"
             self.book.send(SUPERVISOR, Ready(self.book.boot.mode, reason))
 

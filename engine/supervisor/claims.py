@@ -1,127 +1,130 @@
-"""A node's claims on GPUs: one lock a GPU, so that two nodes do not each believe a card to be theirs.
+"""A node's claims on GPUs: one name a GPU, so that two nodes do not each believe a card to be theirs.
 
-::
+A claim is a bound Unix socket with a name in the kernel and not in a folder (unix(7), "abstract"): nobody ever connects
+to it, a second one of the same name is refused. Such a name is there for all users and whatever their TMPDIR. It is
+gone with the last descriptor of it: nothing is left that could block a GPU, and nothing can be cleaned away under a
+node that lives::
 
-    <temp dir>/dragoman-gpus/       mode 1777: of all users of the machine
-        GPU-5f3a...                 flock: exclusive, or shared by nodes that are told to share (devices.share);
-                                    in it the pid and the folder of the last one that took it
+    @dragoman/GPU-5f3a...                     the GPU is one node's, or somebody looks whether it can be
+    @dragoman/GPU-5f3a...#0 ... #15           ... or one of the nodes' that are told to share it (devices.share)
+    @dragoman/GPU-5f3a... 4711 /run/user/...  who that is: pid and folder, to be read in /proc/net/unix
 
-A claim is an open file, and every worker on that GPU inherits it. So it ends when the last of them is gone, however the
-supervisor ended: the next node cannot find memory taken by what is left of the one before.
+Who shares holds the first of these only while it takes one of the second, and who does not share keeps it, if it finds
+none of the second taken. Every worker on that GPU inherits the claim and who it is. So it ends when the last of them is
+gone, however the supervisor ended: the next node cannot find memory taken by what is left of the one before.
 
-Who held the lock alone removes the file, if nobody of its node is left; a file whose lock is free is nobody's. Nodes
-that do not see the same temporary folder (another TMPDIR, another container) do not see each other's claims.
+These names are the network namespace's: nodes in containers that have one each do not see each other's claims.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import stat
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from ipc.errors import DragomanError
 
-NAME_BYTES = 300  # of a holder's line that are shown
+PREFIX = "dragoman/"
+NAME_BYTES = 107  # of a name: sizeof(sun_path) less the first byte
+PLACES = 16  # nodes that share a GPU
+LOOKS, LOOK_S = 20, 0.01  # how often who finds a name taken by nobody tries, and how long between
+BOUND = Path("/proc/net/unix")
+NAME_COLUMN = 7
 SHARE = "stop that node, or let both have a part of it: devices.share = true and devices.max_bytes, in both"
-
-
-def folder(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the locks of all users lie."""
-    environ = os.environ if environ is None else environ
-    return Path(environ.get("TMPDIR") or tempfile.gettempdir()) / "dragoman-gpus"
 
 
 class Claims:
     """The claims of one node, whose run folder is ``node``. ``shared``: others that say so may claim the same GPUs."""
 
-    def __init__(self, base: Path, node: Path, *, shared: bool = False) -> None:
-        self._base = base
+    def __init__(self, node: Path, *, shared: bool = False) -> None:
         self._node = node
-        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        self._fds: dict[str, int] = {}  # UUID -> the open file that is the claim
+        self._shared = shared
+        self._held: dict[str, list[socket.socket]] = {}  # UUID -> the claim, and who has it
 
     def take(self, uuid: str) -> str:
-        """Claim a GPU: "", or who has it, in words. Raises DragomanError when there is no place."""
-        while uuid not in self._fds:
-            try:
-                fd = self._open(self._path(uuid))
-            except OSError as error:
-                if isinstance(error, PermissionError) and os.path.lexists(self._path(uuid)):
-                    return "a node of another user"  # it has made it in this moment, or does not let us
-                raise _unusable(self._base, error) from error
-            try:
-                fcntl.flock(fd, self._kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _holder(fd)
-                os.close(fd)
+        """Claim a GPU: "", or who has it, in words. Raises DragomanError where nothing can be claimed."""
+        if uuid in self._held:
+            return ""
+        for _ in range(LOOKS):
+            if (claim := self._claim(uuid)) is not None:
+                who = _bind(_described(uuid, os.getpid(), self._node))
+                self._held[uuid] = [claim, who] if who is not None else [claim]
+                return ""
+            if holder := next(_holders(uuid), ""):
                 return holder
-            if _is_file(fd, self._path(uuid)):
-                self._fds[uuid] = fd
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()} {self._node}\n".encode(), 0)
-            else:  # its last holder has just removed it
-                os.close(fd)
-        return ""
+            time.sleep(LOOK_S)  # nobody has it: somebody takes it in this moment, or looks
+        return "a process that does not say who it is"
 
-    def fd(self, uuid: str) -> int:
-        """The descriptor for a worker on this GPU to inherit."""
-        return self._fds[uuid]
+    def fds(self, uuid: str) -> tuple[int, ...]:
+        """The descriptors for a worker on this GPU to inherit."""
+        return tuple(one.fileno() for one in self._held[uuid])
 
-    def close(self, *, nobody_left: bool) -> None:
-        """Let go; remove the files if they are nobody's then. ``nobody_left``: no worker of this node lives."""
-        for uuid, fd in self._fds.items():
-            if nobody_left:
-                with suppress(OSError):  # others share it, or it is another user's
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._path(uuid).unlink()
-            os.close(fd)
-        self._fds.clear()
+    def close(self) -> None:
+        """Let go. What workers have inherited stays theirs."""
+        for held in self._held.values():
+            for one in held:
+                one.close()
+        self._held.clear()
 
-    def _path(self, uuid: str) -> Path:
-        return self._base / uuid.replace("/", "_")
-
-    def _open(self, path: Path) -> int:
-        self._make_base()
-        while True:
-            with suppress(FileNotFoundError):
-                return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with suppress(FileExistsError):
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-                os.fchmod(fd, 0o666)  # whatever the umask: other users' nodes claim it too
-                return fd
-
-    def _make_base(self) -> None:
-        with suppress(FileExistsError):
-            self._base.mkdir()
-            self._base.chmod(0o1777)
-        if not stat.S_ISDIR(self._base.lstat().st_mode):
-            raise NotADirectoryError(20, "not a folder")
+    def _claim(self, uuid: str) -> socket.socket | None:
+        gate = _bind(f"{PREFIX}{uuid}")
+        if gate is None:
+            return None
+        names = [f"{PREFIX}{uuid}#{place}" for place in range(PLACES)]
+        if self._shared:
+            with closing(gate):
+                return next((place for name in names if (place := _bind(name)) is not None), None)
+        places = [_bind(name) for name in names]
+        for place in places:
+            if place is not None:
+                place.close()
+        if None not in places:
+            return gate
+        gate.close()
+        return None
 
 
-def _is_file(fd: int, path: Path) -> bool:
-    """Whether this open file is still the one of that name."""
+def _bind(name: str) -> socket.socket | None:
+    """A socket of this name; None: there is one. Raises DragomanError when the kernel refuses it."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        made.bind(b"\0" + name.encode())
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        text = f"cannot claim a GPU by an abstract Unix socket ({error.strerror or error})"
+        raise DragomanError(text, "allow it to this process: a sandbox's rules may forbid it") from error
+    return made
 
 
-def _holder(fd: int) -> str:
-    """Who has written its name there last. Any user can write there, so it is only shown."""
-    pid, _, node = os.pread(fd, NAME_BYTES, 0).decode("utf-8", "replace").strip().partition(" ")
-    if not pid.isdecimal() or not node.isprintable():
-        return "another node"
+def _described(uuid: str, pid: int, node: Path) -> str:
+    """Who has a claim. Of a folder whose path is too long the end is told, where the node's name stands."""
+    who = f"{PREFIX}{uuid} {pid} "
+    room = NAME_BYTES - len(who.encode())
+    return who + os.fsencode(node)[-room:].decode("ascii", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")
+
+
+def _holders(uuid: str) -> Iterator[str]:
+    """Who says to have a claim on this GPU. Any user can say so, so it is only shown."""
+    start = f"@{PREFIX}{uuid} "
+    try:
+        lines = BOUND.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return
+    for line in lines:
+        columns = line.split(None, NAME_COLUMN)
+        if len(columns) > NAME_COLUMN and columns[NAME_COLUMN].startswith(start):
+            pid, _, node = columns[NAME_COLUMN].removeprefix(start).partition(" ")
+            if pid.isdecimal() and node.isprintable():
+                yield _words(pid, node)
+
+
+def _words(pid: str, node: str) -> str:
     if Path(f"/proc/{pid}").exists():
         return f"node {node} (pid {pid})"
     return f"what is left of node {node} (its pid {pid} is gone)"
-
-
-def _unusable(base: Path, error: OSError) -> DragomanError:
-    mend = "let this user write there, or set TMPDIR, to the same folder for all nodes of this machine"
-    return DragomanError(f"cannot keep the locks of GPUs in {base} ({error.strerror})", mend)

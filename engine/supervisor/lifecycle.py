@@ -251,6 +251,7 @@ class Lifecycle:
         if role == "arbiter":  # it may remember leases of any life
             missed += [Gone(r.role, r.incarnation - (r.state in LIVING)) for r in workers if r.incarnation]
             missed += [_stuck_news(r) for r in workers if r.state is State.STUCK]
+            missed.append(self.orders.standing())  # it was born with them; some may have come since
         if role == "scheduler":
             dead = [r for r in workers if r.incarnation and r.state not in LIVING]
             missed += [Gone(r.role, r.incarnation, r.reason, r.state is State.SPENT) for r in dead]
@@ -279,7 +280,7 @@ class Lifecycle:
         if self.phase is not Phase.SERVING:
             raise DragomanError(f"the node is {self.phase.value}", "orders are taken while it serves")
         roles = self.orders.obey(verb, target, self.roster, value, usual)
-        told = self._post("scheduler", self.orders.standing())
+        told = [*self._post("scheduler", self.orders.standing()), *self._post("arbiter", self.orders.standing())]
         if verb == "restart":
             roles = self._revive(roles, now)
         if verb == "load":

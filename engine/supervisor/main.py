@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from engine import (
+    choices,
     corrections_file,
     devices,
     exits,
@@ -36,7 +37,7 @@ from engine import (
     process,
     published,
 )
-from engine.boot import SchedulerBoot
+from engine.boot import ArbiterBoot, SchedulerBoot
 from engine.config import Config
 from engine.supervisor import claims, endpoints, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
@@ -101,7 +102,7 @@ class Supervisor:
         ready: Ready | None = None,
         modules: Mapping[str, str] | None = None,
     ) -> None:
-        self.config = config
+        self.config = choices.spread(config)
         self._announce = announce
         self._publish = publish
         self._host_fd = host_fd
@@ -120,13 +121,13 @@ class Supervisor:
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
         self._children = Children(logs.LineHandler(tail=self._tail))
-        self._claims = Claims(claims.folder(), self.folder.path, shared=self.config.devices.share)
+        self._claims = Claims(self.folder.path, shared=self.config.devices.share)
         try:
             self._claim_gpus()
             endpoints.check_free(self.config.node.endpoints)  # who has just left a GPU has left its address too
             return self._serve()
         finally:
-            self._claims.close(nobody_left=not self._children.living)
+            self._claims.close()
 
     def _serve(self) -> int:
         self.folder.open()
@@ -279,14 +280,16 @@ class Supervisor:
             journal_fd=self._journal_fd if wanted.role == "arbiter" else -1,
             hooks=self._hooks,
         )
+        standing = self._life.orders.standing()
         if isinstance(boot.body, SchedulerBoot):
-            born_with = msgspec.structs.replace(boot.body, orders=self._life.orders.standing())
-            boot = msgspec.structs.replace(boot, body=born_with)
+            boot = msgspec.structs.replace(boot, body=msgspec.structs.replace(boot.body, orders=standing))
+        elif isinstance(boot.body, ArbiterBoot):
+            boot = msgspec.structs.replace(boot, body=msgspec.structs.replace(boot.body, drained=standing.drained))
         kind = "worker" if "@" in wanted.role else wanted.role
         inherited = (self._death_fd, *(grant.fd for grant in boot.rings))
         inherited += (boot.journal_fd,) if boot.journal_fd >= 0 else ()
         if uuid := self.plan.uuids.get(wanted.role, ""):
-            inherited += (self._claims.fd(uuid),)
+            inherited += self._claims.fds(uuid)
         try:
             child = self._children.spawn(boot, self._modules[kind], self._environment(wanted.role), inherited)
         except OSError as error:

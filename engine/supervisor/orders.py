@@ -1,7 +1,8 @@
 """What operators have ordered, and of that what still holds. Pure.
 
 The supervisor keeps it, since operators speak to it and the node does not outlive it; the scheduler, which carries it
-out, is told all of it whenever it changes, and each new scheduler is born with it. An order is therefore a *level* and
+out, and the arbiter, which lets nobody onto a drained device, are told all of it whenever it changes, and each new one
+is born with it. An order is therefore a *level* and
 never an event that somebody might miss: a device is drained or not, a knob has a value, lives of a worker up to a
 number are to leave (an errand, which ends when the next life follows, or has its model).
 """
@@ -36,7 +37,7 @@ class Orders:
         self.knobs: dict[str, bool | int | float] = {}
 
     def standing(self) -> Standing:
-        """All of it, for the scheduler."""
+        """All of it, for the scheduler; the arbiter goes by what is drained."""
         return Standing(tuple(sorted(self.drained)), tuple(self.errands.values()), dict(self.knobs))
 
     def obey(self, verb: str, target: str, roster: Roster, value: Any = None, usual: Any = None) -> list[str]:

@@ -17,7 +17,7 @@ from engine.arbiter.words import GIB
 from engine.limits import Limits
 from engine.supervisor.main import JOURNAL_BYTES
 from ipc.errors import IllegalMove
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Release, Settled, Vacate
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Orders, Release, Settled, Vacate
 
 GPU = "cuda:0"
 MIB = 2**20
@@ -145,6 +145,20 @@ def test_what_the_living_give_back_is_theirs_when_no_death_explains_it():
         bench.later(0.6)
         bench.read(10 * GIB)
     assert bench.row()["held_bytes"] == 14 * GIB
+
+
+def test_what_a_death_takes_away_is_missing_for_its_own_time_however_long_something_else_has_been():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.later(0.1)
+    bench.read(9 * GIB)  # asr has given a little back
+    bench.later(1.0)
+    bench.read(17 * GIB)  # nmt is dead, and nobody has said so
+    bench.later(0.01)
+    bench.feed(Gone("nmt@cuda:0/0", 1))
+    bench.later(0.1)
+    bench.read(17 * GIB)
+    assert bench.states() == ["held"], "and nothing of the dead is waited for"
 
 
 def test_another_programs_growth_during_a_load_is_put_right_by_the_measurement():
@@ -488,6 +502,19 @@ def test_what_somebody_took_just_before_its_death_is_its_own_until_it_is_shown_b
     bench.later(0.1)
     bench.read(24 * GIB)
     assert bench.row()["grantable_bytes"] == 16 * GIB
+
+
+def test_what_appears_after_the_first_reading_without_it_is_not_the_deads():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))
+    bench.later(0.1)
+    bench.read(12 * GIB)  # half of its 8 GiB
+    bench.ask("tts@cuda:0/0", 6 * GIB)
+    bench.later(0.1)
+    bench.read(9 * GIB)
+    held = {row["worker"]: row["held_bytes"] // GIB for row in bench.book.snapshot(bench.now)["leases"]}
+    assert held == {"asr@cuda:0/0#1": 4, "nmt@cuda:0/0#1": 8, "tts@cuda:0/0#1": 3}
 
 
 def test_nothing_is_a_deficit_before_anybody_has_looked():
@@ -1292,6 +1319,119 @@ def test_a_device_without_memory_of_its_own_is_chosen_and_granted_by_its_own_nam
     bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
     bench.read(20 * GIB, device="cpu")
     assert bench.ask("lease@7/1", GIB, device="", among=(GPU,))[0].device == GPU
+
+
+# ---------------------------------------------------------------- drained devices
+
+
+def test_on_a_drained_device_nothing_new_is_granted_and_who_waits_is_told_why_until_it_is_used_again():
+    bench = on_two(20 * GIB, 20 * GIB)
+    assert bench.feed(Orders(drained=("cuda:1",))) == []
+    (wait,) = bench.ask("lease@7/1", GIB, device="cuda:1")
+    assert isinstance(wait, LeaseWait) and "cuda:1 is drained" in wait.reason and "ctl resume cuda:1" in wait.reason
+    assert bench.read(20 * GIB, device="cuda:1") == [], "told once"
+    assert bench.ask("lease@8/1", GIB, device="cuda:0")[0].device == "cuda:0"
+    report = bench.book.snapshot(bench.now)
+    assert report["drained"] == ["cuda:1"] and report["waiting_total"] == 1
+    (row,) = report["waiting"]
+    assert (row["kind"], row["ahead"], row["patience_s"]) == ("drained", 0, 60.0) and row["reason"] == wait.reason
+    assert bench.book.rooms()["cuda:1"] == 0
+    (granted,) = bench.feed(Orders())
+    assert isinstance(granted, Granted) and granted.device == "cuda:1"
+    assert bench.book.rooms()["cuda:1"] == 19 * GIB
+
+
+def test_who_asked_before_the_drain_is_not_granted_after_it_and_goes_elsewhere_if_it_would_do():
+    bench = on_two(8 * GIB, 9 * GIB)
+    bench.ask("lease@7/1", 10 * GIB, device="cuda:1")
+    bench.ask("lease@8/1", 10 * GIB, device="", among=TWO)  # on cuda:1, which has more room
+    told = bench.feed(Orders(drained=("cuda:1",)))
+    assert [type(one) for one in told] == [LeaseWait, LeaseWait]
+    assert {one["worker"]: one["device"] for one in bench.book.snapshot(bench.now)["waiting"]} == {
+        "lease@7/1#1": "cuda:1", "lease@8/1#1": "cuda:0",
+    }  # fmt: skip
+    bench.later(1.0)
+    assert bench.read(20 * GIB, device="cuda:1") == [], "however much room there is"
+    (granted,) = bench.read(20 * GIB, device="cuda:0")
+    assert granted.device == "cuda:0"
+    (granted,) = bench.feed(Orders(drained=("cuda:0",)))
+    assert granted.device == "cuda:1", "the other one"
+
+
+def test_one_that_waits_elsewhere_goes_to_no_drained_device_and_goes_there_when_it_is_used_again():
+    bench = on_two(2 * GIB, 20 * GIB)
+    bench.feed(Orders(drained=("cuda:1",)))
+    (wait,) = bench.ask("lease@7/1", 10 * GIB, device="", among=TWO)
+    assert "on cuda:0" in wait.reason
+    bench.later(1.0)
+    assert bench.read(20 * GIB, device="cuda:1") == []
+    (granted,) = bench.feed(Orders())
+    assert granted.device == "cuda:1"
+
+
+def test_where_all_are_drained_it_stands_aside_and_takes_the_first_that_is_not():
+    bench = on_two(20 * GIB, 20 * GIB)
+    bench.feed(Orders(drained=TWO))
+    (wait,) = bench.ask("lease@7/1", GIB, device="", among=TWO)
+    assert "is drained" in wait.reason
+    aside = bench.book.snapshot(bench.now)["waiting"][0]["device"]
+    (granted,) = bench.feed(Orders(drained=(aside,)))
+    assert granted.device != aside
+
+
+def test_its_patience_runs_while_it_stands_aside_and_the_end_is_said_with_the_reason():
+    bench = on_two(20 * GIB, 20 * GIB)
+    bench.ask("asr@cuda:1/0", GIB, device="cuda:1")  # a load: nobody's patience runs there
+    bench.ask("lease@7/1", GIB, device="cuda:1", wait_s=5.0)
+    bench.feed(Orders(drained=("cuda:1",)))
+    bench.later(4.0)
+    assert bench.feed(Tick()) == []
+    assert bench.book.due_in(bench.now) == pytest.approx(1.0)
+    bench.later(1.1)
+    (denied,) = bench.feed(Tick())
+    assert isinstance(denied, Denied) and "cuda:1 is drained" in denied.reason
+    (at_once,) = bench.ask("lease@8/1", GIB, device="cuda:1", wait_s=0.0)
+    assert isinstance(at_once, Denied) and "cuda:1 is drained" in at_once.reason
+
+
+def test_what_a_loaded_model_grows_by_is_granted_on_a_drained_device_so_that_its_batch_ends():
+    bench = on_two(20 * GIB, 20 * GIB)
+    bench.load("asr@cuda:1/0", GIB, 19 * GIB, device="cuda:1")
+    bench.feed(Orders(drained=("cuda:1",)))
+    bench.read(19 * GIB, device="cuda:1")
+    (granted,) = bench.ask("asr@cuda:1/0", GIB, device="cuda:1", grows=True)
+    assert isinstance(granted, Granted)
+
+
+def test_who_stands_aside_holds_nobody_back_and_nobody_leaves_for_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(lease_wait_s=10.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 8 * GIB, 16 * GIB)
+    bench.ask("nmt@cuda:0/0", 20 * GIB)
+    assert bench.told[-1].nbytes == 4 * GIB
+    bench.feed(Orders(drained=(GPU,)))
+    assert bench.told[-1].nbytes == 0, "it wants no room now"
+
+
+def test_who_withdraws_or_dies_or_whose_device_is_lost_stands_aside_no_more():
+    bench = on_two(20 * GIB, 20 * GIB)
+    bench.feed(Orders(drained=("cuda:1",)))
+    for pid in (7, 8, 9):
+        bench.ask(f"lease@{pid}/1", GIB, device="cuda:1")
+    bench.feed(FromWorker("lease@7/1#1", Release(0)))
+    bench.feed(Gone("lease@8/1", 1))
+    (denied,) = bench.feed(DeviceLost("cuda:1", "GPU is lost"))
+    assert isinstance(denied, Denied) and "quarantined" in denied.reason
+    assert bench.book.snapshot(bench.now)["waiting_total"] == 0
+
+
+def test_of_two_devices_with_one_book_the_one_is_drained_and_the_other_is_not():
+    bench = Bench(Limits("cpu", 24 * GIB, safety_margin=0.0), books={GPU: "cpu"})
+    bench.read(20 * GIB, device="cpu")
+    bench.feed(Orders(drained=(GPU,)))
+    assert "cuda:0 is drained" in bench.ask("lease@7/1", GIB, device=GPU)[0].reason
+    assert bench.ask("lease@8/1", GIB, device="cpu")[0].device == "cpu"
+    assert bench.feed(Orders())[0].device == GPU
 
 
 # ---------------------------------------------------------------- beside other programs, where only a sum is known

@@ -22,7 +22,7 @@ from engine.arbiter.lease import ALIVE, LeaseState
 from engine.arbiter.leases import Leases
 from engine.arbiter.room import Reading
 from engine.limits import Limits
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, Release, Settled
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, Orders, Release, Settled
 
 DEVICE, TOTAL = "cuda:0", 100
 GAME, FIRST_PID = 9, 1000  # processes
@@ -60,6 +60,7 @@ class LeasesMachine(RuleBasedStateMachine):
         self.journal = kept.encode(self.book.keep())
         self.doom = ""  # the arbiter dies at the next event, "before" or "after" it is in the journal
         self.dead_told = True  # the arbiter of now knows who is dead
+        self.drained: tuple[str, ...] = ()
         self.buried: dict[str, int] = {}  # the newest life of a role whose death is in the journal
         self.answers: dict[tuple[str, int], Granted] = {}  # by holder and its question
         self.now = 10.0
@@ -142,7 +143,8 @@ class LeasesMachine(RuleBasedStateMachine):
             holder.asked, holder.question, holder.last_words = None, None, []
         elif isinstance(message, Denied):
             assert "needs" in message.reason or "cannot be read" in message.reason or "max_models" in message.reason \
-                or "waiting behind" in message.reason or "reading" in message.reason, message.reason  # fmt: skip
+                or "waiting behind" in message.reason or "reading" in message.reason \
+                or "is drained" in message.reason, message.reason  # fmt: skip
             holder.asked = holder.question = None
 
     # ------------------------------------------------------------ the arbiter's own death
@@ -151,6 +153,7 @@ class LeasesMachine(RuleBasedStateMachine):
         """The arbiter dies; another one goes on from the journal."""
         self.book = Leases([self.limits], self.waits)
         self.book.restore(kept.decode(self.journal))
+        assert not self.book.handle(Orders(drained=self.drained), self.now)  # it is born with them
         self.book.check()
         self.dead_told = False
         for holder in self.lives:
@@ -188,6 +191,7 @@ class LeasesMachine(RuleBasedStateMachine):
     def judge_grant(self) -> None:
         """At this moment all that is promised must fit into what is really there."""
         assert self.now - self.read_at <= self.waits.unreadable_s, "granted upon an old reading"
+        assert not self.drained, "granted on a drained device"
         if self.foreign != self.foreign_seen:
             self.clouded = True  # until they are listed
             return
@@ -253,6 +257,11 @@ class LeasesMachine(RuleBasedStateMachine):
         """How it stands with the holder's lease, said again to each new arbiter."""
         holder.last_words = list(words)
         self.say(holder, *words)
+
+    @rule()
+    def operators_drain_or_resume(self) -> None:
+        self.drained = () if self.drained else (DEVICE,)
+        self.feed(Orders(drained=self.drained))
 
     @rule(holder=consumes(holders))
     def die(self, holder: Holder) -> None:
@@ -325,7 +334,8 @@ class LeasesMachine(RuleBasedStateMachine):
             assert any(one.peer == row["worker"] and one.alive and one.asked == row["nbytes"] for one in self.lives)
 
     def teardown(self) -> None:
-        self.doom = ""
+        self.doom, self.drained = "", ()
+        self.feed(Orders())
         for holder in [one for one in self.lives if one.alive]:
             self.die(holder)
         self.tell_dead()

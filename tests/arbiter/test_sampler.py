@@ -8,8 +8,10 @@ import threading
 import pytest
 
 from engine.arbiter.events import DeviceLost
+from engine.arbiter.main import samplers
 from engine.arbiter.room import Reading
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
+from engine.boot import DevicePlan
 from engine.devices import HostMemory
 
 LONG_S = 600.0  # a period no test waits for
@@ -101,7 +103,7 @@ class Listing(FailingNvml):
 
 
 def test_what_processes_have_is_read_with_the_device_where_the_driver_tells_it():
-    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", 0, True)}, Listing()), LONG_S)
+    sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a"), Listing()), LONG_S)
     sampler.start()
     (reading,), _ = await_readings(sampler)
     assert reading.processes == {7: 4}
@@ -117,41 +119,49 @@ def test_that_nobody_has_anything_is_not_the_same_as_not_being_told(rows, told, 
         return [type("Row", (), {"pid": pid, "usedGpuMemory": used}) for pid, used in rows]
 
     monkeypatch.setattr(Listing, "nvmlDeviceGetComputeRunningProcesses", listed)
-    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", 0, True)}, Listing()), LONG_S)
+    sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a"), Listing()), LONG_S)
     sampler.start()
     (reading,), _ = await_readings(sampler)
     assert reading.processes == told
 
 
 def test_a_driver_error_is_told_and_reading_goes_on():
-    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a")}, FailingNvml()), LONG_S)
+    sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a"), FailingNvml()), LONG_S)
     sampler.start()
-    assert await_readings(sampler) == ([], "cuda:0: Unknown Error")
+    assert await_readings(sampler) == ([], "Unknown Error")
     sampler.ask()
     (reading,), failure = await_readings(sampler)
     assert (reading.device, reading.total_bytes, reading.free_bytes, failure) == ("cuda:0", 24, 14, "")
 
 
-class OneLost(FailingNvml):
-    """A driver with a GPU that is lost, one that does not answer, and another."""
+class Several(FailingNvml):
+    """A driver with a GPU that is lost, one that does not answer, one whose call hangs, and another."""
 
     def nvmlDeviceGetMemoryInfo(self, handle):
         if handle == "GPU-b":
             raise self.NVMLError("GPU is lost", 15)
+        if handle == "GPU-c":
+            threading.Event().wait()
         if handle == "GPU-d":
             raise self.NVMLError("Unknown Error")
         return type("Memory", (), {"total": 24, "free": 14})
 
 
-def test_a_gpu_that_is_lost_is_told_and_keeps_no_other_s_figures_from_us():
-    gpus = {f"cuda:{number}": Gpu(f"GPU-{letter}") for number, letter in enumerate("abcd")}
-    sampler = Sampler("gpu", nvml_source(gpus, OneLost()), LONG_S)
-    sampler.start()
-    news, failure = await_readings(sampler)
-    assert [(type(one), one.device) for one in news] == [
-        (Reading, "cuda:0"), (DeviceLost, "cuda:1"), (Reading, "cuda:2"),
-    ]  # fmt: skip
-    assert failure == "cuda:3: Unknown Error" and news[1].reason == "GPU is lost"
+def test_a_gpu_that_is_lost_or_hangs_or_fails_keeps_no_other_s_figures_from_us():
+    nvml = Several()
+    names = {f"cuda:{number}": f"GPU-{letter}" for number, letter in enumerate("bcda")}
+    lost, hung, failing, well = (
+        Sampler(name, nvml_source(name, Gpu(uuid), nvml), LONG_S) for name, uuid in names.items()
+    )
+    for sampler in (lost, hung, failing, well):
+        sampler.start()
+    assert await_readings(lost) == ([DeviceLost("cuda:0", "GPU is lost")], "")
+    assert await_readings(failing) == ([], "Unknown Error")
+    for _ in range(3):
+        ((reading,), failure) = await_readings(well)
+        assert (reading.device, reading.free_bytes, failure) == ("cuda:3", 14, "")
+        well.ask()
+    assert hung.take() == ([], "")
 
 
 def test_a_gpu_that_tells_no_memory_is_watched_all_the_same():
@@ -165,13 +175,28 @@ def test_a_gpu_that_tells_no_memory_is_watched_all_the_same():
             return self.errors
 
     nvml = Dumb()
-    sampler = Sampler("gpu", nvml_source({"cuda:0": Gpu("GPU-a", ecc_errors=2, tells_memory=False)}, nvml), LONG_S)
+    sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a", ecc_errors=2, tells_memory=False), nvml), LONG_S)
     sampler.start()
     assert await_readings(sampler) == ([], "")  # they were there before the node
     nvml.errors = 3
     sampler.ask()
     ((lost,), _) = await_readings(sampler)
     assert lost == DeviceLost("cuda:0", "1 uncorrectable ECC error in its memory")
+
+
+def test_every_gpu_has_a_sampler_of_its_own_and_one_without_a_book_is_watched_too():
+    plans = (
+        DevicePlan("cpu"),
+        DevicePlan("cuda:0", "GPU-a", "nvml"),
+        DevicePlan("cuda:1", "MIG-b", "mig"),
+        DevicePlan("cuda:2", "GPU-c", "unified", book="cpu"),
+        DevicePlan("cuda:3", "GPU-d", "declared", 24),
+    )
+    found = samplers(plans, LONG_S)
+    assert {book: sampler.name for book, sampler in found.items()} == {
+        "cpu": "host", "cuda:0": "cuda:0", "cuda:1": "cuda:1", "GPU-c": "cuda:2", "cuda:3": "declared",
+        "GPU-d": "cuda:3",
+    }  # fmt: skip
 
 
 def test_what_is_declared_is_all_free():

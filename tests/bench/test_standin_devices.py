@@ -108,6 +108,19 @@ def test_a_hang_of_some_time_ends_by_itself(stage):
     assert program("(memory(gpu(0)), __import__('time').monotonic_ns())")[1] >= until
 
 
+def test_a_gpu_that_hangs_hangs_alone_with_its_instances(stage):
+    driver, start = stage(Gpu(), Gpu(total_bytes=8 * GIB, instances=(GIB,)))
+    hung, divided, other = start(), start(), start()
+    driver.hang(gpu=1)
+    hung.begin("memory(gpu(1))")
+    divided.begin(f"pynvml.nvmlDeviceGetHandleByUUID({driver.uuids[2]!r}) and 'there'")
+    for _ in range(20):
+        assert other("memory(gpu(0))")["used"] == 0
+    assert not select.select([hung.process.stdout, divided.process.stdout], [], [], 0)[0]
+    driver.resume()
+    assert hung.end()["used"] == 0 and divided.end() == "there"
+
+
 # ---------------------------------------------------------------- divided and unified GPUs
 
 

@@ -1,4 +1,7 @@
-"""A rehearsal is a real node on the stand-in driver: what its scenario does to it shows in the figures."""
+"""A rehearsal is a real node on the stand-in driver: what its scenario does to it shows in the figures.
+
+So does an arbiter that breaks a promise: one that overlooks something in the room it grants is caught by the driver.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import vram
+from bench.vram_rehearsal import GIB, rehearse
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
 
@@ -35,6 +39,66 @@ gib = 0.0
 retry_delay_s = 1.0
 oom_hold_s = 0.5
 """
+
+
+TURNS = """
+utterances = 6
+gap_s = 0.05
+lag_s = 1.0
+[[stages]]
+name = "a"
+weights_gib = 1.0
+run_gib = 4.0
+[[stages]]
+name = "b"
+weights_gib = 0.5
+estimate_gib = 4.0
+[deadlines]
+turn_s = 0.5
+"""
+BEYOND = """
+utterances = 6
+[[stages]]
+name = "a"
+weights_gib = 5.5
+estimate_gib = 2.9
+load_ms = 1000
+[[stages]]
+name = "b"
+weights_gib = 0.3
+estimate_gib = 3.0
+[deadlines]
+turn_s = 0.5
+unreadable_s = 0.5
+"""  # the first takes more than it has leased, and is there for longer than a reading may be old
+CEILING = TURNS + "[devices.max_bytes]\n'cuda:0' = 8_589_934_592\n"
+FAULTY = """
+from engine.arbiter import main
+from engine.arbiter.lease import LEAVING
+from engine.arbiter.room import DeviceMemory
+
+def room(self, leases):
+    if self.reading is None:
+        return 0
+    free, foreign = self.reading.free_bytes, self.foreign_bytes
+    promised, held = self.promised(leases), sum(one.held_bytes for one in leases)
+    left = sum(one.held_bytes for one in leases if one.state in LEAVING)
+    beyond = sum(max(0, one.held_bytes - one.nbytes) for one in leases)
+    unused = self.limits.total_bytes - self.limits.usable_bytes
+    FAULT
+
+DeviceMemory.room = room
+main.main()
+"""
+FAULTS = {  # what the arbiter overlooks -> the room it sees
+    "what is promised": "return self.limits.grantable(free, 0, held, foreign)",
+    "what the dead have left": "return self.limits.grantable(free + left, promised, promised + held - left, foreign)",
+    "what is held beyond a lease": (
+        "return self.limits.grantable(free + beyond, promised, promised + held - beyond, foreign) if leases"
+        " else int(2.95 * 2**30)"  # so that the first of the two comes first
+    ),
+    "the ceiling": "return self.limits.grantable(free, promised, promised + held, foreign) + unused",
+}
 
 
 def rehearsed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, float]]:
@@ -85,3 +149,38 @@ def test_memory_that_somebody_snatches_shows_as_oom(tmp_path: Path, capsys: pyte
     assert code == 1
     assert found["oom"] > 0 and found["oom_rate"] > 0
     assert found["failed"] == 0, "they are tried again"
+
+
+def grants(tmp_path: Path, gpu_gib: int, scenario: str, modules: dict[str, str] | None = None) -> tuple[int, int]:
+    """How many were overcommitted, and above the ceiling."""
+    file = tmp_path / "scenario.toml"
+    file.write_text(scenario)
+    found = {one.metric: one.value for one in rehearse((gpu_gib * GIB,), file, modules).results}
+    return int(found["overcommitted"]), int(found["above_ceiling"])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("gpu_gib", "scenario"), [(8, TURNS), (8, BEYOND), (16, CEILING)])
+def test_a_node_that_goes_by_turns_grants_nothing_that_is_not_there(
+    tmp_path: Path, gpu_gib: int, scenario: str
+) -> None:
+    assert grants(tmp_path, gpu_gib, scenario) == (0, 0)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("overlooked", "gpu_gib", "scenario"),
+    [
+        ("what is promised", 8, TURNS),
+        ("what the dead have left", 8, TURNS),
+        ("what is held beyond a lease", 8, BEYOND),
+        ("the ceiling", 16, CEILING),
+    ],
+)
+def test_an_arbiter_that_overlooks_something_is_caught_by_the_driver(
+    tmp_path: Path, overlooked: str, gpu_gib: int, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty_arbiter.py").write_text(FAULTY.replace("FAULT", FAULTS[overlooked]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    overcommitted, above_ceiling = grants(tmp_path, gpu_gib, scenario, {"arbiter": "faulty_arbiter"})
+    assert above_ceiling > 0 and (overcommitted > 0) == (overlooked != "the ceiling")

@@ -34,9 +34,10 @@ def on(device: str, wait_s: float = 0.05, **rest: Any) -> dict[str, Any]:
     )
 
 
-def locks() -> list[str]:
-    folder = Path(os.environ["TMPDIR"]) / "dragoman-gpus"
-    return [file.name for file in folder.iterdir()] if folder.exists() else []
+def claimed(driver: Driver) -> list[str]:
+    """What is claimed of this driver's GPUs, by the kernel's list."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return [line for line in lines if any(f"@dragoman/{uuid}" in line for uuid in driver.uuids)]
 
 
 def test_a_second_node_waits_is_told_for_whom_and_another_gpu_is_free(gpus: Gpus) -> None:  # noqa: F811
@@ -50,11 +51,30 @@ def test_a_second_node_waits_is_told_for_whom_and_another_gpu_is_free(gpus: Gpus
         with Node(on("cuda:1")) as other:
             assert {o.outcome for o in translate(other, 1)} == {"ok"}
         assert {o.outcome for o in translate(first, 1)} == {"ok"}
-    assert locks() == []
+    assert not claimed(driver)
 
 
-def test_it_starts_when_the_first_one_ends(gpus: Gpus, tmp_path: Path) -> None:  # noqa: F811
-    gpus(*two())
+def test_nodes_with_different_temporary_folders_see_each_other_s_claims(
+    gpus: Gpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = gpus(*two())
+    with Node(on("cuda:0")) as first:
+        assert claimed(driver)
+        with monkeypatch.context() as other:
+            other.setenv("TMPDIR", str(tmp_path))
+            other.setenv("XDG_RUNTIME_DIR", "")
+            with pytest.raises(DragomanError, match=rf"/{first.name} \(pid {first.pid}\)"), Node(on("cuda:0")):
+                pass
+            with Node(on("cuda:1")) as second:
+                assert second.ctl_endpoint.startswith(f"ipc://{tmp_path}")
+                assert {o.outcome for o in translate(second, 1)} == {"ok"}
+    assert not claimed(driver)
+
+
+def test_it_starts_when_the_first_one_ends(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
     second = Node(on("cuda:0", wait_s=60.0))
     with Node(on("cuda:0")):
         starting = threading.Thread(target=second.start)
@@ -65,7 +85,7 @@ def test_it_starts_when_the_first_one_ends(gpus: Gpus, tmp_path: Path) -> None: 
         assert not starting.is_alive() and {o.outcome for o in translate(second, 1)} == {"ok"}
     finally:
         second.close()
-    assert locks() == []
+    assert not claimed(driver)
 
 
 def test_a_killed_node_s_gpu_is_free_when_the_last_of_its_workers_is_gone(gpus: Gpus) -> None:  # noqa: F811
@@ -99,7 +119,7 @@ def test_two_nodes_that_say_so_share_a_gpu_each_within_its_part(gpus: Gpus) -> N
         assert driver.truth(0) == 2 * (4 * GIB + CONTEXT)
         with pytest.raises(DragomanError, match="is in use by node"), Node(on("cuda:0")):
             pass
-    assert locks() == []
+    assert not claimed(driver)
 
 
 def test_who_shares_says_how_much_it_takes(gpus: Gpus) -> None:  # noqa: F811

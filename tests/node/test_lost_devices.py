@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench.standin_driver import Driver
+from bench.standin_driver import GIB, Driver
+from engine.leasing import Lease
 from engine.node import Node
+from ipc.errors import DragomanError
+from tests.node.living import is_alive
 from tests.node.rehearsal import Marks, config, kill, process_of, wait_until
 from tests.node.test_standin_gpus import HOME, VRAM, all_held, gpus, on_gpus, taken, translate, two  # noqa: F401
 from tests.node.unkillable import stuck_in_its_exit
@@ -147,6 +150,42 @@ def test_a_driver_that_does_not_answer_is_said_while_stages_serve_on_and_is_no_h
         wait_until(lambda: asked(1, "stage nmt: the memory of cuda:1 cannot be read"))
         driver.resume()
         wait_until(lambda: "cannot be read" not in asked(0, "serving at") and asked(0, "serving at"))
+
+
+def test_a_gpu_whose_driver_hangs_keeps_no_other_one_from_granting_nor_the_arbiter_or_the_node_from_ending(
+    gpus: Gpus,  # noqa: F811
+) -> None:
+    driver = gpus(*two())
+    with Node(on_gpus(deadlines={"unreadable_s": 0.5})) as node:
+
+        def is_old(name: str) -> bool:
+            return bool(device(node, name).get("snapshot_age_ms", 0) > 500)
+
+        def granted(name: str) -> str:
+            with Lease(GIB, name, wait_s=0.0, ctl_endpoint=node.ctl_endpoint) as lease:
+                return lease.device
+
+        driver.hang(gpu=1)
+        wait_until(lambda: is_old("cuda:1"))
+        for _ in range(2):
+            dead = process_of(node, "asr@cuda:0/0")
+            kill(dead["pid"])
+            wait_until(lambda dead=dead: process_of(node, "asr@cuda:0/0")["incarnation"] > dead["incarnation"])
+            wait_until(lambda: process_of(node, "asr@cuda:0/0")["phase"] == "loaded")
+            assert granted("cuda:0") == granted("") == "cuda:0" and not is_old("cuda:0")
+            with pytest.raises(DragomanError, match="the memory of cuda:1 cannot be read"):
+                granted("cuda:1")
+            before = process_of(node, "arbiter")["incarnation"]  # the next one finds a GPU that hangs already
+            kill(process_of(node, "arbiter")["pid"])
+            wait_until(lambda before=before: process_of(node, "arbiter")["incarnation"] > before)
+            wait_until(lambda: device(node, "cuda:0").get("snapshot_age_ms", -1) >= 0)
+        driver.resume()
+        wait_until(lambda: 0 <= device(node, "cuda:1").get("snapshot_age_ms", -1) < 500)
+        assert granted("cuda:1") == "cuda:1"
+        driver.hang(gpu=1)
+        wait_until(lambda: is_old("cuda:1"))
+        arbiter = process_of(node, "arbiter")["pid"]
+    assert not is_alive(arbiter)
 
 
 def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(gpus: Gpus) -> None:  # noqa: F811

@@ -262,13 +262,75 @@ def test_leases_that_name_no_gpu_share_them_out_and_get_none_that_is_drained_or_
         assert {leased(5), leased(5)} == {"cuda:0", "cuda:1"}, "the second knows of the first"
         with pytest.raises(DragomanError, match=r"needs 5\.0 GiB on cuda:"):
             leased(5)
-        assert leased(5, "cuda:2") == "cuda:2", "a drained one can be named"
+        with pytest.raises(DragomanError, match="cuda:2 is drained by an operator"):
+            leased(5, "cuda:2")
         for name in ("cuda:0", "cuda:1"):
             ctl.ask(node.ctl_endpoint, "drain", target=name)
-        with pytest.raises(
-            DragomanError, match="cuda:0 is drained, cuda:1 is drained, cuda:2 is drained, cuda:3 is lost"
-        ):
+        with pytest.raises(DragomanError, match=r"cuda:[012] is drained by an operator.*ctl resume cuda:"):
             leased(1)
+        for number in range(3):
+            driver.lose(number)
+        wait_until(lambda: all(row["quarantined"] for name, row in devices(node).items() if name != "cpu"))
+        with pytest.raises(DragomanError, match="no device is left to lease: cuda:0 is lost, cuda:1 is lost"):
+            leased(1)
+
+
+def devices(node: Node) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = node.stats()["arbiter"].get("devices", {})
+    return found
+
+
+def test_a_program_that_waits_gets_no_gpu_that_was_drained_since_whoever_dies_meanwhile_until_it_is_used_again(
+    gpus: Callable[..., Driver],
+) -> None:
+    driver = gpus(*two())
+    driver.set_foreign(0, 7 * GIB)
+    driver.set_foreign(1, 7 * GIB)
+    with Node(config()) as node, ExitStack() as ends:
+
+        def lease(*arguments: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "run_node.py", "lease", "--connect", node.ctl_endpoint, "--gib", "4", *arguments]
+            command += ["--", sys.executable, "-c", HOLD]
+            return ends.enter_context(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                )
+            )
+
+        def waiting() -> dict[str, str]:
+            """Device -> kind of what its request waits for."""
+            rows = node.stats()["arbiter"].get("waiting", [])
+            return {row["device"]: row["kind"] for row in rows}
+
+        def explained() -> str:
+            command = [sys.executable, "run_node.py", "explain", "--connect", node.ctl_endpoint]
+            return subprocess.run(command, capture_output=True, text=True).stdout
+
+        wait_until(lambda: all(row["foreign_bytes"] for name, row in devices(node).items() if name != "cpu"))
+        named, unnamed = lease("--device", "cuda:1"), lease()
+        wait_until(lambda: node.stats()["arbiter"]["waiting_total"] == 2)
+        ctl.ask(node.ctl_endpoint, "drain", target="cuda:1")
+        wait_until(lambda: waiting() == {"cuda:0": "room", "cuda:1": "drained"})
+        driver.set_foreign(1, 0)
+        for role in ("arbiter", "scheduler"):
+            before = process_of(node, role)["incarnation"]
+            kill(process_of(node, role)["pid"])
+            wait_until(lambda role=role, before=before: process_of(node, role)["incarnation"] > before)
+            wait_until(lambda: waiting() == {"cuda:0": "room", "cuda:1": "drained"} and devices(node))
+            wait_until(lambda: devices(node)["cuda:1"]["foreign_bytes"] == 0)
+        assert devices(node)["cuda:1"]["drained"] and devices(node)["cuda:1"]["grantable_bytes"] == 0
+        assert "because: cuda:1 is drained by an operator" in explained()
+        driver.set_foreign(0, 0)
+        assert unnamed.stdout is not None and unnamed.stdout.readline() == f"{driver.uuids[0]}\n"
+        ctl.ask(node.ctl_endpoint, "resume", target="cuda:1")
+        assert named.stdout is not None and named.stdout.readline() == f"{driver.uuids[1]}\n"
+        wait_until(lambda: not devices(node)["cuda:1"]["drained"])
+        _, said = named.communicate("")
+        assert "waiting: cuda:1 is drained by an operator" in said
+        unnamed.communicate("")
+
+
+HOLD = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
 def test_a_lease_is_asked_for_while_the_arbiter_comes_back(gpus: Callable[..., Driver]) -> None:

@@ -613,6 +613,33 @@ def test_a_batch_that_has_waited_its_delay_waits_for_a_worker_and_not_on_board_o
     assert [item.index for item in world.board[peer]] == [1, 2]
 
 
+def test_a_batch_is_of_one_length_about_and_what_is_shorter_than_a_second_is_that():
+    world = started(text_stage("a", max_batch=4, length_ratio=2.0), send_ahead=0)
+    worker, batches = world.peer("a@cpu/0"), []
+    for index, seconds in enumerate((9.0, 10.0, 19.0, 1.5, 0.2, 30.0)):
+        world.admit(index, audio_s=seconds)
+    while world.board[worker]:
+        batches.append([item.index for item in world.board[worker]])
+        for _ in batches[-1]:
+            world.done(worker)
+    assert batches == [[0], [1, 2], [3, 4], [5]]
+
+
+def test_who_is_of_another_length_is_passed_by_other_sessions_and_goes_first_in_the_next_batch():
+    world = started(text_stage("a", max_batch=2, length_ratio=2.0), send_ahead=0)
+    worker = world.peer("a@cpu/0")
+    for name in "tuv":
+        world.tell(Session(name, "local", ("a",), "en", "de"))
+    world.admit(0, audio_s=5.0)
+    for name, seconds in (("s", 5.0), ("t", 20.0), ("u", 5.0), ("v", 20.0)):
+        world.admit(1 if name == "s" else 0, name, audio_s=seconds)
+    world.done(worker)
+    assert [item.session for item in world.board[worker]] == ["s", "u"]
+    for _ in range(2):
+        world.done(worker)
+    assert [item.session for item in world.board[worker]] == ["t", "v"]
+
+
 def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
     """Whoever is free first takes it, be it a millisecond later than it could have been there."""
     world = started(text_stage("a", workers=2))

@@ -31,7 +31,8 @@ def serving(**rest) -> World:
 
 def order(world: World, verb: str, target: str, **rest) -> list:
     """What the scheduler is told."""
-    return [post.message for post in world.life.order(verb, target, world.now, **rest).actions]
+    posts = world.life.order(verb, target, world.now, **rest).actions
+    return [post.message for post in posts if post.role == "scheduler"]
 
 
 def ends(world: World, role: str) -> None:
@@ -85,6 +86,16 @@ def test_a_new_scheduler_hears_the_orders_before_it_is_told_to_serve() -> None:
     posts = [a.message for a in world.say("scheduler", Alive("running")) if getattr(a, "role", "") == "scheduler"]
     assert Standing(("cpu",)) in posts
     assert [type(p).__name__ for p in posts].index("Orders") < [type(p).__name__ for p in posts].index("Serve")
+
+
+def test_the_arbiter_is_told_too_and_each_new_one() -> None:
+    world = serving()
+    posts = world.life.order("drain", "cuda:0", world.now).actions
+    assert [post.message for post in posts if post.role == "arbiter"] == [Standing(("cuda:0",))]
+    world.do(Exited("arbiter", -9))
+    world.do(Tick())
+    told = [a.message for a in world.say("arbiter", Alive("started")) if getattr(a, "role", "") == "arbiter"]
+    assert Standing(("cuda:0",)) in told
 
 
 def test_a_worker_that_was_given_up_lives_again_with_its_whole_budget() -> None:
