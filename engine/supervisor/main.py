@@ -120,11 +120,11 @@ class Supervisor:
         """Start, serve, stop; the exit code. Raises DragomanError when the node cannot start."""
         self.folder = RunFolder(base_folder())
         self.plan, self._devices = self._make_plan()
-        endpoints.check_free(self.config.node.endpoints)
         self._children = Children(logs.LineHandler(tail=self._tail))
         self._claims = Claims(self.folder.path, shared=self.config.devices.share)
         try:
             self._claim_gpus()
+            endpoints.check_free(self.config.node.endpoints)  # who has just left a GPU has left its address too
             return self._serve()
         finally:
             self._claims.close()
