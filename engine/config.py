@@ -32,7 +32,7 @@ class NodeSection(_Section, frozen=True):
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     placement: str = "earliest"  # who gets the next batch: earliest | least_queue | round_robin | a package's own
     adaptive: bool = (
-        True  # batches between min_batch and max_batch follow what runs have shown; false: always up to max
+        True  # batches from min_batch to max_batch, and what is sent ahead, follow what runs have shown; false: as set
     )
     send_ahead: int = 1  # full batches sent beyond the one that runs; to one of several workers only if runs are short
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s

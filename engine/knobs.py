@@ -16,7 +16,7 @@ from engine.config_env import parse
 from engine.config_rules import Between, Problem, nearest, rule_for
 from ipc.errors import DragomanError
 
-NODE = ("max_retries", "capacity_factor", "adaptive")
+NODE = ("max_retries", "capacity_factor", "adaptive", "send_ahead")
 DEADLINES = ("retry_delay_s", "turn_s", "load_timeout_s", "oom_hold_s", "oom_window_s")
 STAGE = ("max_batch", "max_delay_ms", "length_ratio", "keep_alive_s", "timeout_base_s", "timeout_per_audio")
 WHOLE = (*(f"node.{name}" for name in NODE), *(f"deadlines.{name}" for name in DEADLINES))

@@ -45,9 +45,13 @@ class Dispatch:
         self.fleet = fleet
         self.policy = policy
         self.serial = book.boot.mode == "serial"
-        self.send_ahead = 0 if self.serial else book.boot.send_ahead
         self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
+
+    @property
+    def send_ahead(self) -> int:
+        """Most batches that a worker may have behind the one it runs."""
+        return 0 if self.serial else self.book.boot.send_ahead
 
     def turn(self, now: float) -> float | None:
         """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
@@ -121,7 +125,7 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan, now: float) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self._ahead(plan)
+        ahead, _ = self.ahead(plan.name)
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self._is_shared:
             workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
@@ -158,12 +162,15 @@ class Dispatch:
             self.policy = Earliest()
             return self.policy.order(stage, candidates)
 
-    def _ahead(self, plan: StagePlan) -> int:
-        """Batches that a worker may have behind the one it runs."""
-        if self.book.paces[plan.name].mean_s <= LONG_S or self.eager:
-            return self.send_ahead
-        several = sum(worker.life is Life.LOADED for worker in self.book.workers_of(plan.name)) > 1
-        return 0 if several else self.send_ahead
+    def ahead(self, stage: str) -> tuple[int, str]:
+        """Batches that a worker of this stage may have behind the one it runs, and why so many."""
+        book = self.book
+        mean_s = book.paces[stage].mean_s
+        if mean_s <= LONG_S or self.eager or not book.boot.adaptive or not self.send_ahead:
+            return self.send_ahead, "as configured"
+        if sum(worker.life is Life.LOADED for worker in book.workers_of(stage)) > 1:
+            return 0, f"runs take {mean_s:.1f} s, and whoever is free first takes the next"
+        return self.send_ahead, "as configured"
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys, place = self._pick(plan, worker, now)

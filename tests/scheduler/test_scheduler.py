@@ -30,6 +30,7 @@ from ipc.messages import (
     Load,
     Loaded,
     Loading,
+    Orders,
     Over,
     Partial,
     Progress,
@@ -654,6 +655,24 @@ def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
     assert [len(world.board[left]), len(world.board[right])] == [1, 1]
     world.done(right, ended_ns=int((world.now + 3) * 1e9))
     assert [item.index for item in world.board[right]] == [7]
+    row = world.core.snapshot(world.now)["stages"]["a"]
+    assert row["send_ahead"] == 0 and "whoever is free first" in row["send_ahead_why"]
+
+
+def test_how_much_is_sent_ahead_is_the_operators_too_and_as_they_say_where_nothing_adapts():
+    world = started(text_stage("a", workers=2))
+    left, right = world.peer("a@cpu/0"), world.peer("a@cpu/1")
+    world.core.handle("supervisor", Orders(knobs={"node.send_ahead": 0}), world.now)
+    for index in range(3):
+        world.admit(index)
+    assert [len(world.board[left]), len(world.board[right])] == [1, 1]
+    for peer in (left, right):
+        world.done(peer, ended_ns=int((world.now + 3) * 1e9))
+    world.core.handle("supervisor", Orders(knobs={"node.adaptive": False}), world.now)
+    for index in range(3, 8):
+        world.admit(index)
+    assert [len(world.board[left]), len(world.board[right])] == [2, 2], "three seconds each, and all the same"
+    assert world.core.snapshot(world.now)["stages"]["a"]["send_ahead_why"] == "as configured"
 
 
 def test_a_batch_waits_for_company_at_most_its_delay():
