@@ -47,6 +47,8 @@ PATHS = (
     "ended as cancelled",
     "expired in a queue",
     "expired in a run",
+    "a stage is left out for a deadline",
+    "speech is given up for a deadline",
     "a failure is reported",
     "a batch fails as a whole",
     "ended as failed",
@@ -99,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def one(seed: int) -> tuple[Counter[str], str]:
+def one(seed: int, *, plain: bool = False) -> tuple[Counter[str], str]:
     """One history: the recoveries it took, and what is wrong with it ("": nothing)."""
-    world = World(seed)
+    world = World(seed, plain=plain)
     try:
         world.run()
     except Exception as error:  # whatever it is, this seed shows it

@@ -45,11 +45,14 @@ class Client:
         self.number, self.connection = number, 0
         self.model = OTHER if world.shared and world.models.random() < 0.5 else ""  # of the stage that has two
         chosen = {world.shared: self.model} if self.model else {}
-        self.core = SessionCore({"tag": f"t{number}", **OPENING, "models": chosen})
+        manners = simulated_wish.manners(world.manners) if world.has_manners else {}
+        self.core = SessionCore({"tag": f"t{number}", **OPENING, "models": chosen, **manners})
         count = chance.randint(1, WINDOW)
         self.wishes = [
             simulated_wish.draw(chance, n, n == count - 1, world.samples, world.pipeline) for n in range(count)
         ]
+        for wish in self.wishes if manners else ():
+            simulated_wish.haste(wish, manners["on_deadline"], world.manners)
         self.got: list[Any] = []
         self.is_lazy = chance.random() < LAZY  # it acknowledges late
         self.is_mute = self.is_lazy and chance.random() < MUTE / LAZY  # ... or never
@@ -226,6 +229,8 @@ class Client:
             for record in outcome.stages:
                 self._check_model(record)
             self._note_path(outcome.code, outcome.error, wish)
+            world.paths["a stage is left out for a deadline"] += "no time for it" in outcome.degraded
+            world.paths["speech is given up for a deadline"] += "no speech" in outcome.degraded
         lost = [index for index, one in self.core.unended.items() if one.place is Place.ACCEPTED]
         kept_back = self.is_lazy and isinstance(self.core.failure, SessionClosed)  # it was told that the node stops
         if lost and not (world.is_cut_short or kept_back or self.has_left):

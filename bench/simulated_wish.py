@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from engine.outcome import Outcome
 from engine.scheduler.past import GIVEN_UP
@@ -26,6 +27,7 @@ class Wish:
     where: str = ""
     left_out: str = ""
     budget_ms: int | None = None
+    on_deadline: str = "fail"  # of its session
     cancelled: bool = False
     accepted: bool = False  # its client was told so
     failures: int = 0  # reported so far
@@ -67,6 +69,8 @@ class Wish:
         then; ``cut_short``: and it had no time to end everything.
         """
         found = outcome.code or outcome.outcome
+        if found == "ok" and outcome.audio is None and self.budget_ms is not None and self.on_deadline == "text":
+            return "" if set(outcome.texts.values()) == {self.name} else "somebody else's text"
         if found == "ok" and "ok" in self.ends():
             mine = outcome.audio is not None and bytes(outcome.audio.tobytes()) == self.samples
             return "" if mine else "somebody else's samples"
@@ -84,6 +88,22 @@ class Wish:
             of = "scheduler" if outcome.error.startswith("the scheduler died") else "worker"
             return deaths[of] >= 3
         return False
+
+
+def haste(wish: Wish, on_deadline: str, chance: random.Random) -> None:
+    """Make it one of a session that says what it would rather lose than the whole: some of them have little time."""
+    wish.on_deadline = on_deadline
+    if not (wish.left_out or wish.flaw or wish.budget_ms) and chance.random() < 0.1:
+        wish.budget_ms = chance.choice(BUDGETS_MS)
+
+
+def manners(chance: random.Random) -> dict[str, Any]:
+    """What a session asks for besides its languages."""
+    return {
+        "priority": chance.choice(("high", "normal", "low")),
+        "weight": chance.randint(1, 5),
+        "on_deadline": chance.choice(("fail", "skip_repair", "text")),
+    }
 
 
 def draw(chance: random.Random, index: int, is_last: bool, size: int, stages: tuple[str, ...]) -> Wish:

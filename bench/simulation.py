@@ -19,7 +19,19 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.simulated import DEADLINES, HANDED_ON, KINDS, LATEST_S, OTHER, OUTPUT_BYTES, PIPELINES, SEVERAL, Stuck
+from bench.simulated import (
+    DEADLINES,
+    HANDED_ON,
+    KINDS,
+    LATEST_S,
+    LEFT_OUT,
+    OF_MANNERS,
+    OTHER,
+    OUTPUT_BYTES,
+    PIPELINES,
+    SEVERAL,
+    Stuck,
+)
 from bench.simulated_client import Client
 from bench.simulated_faults import Faults
 from bench.simulated_network import Memory, Network
@@ -36,9 +48,9 @@ LOOK_S = 0.5
 
 
 class World:
-    """One history. ``paths`` counts which recoveries it took."""
+    """One history. ``paths`` counts which recoveries it took. ``plain``: all sessions alike, one model a stage."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, plain: bool = False) -> None:
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.now = 1000.0
@@ -56,7 +68,9 @@ class World:
         if seed % 10 == 9:
             self.pipeline = HANDED_ON
         self.models = random.Random(f"further models {seed}")  # of their own: what else comes does not depend on them
-        self.shared = self.models.choice(self.pipeline) if self.models.random() < SEVERAL else ""
+        self.shared = self.models.choice(self.pipeline) if self.models.random() < SEVERAL and not plain else ""
+        self.manners = random.Random(f"manners {seed}")  # of sessions; likewise
+        self.has_manners = self.manners.random() < OF_MANNERS and not plain
         self.names = [
             name
             for stage in self.pipeline
@@ -84,7 +98,7 @@ class World:
         accepts, emits = KINDS[stage_of(name)]
         return StagePlan(
             name=name, kind="simulated", accepts=accepts, emits=emits, workers=plans, output_base=OUTPUT_BYTES,
-            max_batch=self.chance.choice((1, 1, 2)),
+            max_batch=self.chance.choice((1, 1, 2)), optional=self.has_manners and stage_of(name) == LEFT_OUT,
         )  # fmt: skip
 
     def ring_users(self) -> dict[str, tuple[str, ...]]:

@@ -16,8 +16,8 @@ from engine.scheduler.fleet import Fleet
 from engine.scheduler.slots import SlotKey, Slots
 
 HISTORIES = 300
-# Seeds that once did not end well, and what was wrong. When the simulation draws otherwise than it did, put each fault
-# back, play histories until one shows it, and let its seed stand here.
+# Seeds of plain histories that once did not end well, and what was wrong. When the simulation draws otherwise than it
+# did, put each fault back, play histories until one shows it, and let its seed stand here.
 FOUND = {
     227: "a result was being made again when the scheduler died too: the next epoch ran it on a freed input",
     34: "inputs kept until the acknowledgement filled the ring, and what they waited for found no room in it",
@@ -40,12 +40,12 @@ FOUND = {
 }
 
 
-DEAF = (739, 862, 898, 1006, 1229, 1279)  # a deaf worker still reads what a new epoch might give away
+DEAF = (59, 103, 469, 523)  # a deaf worker still reads what a new epoch might give away
 
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_was_found_stays_mended(seed: int) -> None:
-    World(seed).run()
+    World(seed, plain=True).run()
 
 
 def test_every_history_ends_well_and_every_recovery_is_needed_now_and_then() -> None:
@@ -67,9 +67,10 @@ def test_the_same_seed_is_the_same_history() -> None:
     assert (first.now, first.paths, first.memory.slots) == (again.now, again.paths, again.memory.slots)
 
 
-def bad_end(seeds: Iterable[int]) -> str:
+def bad_end(seeds: Iterable[int], *, plain: bool = True) -> str:
     """How the first of these histories ends that does not end well."""
-    return next((failure for _, failure in map(histories.one, seeds) if failure), "all end well")
+    ends = (histories.one(seed, plain=plain)[1] for seed in seeds)
+    return next((failure for failure in ends if failure), "all end well")
 
 
 def test_without_a_fault_these_histories_end_well() -> None:
@@ -126,7 +127,7 @@ def test_a_worker_that_is_condemned_in_a_long_run_is_noticed(monkeypatch: pytest
 
 def test_an_utterance_that_another_model_than_its_sessions_has_made_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Catalog, "models_of", lambda self, message: self.stages_of(message.pipeline))
-    assert "has model 'b', and was given to" in bad_end(range(100))
+    assert "has model 'b', and was given to" in bad_end(range(100), plain=False)
 
 
 def test_the_benchmark_plays_them_in_parts(capsys: pytest.CaptureFixture) -> None:
