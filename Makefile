@@ -36,10 +36,12 @@ $(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
 	@[ -x $(PY) ] || { echo "== making $(VENV) with $$($(PYTHON) --version)"; "$(PYTHON)" -m venv $(VENV); } || { \
 	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; apt-get install python3-venv" >&2; exit 1; }
 	@echo "== installing Dragoman and what it needs (about half a minute)"
-	@$(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[test,bench$(if $(GPU),$(,)gpu)]'
+	@bash scripts/meanwhile.sh installing $(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet \
+	  -e '.[test,bench$(if $(GPU),$(,)gpu)]'
 	@bash scripts/repair_wheel.sh $(PY)
 	@if [ -n "$(GPU)" ]; then echo "== putting onnxruntime-gpu in the place of onnxruntime (last step)"; \
-	  $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
+	  bash scripts/meanwhile.sh installing \
+	    $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
 	@rm -f $(VENV)/ready*; touch $@
 	@echo "== $(VENV) is ready"
 
@@ -55,7 +57,7 @@ demo: env
 # they can crash it (docs/decisions/0011-one-library-a-test-run.md).
 with = $(foreach name,$(1),tests/models/test_clockwork_$(name).py) $(wildcard $(foreach name,$(1),tests/stages/test_$(name).py))
 BY_LIBRARY := ctranslate2 llama onnx node
-TESTS_ctranslate2 := $(call with,asr tones nmt) tests/models/test_shapes.py tests/models/test_shape_ctranslate2.py
+TESTS_ctranslate2 := $(call with,asr tones nmt) tests/stages/test_nmt_makes.py tests/models/test_shapes.py tests/models/test_shape_ctranslate2.py
 TESTS_llama := $(call with,repair)
 TESTS_onnx := $(call with,tts) tests/models/test_shape_onnx.py
 TESTS_node := tests/node/test_real_stages.py tests/node/test_translate.py tests/node/test_demo_models.py

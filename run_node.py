@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 try:
     import msgspec  # noqa: F401 - these two are what every verb needs
@@ -60,9 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+class Parser(argparse.ArgumentParser):
+    """Of the whole line or of one verb. What it does not know it tells itself, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="run_node.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"dragoman {__version__}")

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.scheduler.jobs import CHARS_A_SECOND
 from ipc.messages import Ack, Busy, Open, Opened, Outcome, Share, Submit
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Speaker:
             index = self._unsent.popleft()
             self._unended += 1
             audio_s = self._waiting[index].audio_s
-            submit = Submit(self.session, index, text=f"{audio_s:.6f}", budget_ms=self.node.budget_ms(audio_s))
+            text = f"{audio_s:.6f}".ljust(int(CHARS_A_SECOND * audio_s))  # and as long as it would be
+            submit = Submit(self.session, index, text=text, budget_ms=self.node.budget_ms(audio_s))
             self.node.submit(self.client, submit)
 
     def hear(self, message: Any) -> None:

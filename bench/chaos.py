@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bench.chaos_client import RESULT_SAMPLES
 from bench.chaos_faults import KINDS, Faults, Kill, cards, kind_of
 from bench.chaos_judge import Verdict, read_logs
 from bench.report import ZERO, Goal, Report, at_least
+from engine.bar import bar
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
 from engine.failpoints import FILE
 from engine.leasing import Lease
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace, log: Path) -> Report:
             failed = single(kind, args.requests, log)
             report.add(f"failed_of_{args.requests}_{kind}", failed, "", ZERO)
         report.add("grant_max_s", max(next_grants(LOADS, log)), "s", Goal(at_most=GOALS["arbiter"]))
-    judge(report, args.seconds, storm(args.seconds, args.seed, args.json, log))
+    judge(report, args.seconds, storm(args.seconds, args.seed, log))
     return report
 
 
@@ -167,7 +167,7 @@ def single(kind: str, requests: int, log: Path | None = None) -> int:
     with Node(config(), log_file=log) as node, node.client() as client:
         with client.session(source="en", target="de") as session:
             good = 0
-            for index in tqdm(range(requests), f"one kill: {kind}", leave=False, disable=None):
+            for index in bar(range(requests), f"one kill: {kind}"):
                 session.submit(samples)
                 if index == requests // 4:
                     row = random.Random(kind).choice([r for r in processes(node) if kind_of(r["role"]) == kind])
@@ -182,7 +182,7 @@ def next_grants(count: int, log: Path | None = None) -> list[float]:
     A program outside the node asks for it, and waits for that load first: what is left of the load is in the figure.
     """
     with Node(config(LOAD_MS), log_file=log) as node:
-        return [next_grant(node) for _ in tqdm(range(count), "kills in a load", leave=False, disable=None)]
+        return [next_grant(node) for _ in bar(range(count), "kills in a load")]
 
 
 def next_grant(node: Node) -> float:
@@ -212,7 +212,7 @@ def killed(node: Node, role: str) -> Kill:
 # ---------------------------------------------------------------- many
 
 
-def storm(seconds: float, seed: int, quiet: bool, log: Path | None = None) -> Storm:
+def storm(seconds: float, seed: int, log: Path | None = None) -> Storm:
     """Do harm for ``seconds``."""
     chance = random.Random(seed)
     found = Storm()
@@ -225,7 +225,7 @@ def storm(seconds: float, seed: int, quiet: bool, log: Path | None = None) -> St
             with clients(node.endpoint, logs, seed) as all_flow:
                 wait(all_flow, "the clients get outcomes")
                 deaths = Deaths(node)
-                for kills in harm_for(seconds, node, faults, chance, quiet):
+                for kills in harm_for(seconds, node, faults, chance):
                     found.kills.append(kills)
                     deaths.look()
             found.verdict = read_logs(logs)
@@ -260,13 +260,13 @@ class Deaths:
         self.seen |= {(death["role"], death["incarnation"]): death for death in self._node.stats()["deaths"]}
 
 
-def harm_for(seconds: float, node: Node, faults: Faults, chance: random.Random, quiet: bool) -> Iterator[list[Kill]]:
+def harm_for(seconds: float, node: Node, faults: Faults, chance: random.Random) -> Iterator[list[Kill]]:
     """Play a card, wait for recovery, rest; again until the time is over. Gives each card's kills, if any."""
     end = time.monotonic() + seconds
     deck = cards(chance)
-    with tqdm(total=round(seconds), desc="killing", unit="s", leave=False, disable=quiet or None) as bar:
+    with bar(total=round(seconds), desc="killing", unit="s") as shown:
         while (left := end - time.monotonic()) > 0:
-            bar.update(max(0, round(seconds - left) - bar.n))
+            shown.update(max(0, round(seconds - left) - shown.n))
             if kills := faults.play(*next(deck)):
                 last = {kill.role: kill for kill in kills}  # the one of each that its present life comes after
                 wait(partial(have_recovered, node, last.values()), f"{' and '.join(last)} came back")

@@ -17,6 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.bar import bar
+
 FRESH_S = 5.0  # processes report once a second; one that does not for so long is not waited for
 LOOK_S = 0.05
 PATIENCE_S = 60.0  # an outcome that takes longer is a broken node, not a slow one
@@ -45,7 +47,7 @@ class Run:
         return sum(outcome.outcome != "ok" for outcome in self.outcomes)
 
 
-def backlog(session: Any, utterances: Sequence[Any], bar: tqdm) -> Run:
+def backlog(session: Any, utterances: Sequence[Any], shown: tqdm) -> Run:
     """Send everything at once through ``session`` and wait for all outcomes."""
     run = Run()
     begun = time.perf_counter()
@@ -53,7 +55,7 @@ def backlog(session: Any, utterances: Sequence[Any], bar: tqdm) -> Run:
     def note(outcome: Any) -> None:
         run.received_s.append(time.perf_counter() - begun)
         run.outcomes.append(outcome)
-        bar.update()
+        shown.update()
 
     for utterance in utterances:
         session.submit(utterance)
@@ -99,5 +101,5 @@ def newest(stats: Callable[[], Mapping[str, Any]], part: str) -> Mapping[str, An
 
 
 def progress(total: int, what: str) -> tqdm:
-    """A progress bar on standard error (nothing where that is not a terminal)."""
-    return tqdm(total=total, desc=what, unit="utt", leave=False, disable=None, mininterval=0.5)
+    """A progress bar on standard error."""
+    return bar(total=total, desc=what, unit="utt", mininterval=0.5)

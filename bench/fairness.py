@@ -6,7 +6,7 @@ what their clients feel: from the submit to the end of the last stage, less the 
 
 Then a crowd of plain clients, which know nothing of their share, wants four times what the node takes. Each comes back
 before it was told to, again and again, so that it is seen when there really was room: what was told is compared with
-that, whichever is longer.
+that, whichever is longer. That is promised under steady load: what is told in the crowd's first second does not count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import msgpack
 import numpy as np
-import zmq
 
 from bench import line, workloads
 from bench.drive import arrived, progress, within
+from bench.plain_session import PlainSession
 from bench.report import ZERO, Goal, Report, at_least
 from stages.simulated import mark_samples
 
@@ -35,6 +34,7 @@ GOOD, LOAD = 4, 0.5  # sessions, and their part of what the bottleneck can do
 SERVICE_S = max(workloads.W1_MS.values()) / 1000
 SAMPLES = 16_000  # int16: a second
 CROWD, WANTED = 5, 8  # sessions, and how many utterances each would have under way
+STEADY_S = 1.0  # after which its load is
 PROBES = 4  # times that a refused one comes back before it was told to
 LIMIT_S = 300.0
 GOALS = {
@@ -191,7 +191,8 @@ class Flood:
 def crowd(endpoint: str, seconds: float) -> list[float]:
     """How far off each Busy(capacity) was: what it told over what it took, or the reverse, whichever is more."""
     plain = [Plain(endpoint, f"crowd{number}") for number in range(CROWD)]
-    end = time.monotonic() + seconds
+    steady = time.monotonic() + STEADY_S
+    end = steady + seconds
     try:
         while time.monotonic() < end:
             for one in plain:
@@ -200,65 +201,48 @@ def crowd(endpoint: str, seconds: float) -> list[float]:
     finally:
         for one in plain:
             one.close()
-    return [factor for one in plain for factor in one.factors]
+    return [factor for one in plain for at, factor in one.factors if at >= steady]
 
 
 class Plain:
     """A session that always wants ``WANTED`` utterances under way, whatever its share is."""
 
     def __init__(self, endpoint: str, tag: str) -> None:
-        self.factors: list[float] = []
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
-        self._samples = mark_samples(11, SAMPLES).tobytes()
-        self._session = ""
+        self.factors: list[tuple[float, float]] = []  # when it was told, and how far off that was
+        self._session = PlainSession(endpoint, tag, SAMPLES)
         self._coming, self._received = 0, -1
         self._again_at, self._tries = 0.0, 0
         self._waits_for: int | None = None
         self._told: list[tuple[float, float]] = []  # when, and how long it said, of the index that waits
-        self._say({"type": "Hello", "version": 1}, {"type": "Open", "tag": tag, "pipeline": "full"})
 
     def turn(self, now: float) -> None:
         """Hear what has come, and say what is due."""
-        while self._socket.poll(0):
-            head, *_ = self._socket.recv_multipart()
-            for message in msgpack.unpackb(head):
-                self._hear(message, now)
-        while self._session and now >= self._again_at and self._coming - self._received - 1 < WANTED:
-            self._submit(self._coming)
+        for message in self._session.heard():
+            self._hear(message, now)
+        while self._session.id and now >= self._again_at and self._coming - self._received - 1 < WANTED:
+            self._session.submit(self._coming)
             self._coming += 1
             if self._waits_for is not None:
                 self._again_at = now + 60.0  # one at a time, until it is answered
                 return
 
     def close(self) -> None:
-        self._say({"type": "Close", "session": self._session, "mode": "abort"})
-        self._socket.close(linger=100)
+        self._session.close()
 
     def _hear(self, message: dict[str, Any], now: float) -> None:
         match message["type"]:
-            case "Opened":
-                self._session = message["session"]
             case "Accepted" if message["index"] == self._waits_for:
-                self.factors += [max(told / (now - at), (now - at) / told) for at, told in self._told]
+                self.factors += [(at, max(told / (now - at), (now - at) / told)) for at, told in self._told]
                 self._told.clear()
                 self._waits_for, self._again_at = None, 0.0
             case "Outcome":
                 self._received = max(self._received, message["index"])
-                self._say({"type": "Ack", "session": self._session, "through": self._received})
+                self._session.say("Ack", through=self._received)
             case "Busy" if message["reason"] != "held_back":
                 told = message["retry_after_ms"] / 1000
                 self._coming = self._waits_for = message["resend_from"]
                 self._told.append((now, told))
                 self._again_at = now + told / PROBES
-
-    def _submit(self, index: int) -> None:
-        message = {"type": "Submit", "session": self._session, "index": index, "dtype": "s16le", "sample_rate": 16000}
-        self._say({**message, "nbytes": len(self._samples)}, samples=self._samples)
-
-    def _say(self, *messages: dict[str, Any], samples: bytes | None = None) -> None:
-        self._socket.send_multipart([msgpack.packb(messages), *([samples] if samples is not None else [])])
 
 
 if __name__ == "__main__":

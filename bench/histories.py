@@ -14,10 +14,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tqdm import tqdm
-
 from bench.report import ZERO, Goal, Report, at_least
 from bench.simulation import World
+from engine.bar import bar
 
 PATHS = (
     "scheduler dies with unended jobs",
@@ -35,6 +34,7 @@ PATHS = (
     "one sent ahead is overtaken",
     "condemned",
     "a model leaves for another",
+    "a further model works",
     "sent twice",
     "Busy",
     "a session is over its outbox",
@@ -122,11 +122,11 @@ def play(first: int, count: int, jobs: int) -> tuple[Counter[str], list[str]]:
     """All of them, in ``jobs`` processes."""
     paths: Counter[str] = Counter()
     failures: list[str] = []
-    with tqdm(total=count, desc="histories", unit="history", leave=False, disable=None) as bar:
+    with bar(total=count, desc="histories", unit="history") as shown:
         for told in _told(first, count, jobs):
             paths.update(told["paths"])
             failures += told["failures"]
-            bar.update(told["count"])
+            shown.update(told["count"])
     return paths, failures
 
 

@@ -26,6 +26,7 @@ from bench.drive import newest
 from bench.load_users import PACES, Crowd, Load, Speech, quantile
 from bench.report import ZERO, Goal, Report, at_least
 from engine import ctl, embedded, media
+from engine.bar import bar
 from engine.client import Client, NodeGone, Rejected
 from engine.config import Config, DeadlinesSection
 from engine.loading import wait_for_all
@@ -241,9 +242,9 @@ def press(
     what = f"{what}{users} user{'s' if users > 1 else ''}"
     crowd.start()
     try:
-        with tqdm(total=round(seconds), desc=what, bar_format=BAR, leave=False, disable=None) as bar:
+        with bar(total=round(seconds), desc=what, bar_format=BAR) as shown:
             while not crowd.join():
-                show(bar, crowd)
+                show(shown, crowd)
     except Rejected as error:
         raise UsageError(f"the node refuses these users: {error.text}", error.mend) from error
     finally:
@@ -251,11 +252,11 @@ def press(
     return crowd.load()
 
 
-def show(bar: tqdm, crowd: Crowd) -> None:
+def show(shown: tqdm, crowd: Crowd) -> None:
     """How far a load is, and what it has come to."""
     load = crowd.load()
-    bar.update(min(round(crowd.elapsed_s), bar.total) - bar.n)
-    bar.set_postfix_str(
+    shown.update(min(round(crowd.elapsed_s), shown.total) - shown.n)
+    shown.set_postfix_str(
         f"{len(load.ended)} utterances, {load.throughput:.3g}/s, p50 {load.latency_s(0.5):.3g} s, "
         f"p99 {load.latency_s(0.99):.3g} s, {len(load.ended) - len(load.ok)} not ok"
     )

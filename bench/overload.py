@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
-import zmq
 
 from bench import workloads
 from bench.drive import arrived, progress, within
+from bench.plain_session import PlainSession
 from bench.report import ZERO, Goal, Report, at_least
 from stages.simulated import mark_samples
 
@@ -152,58 +151,44 @@ class Speaker:
         self.good = 0  # ended well, in time, and before the overload was over
         self.open: dict[int, Utterance] = {}  # without an answer that ends it
         self._chance, self._rate, self._until = chance, rate, until
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
-        self._samples = mark_samples(11, SAMPLES).tobytes()
-        self._session, self._window = "", 0
+        self._session = PlainSession(endpoint, tag, SAMPLES)
         self._next_index = self._next_to_send = 0
         self._through = -1
         self._speaks_at = time.monotonic()
         self._again_at = 0.0
-        self._say({"type": "Hello", "version": 1}, {"type": "Open", "tag": tag, "pipeline": "full"})
 
     def turn(self, now: float) -> None:
-        while self._socket.poll(0):
-            head, *_ = self._socket.recv_multipart()
-            for message in msgpack.unpackb(head):
-                self._hear(message, now)
+        for message in self._session.heard():
+            self._hear(message, now)
         while self._speaks_at <= min(now, self._until):
             self._speaks_at += self._chance.expovariate(self._rate)
             self.open[self._next_index] = Utterance(now)
             self.said["offered"] += 1
             self._next_index += 1
-        if self._session:
+        if self._session.id:
             self._send(now)
 
     def close(self) -> None:
         """What is still open nobody has explained."""
         self.said["unexplained"] += len(self.open)
-        self._say({"type": "Close", "session": self._session, "mode": "abort"})
-        self._socket.close(linger=100)
+        self._session.close()
 
     def _send(self, now: float) -> None:
         """In order, as far as window and Busy let it; what is too old by now is skipped."""
-        while self._next_to_send < min(self._next_index, self._through + 1 + self._window):
+        while self._next_to_send < min(self._next_index, self._through + 1 + self._session.window):
             index = self._next_to_send
             one = self.open.get(index)
             if one is not None and now - one.said_at > BUDGET_S:
-                self._say({"type": "Skip", "session": self._session, "index": index})
+                self._session.say("Skip", index=index)
             elif now < self._again_at:
                 return
             elif one is not None:
                 one.sent_at = now
-                self._say(
-                    {"type": "Submit", "session": self._session, "index": index, "dtype": "s16le",
-                     "nbytes": len(self._samples), "sample_rate": 16000, "budget_ms": int(1000 * BUDGET_S)},
-                    samples=self._samples,
-                )  # fmt: skip
+                self._session.submit(index, budget_ms=int(1000 * BUDGET_S))
             self._next_to_send += 1
 
     def _hear(self, message: dict[str, Any], now: float) -> None:
         match message["type"]:
-            case "Opened":
-                self._session, self._window = message["session"], message["window"]
             case "Accepted":
                 if (one := self.open.get(message["index"])) is not None and not one.accepted_at:
                     one.accepted_at = now
@@ -218,7 +203,7 @@ class Speaker:
     def _end(self, message: dict[str, Any], now: float) -> None:
         one = self.open.pop(message["index"], None)
         self._through = max(self._through, message["index"])
-        self._say({"type": "Ack", "session": self._session, "through": self._through})
+        self._session.say("Ack", through=self._through)
         if one is None:
             return
         ending = message["outcome"] if message["outcome"] in ("ok", "skipped") else message["code"]
@@ -226,9 +211,6 @@ class Speaker:
         if one.accepted_at:
             self.took_s.append(now - one.sent_at)
             self.good += message["outcome"] == "ok" and self.took_s[-1] <= BUDGET_S and now <= self._until
-
-    def _say(self, *messages: dict[str, Any], samples: bytes | None = None) -> None:
-        self._socket.send_multipart([msgpack.packb(messages), *([samples] if samples is not None else [])])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from bench import capacity_options, capacity_picture
 from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
 from bench.capacity_node import CapacityNode
 from bench.report import Report
 from bench.simulate import add_figures, play
+from engine.bar import bar
 
 USUAL = Day(gpus=4, sessions=200, hours=1.0, load=None, pause_s=120.0)
 SEARCHED = 0.3, 1.1  # loads between which the most sessions lie
@@ -93,14 +92,14 @@ def most_sessions(day: Day, what: str) -> int:
     at_full_load = day.sessions / day.offered
     low, high = (share * at_full_load for share in SEARCHED)
     found = 0
-    with tqdm(total=STEPS, desc=f"{what}: most sessions", leave=False, disable=None) as bar:
+    with bar(total=STEPS, desc=f"{what}: most sessions") as shown:
         for _ in range(STEPS):
             middle = max(1, round((low + high) / 2))
             if serves(replace(day, sessions=middle, hours=SEARCH_HOURS)):
                 found, low = max(found, middle), (low + high) / 2
             else:
                 high = (low + high) / 2
-            bar.update()
+            shown.update()
     return found
 
 

@@ -11,13 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from bench import capacity_options, capacity_picture
 from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
 from bench.capacity_node import CapacityNode
 from bench.report import ZERO, Goal, Report
+from engine.bar import bar
 
 USUAL = Day(worker_mtbf_h=24.0, gpu_mtbf_h=72.0)
 PERCENTILES = (50, 90, 99)
@@ -65,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def play(day: Day, what: str) -> Figures:
-    """Play it, with a progress bar in virtual hours on standard error (none where that is not a terminal)."""
-    with tqdm(total=day.hours, desc=what, unit="h", leave=False, disable=None, mininterval=0.5) as bar:
-        return CapacityNode(day).run(lambda seconds: bar.update(seconds / 3600))
+    """Play it, with a progress bar in virtual hours on standard error."""
+    with bar(total=day.hours, desc=what, unit="h", mininterval=0.5) as shown:
+        return CapacityNode(day).run(lambda seconds: shown.update(seconds / 3600))
 
 
 def add_figures(report: Report, day: Day, figures: Figures) -> None:

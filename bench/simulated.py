@@ -6,6 +6,7 @@ from engine.config import DeadlinesSection
 
 PIPELINES = (("asr", "nmt", "tts"), ("asr", "nmt", "tts"), ("pass1", "pass2"))  # the last: samples from end to end
 HANDED_ON = ("asr", "tts", "pass1")  # a worker reads in another worker's ring: of every tenth seed
+SEVERAL, OTHER = 0.1, "b"  # share of the histories where a stage has a further model, and its name
 DEADLINES = DeadlinesSection(
     heartbeat_s=1.0, silent_s=3.0, backoff_first_s=0.05, gap_s=10.0, budget_base_s=300.0, retry_delay_s=0.5,
     detach_s=20.0, keep_s=20.0,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bench import simulated_wish
-from bench.simulated import PING_S, Stuck
+from bench.simulated import OTHER, PING_S, Stuck
 from bench.simulated_processes import WINDOW, GatewayLife, Life
 from bench.simulated_wish import Wish
+from engine.choices import name_of
 from engine.client_core import SessionCore, State
 from engine.client_utterance import Place, Utterance
 from engine.gateway.events import ClientLost
@@ -42,7 +43,9 @@ class Client:
         chance = world.chance
         self.world = world
         self.number, self.connection = number, 0
-        self.core = SessionCore({"tag": f"t{number}", **OPENING})
+        self.model = OTHER if world.shared and world.models.random() < 0.5 else ""  # of the stage that has two
+        chosen = {world.shared: self.model} if self.model else {}
+        self.core = SessionCore({"tag": f"t{number}", **OPENING, "models": chosen})
         count = chance.randint(1, WINDOW)
         self.wishes = [
             simulated_wish.draw(chance, n, n == count - 1, world.samples, world.pipeline) for n in range(count)
@@ -220,11 +223,21 @@ class Client:
         for outcome, wish in zip(self.got, self.wishes, strict=False):
             if wrong := wish.judge(outcome, world.faults.deaths, stopped, world.is_cut_short):
                 raise Stuck(f"seed {world.seed}: {self.name} {wish.index} ({wish.flaw or 'plain'}): {wrong}")
+            for record in outcome.stages:
+                self._check_model(record)
             self._note_path(outcome.code, outcome.error, wish)
         lost = [index for index, one in self.core.unended.items() if one.place is Place.ACCEPTED]
         kept_back = self.is_lazy and isinstance(self.core.failure, SessionClosed)  # it was told that the node stops
         if lost and not (world.is_cut_short or kept_back or self.has_left):
             raise Stuck(f"seed {world.seed}: {self.name} was left without what was accepted, {lost}")
+
+    def _check_model(self, record: dict[str, Any]) -> None:
+        """That it was a worker of this session's model."""
+        model = self.model if record["stage"] == self.world.shared else ""
+        worker = record.get("worker", "").partition("@")[0]
+        if worker and (worker, record.get("model", "")) != (name_of(record["stage"], model), model):
+            raise Stuck(f"seed {self.world.seed}: {self.name} has model {model!r}, and was given to {worker}")
+        self.world.paths["a further model works"] += bool(worker and model)
 
     def _note_path(self, code: str, error: str, wish: Wish) -> None:
         paths, deaths = self.world.paths, self.world.faults.deaths

@@ -6,7 +6,8 @@ moment, or frozen for a while and going on.
 
 A **history** is one run of such a world: clients submit, processes die, perhaps somebody stops the node, and at the end
 every client must hold exactly one outcome for each utterance, in order, the one that is due to it (``Wish``), with its
-own samples; no slot may be left taken, and nobody may have been condemned who was only busy.
+own samples, made by the models of its session; no slot may be left taken, and nobody may have been condemned who was
+only busy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.simulated import DEADLINES, HANDED_ON, KINDS, LATEST_S, OUTPUT_BYTES, PIPELINES, Stuck
+from bench.simulated import DEADLINES, HANDED_ON, KINDS, LATEST_S, OTHER, OUTPUT_BYTES, PIPELINES, SEVERAL, Stuck
 from bench.simulated_client import Client
 from bench.simulated_faults import Faults
 from bench.simulated_network import Memory, Network
@@ -26,6 +27,7 @@ from bench.simulated_processes import GatewayLife, Life, SchedulerLife
 from bench.simulated_supervisor import Supervisor
 from bench.simulated_wish import Wish
 from engine.boot import StagePlan, WorkerPlan
+from engine.choices import model_of, name_of, stage_of
 from engine.supervisor.lifecycle import Phase
 
 SETTLES_S = 30.0  # acknowledgements, and what they set free, at the latest
@@ -53,25 +55,33 @@ class World:
         self.pipeline = chance.choice(PIPELINES)
         if seed % 10 == 9:
             self.pipeline = HANDED_ON
-        self.workers = tuple(f"{stage}@cpu/{n}" for stage in self.pipeline for n in range(chance.choice((1, 1, 2))))
+        self.models = random.Random(f"further models {seed}")  # of their own: what else comes does not depend on them
+        self.shared = self.models.choice(self.pipeline) if self.models.random() < SEVERAL else ""
+        self.names = [
+            name
+            for stage in self.pipeline
+            for name in ((stage, name_of(stage, OTHER)) if stage == self.shared else (stage,))
+        ]
+        self.workers = tuple(f"{name}@cpu/{n}" for name in self.names for n in range(chance.choice((1, 1, 2))))
         self.room = max(1, len(self.workers) - seed // 10 % 4) if seed % 10 == 8 else len(self.workers)  # models
         self.ring_blocks, self.ingress_blocks = chance.choice((2, 4, 16)), chance.choice((3, 8, 8))
         self.capacity_factor = chance.choice((3, 10))
         self.samples, self.outbox_bytes = chance.choice(((8, 2**20), (8, 2**20), (24_000, 150_000)))
         self.is_eager = seed % 10 != 5  # the scheduler sends ahead more than it does in life
         self.is_slow = chance.random() < 0.2  # some runs and loads are very long
-        self.stages = tuple(self._stage(name) for name in self.pipeline)
+        self.stages = tuple(self._stage(name) for name in self.names)
         self.supervisor = Supervisor(self)
         self.faults = Faults(self)
         self.clients = [Client(self, n) for n in range(chance.randint(1, 3))]
 
     def _stage(self, name: str) -> StagePlan:
-        ring = self.ring_blocks if name == "tts" else 0
+        ring = self.ring_blocks if stage_of(name) == "tts" else 0
+        rests = bool(model_of(name)) and self.room < len(self.workers)
         plans = tuple(
-            WorkerPlan(role=role, stage=name, device="cpu", ring_blocks=ring)
+            WorkerPlan(role=role, stage=name, device="cpu", ring_blocks=ring, rests=rests)
             for role in self.workers if role.startswith(f"{name}@")
         )  # fmt: skip
-        accepts, emits = KINDS[name]
+        accepts, emits = KINDS[stage_of(name)]
         return StagePlan(
             name=name, kind="simulated", accepts=accepts, emits=emits, workers=plans, output_base=OUTPUT_BYTES,
             max_batch=self.chance.choice((1, 1, 2)),
@@ -79,9 +89,10 @@ class World:
 
     def ring_users(self) -> dict[str, tuple[str, ...]]:
         """Ring -> the roles that map it."""
-        readers = tuple(role for role in self.workers if KINDS[role.partition("@")[0]][0] == "audio")
+        stages = {role: stage_of(role.partition("@")[0]) for role in self.workers}
+        readers = tuple(role for role, stage in stages.items() if KINDS[stage][0] == "audio")
         behind = readers if self.pipeline == HANDED_ON else ()
-        made = [role for role in self.workers if role.startswith("tts@")]
+        made = [role for role, stage in stages.items() if stage == "tts"]
         return {"gateway": ("gateway", *readers), **{ring: (ring, "gateway", *behind) for ring in made}}
 
     # ---------------------------------------------------------------- time

@@ -21,8 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from bench import vram_rehearsal
 from bench.report import ZERO, Goal, Report, at_least
 from bench.vram_judge import PROMISES
@@ -30,6 +28,7 @@ from bench.vram_node import GIB, Figures, Plan, VirtualNode
 from bench.vram_rehearsal import ScenarioError
 from bench.vram_trace import Trace
 from bench.vram_world import World
+from engine.bar import bar
 
 A_HISTORY = 1000  # requests
 MIB, MOST_BYTES = 2**20, 2**40  # of a GPU
@@ -164,11 +163,11 @@ def play(first: int, requests: int, jobs: int) -> tuple[Counter[str], float, flo
     counts: Counter[str] = Counter()
     used = packed = 0.0
     wrong: list[str] = []
-    with tqdm(total=requests, desc="leases", unit="request", leave=False, disable=None) as bar:
+    with bar(total=requests, desc="leases", unit="request") as shown:
         for told in _told(first, requests, jobs):
             counts.update(told["counts"])
             used, packed, wrong = used + told["used"], packed + told["packed"], wrong + told["wrong"]
-            bar.update(told["counts"].get("requests", 0))
+            shown.update(told["counts"].get("requests", 0))
     return counts, used, packed, wrong
 
 

@@ -6,8 +6,9 @@
   may think that others have taken what they have not. An excess up to what it *does* think so is counted as ``unseen``
   and not held against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have not taken as much as it
-  lacks since the reading upon which it was granted. What outsiders have snatched is ``snatched``: no book can know of
-  it before. And one beside a holder whose grant was unseen is ``unseen_oom``.
+  lacks since the reading upon which somebody was granted last there: then all that was granted had to fit. What
+  outsiders have snatched is ``snatched``: no book can know of it before. And one beside a holder whose grant was unseen
+  is ``unseen_oom``.
 * ``starved``: a question that was answered later than its patience, the time that loads of others took, and three
   seconds (a silent driver keeps a load's end from being seen for up to two).
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
@@ -59,7 +60,6 @@ class Process:
     life: int = 0  # counts requests, so that what was planned for one does not happen to the next
     idle: bool = False
     words: list[Any] = field(default_factory=list)
-    foreign_known: int = 0  # what others had by the reading upon which it was granted
     is_stuck: bool = False  # dead, and its memory not free
     is_unseen: bool = False  # its grant was one too many, as the book could not know
     heard_at: float = -1.0  # when the arbiter of now heard the question; below 0: it has not
@@ -95,6 +95,7 @@ class Judge:
         self._loading: dict[str, set[Process]] = {name: set() for name in devices}
         self._turns: dict[str, float] = dict.fromkeys(devices, 0.0)  # seconds in which somebody loaded
         self._loading_since: dict[str, float] = dict.fromkeys(devices, 0.0)
+        self._foreign_known = dict.fromkeys(devices, 0)  # what outsiders had when all that is granted must have fit
         self._answered_at: dict[str, float] = dict.fromkeys(devices, 0.0)
         self._stuck_s: dict[str, float] = dict.fromkeys(devices, 0.0)
 
@@ -129,7 +130,7 @@ class Judge:
     def _judge(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         device, before = self._devices[process.device], process.granted_bytes
         foreign_read = arbiter.foreign_read[process.device]
-        process.granted_bytes, process.foreign_known = process.granted_bytes + nbytes, foreign_read
+        process.granted_bytes, self._foreign_known[process.device] = before + nbytes, foreign_read
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
         usable = self._limits[process.device].usable_bytes
         doubt = 0 if self._exact or committed <= usable else self._untaken(process, before, arbiter)
@@ -164,7 +165,7 @@ class Judge:
 
     def out_of_memory(self, process: Process, lacking: int) -> None:
         """``lacking``: bytes that were not free."""
-        if self._devices[process.device].foreign_bytes - process.foreign_known >= lacking:
+        if self._devices[process.device].foreign_bytes - self._foreign_known[process.device] >= lacking:
             self.counts["snatched"] += 1
         elif any(one.is_unseen for one in self.present[process.device]):
             self.counts["unseen_oom"] += 1

@@ -23,6 +23,7 @@ from bench.vram_device import TrueDevice
 from engine.arbiter.events import FromWorker, Waits
 from engine.arbiter.kept import Kept
 from engine.boot import SchedulerBoot, StagePlan, WorkerPlan
+from engine.choices import name_of, stage_of
 from engine.config import DeadlinesSection
 from engine.limits import Limits
 from engine.scheduler.book import GATEWAY, SUPERVISOR
@@ -83,6 +84,8 @@ class Plan:
     max_batch: int = 2
     estimate_factor: float = 1.0  # of the truth
     outsider: bool = False  # now and then a program takes nearly everything that is free, for some seconds
+    pipeline: tuple[str, ...] = tuple(STAGE_S)
+    models: int = 1  # of the last stage; each has a session, and the utterances come from one after the other
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Figures:
     utterances: int
     makespan_s: float = 0.0
     waited_s: float = 0.0  # sum over utterances of what they took beyond their own stage times
+    longest_s: float = 0.0  # the longest of these
     used_byte_s: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     runs: int = 0
@@ -153,20 +157,23 @@ class VirtualNode:
             self.deadlines.lease_wait_s, self.deadlines.settle_s, self.deadlines.unreadable_s, self.deadlines.grace_s
         )
         self.arbiter = VirtualArbiter(clock, chance, self.devices.values(), limits, waits, self, "ours")
-        stages = tuple(self._stage(name, names) for name in STAGE_S)
+        last = plan.pipeline[-1]
+        self.models = [last, *(name_of(last, f"m{number}") for number in range(1, plan.models))]
+        stages = tuple(self._stage(name, names) for name in (*plan.pipeline[:-1], *self.models))
         self.workers = {plan.role: Worker(plan) for stage in stages for plan in stage.workers}
         boot = SchedulerBoot(
-            stages=stages, pipelines={"full": tuple(STAGE_S)}, mode="pipelined", mode_reason="", send_ahead=1,
+            stages=stages, pipelines={"full": plan.pipeline}, mode="pipelined", mode_reason="", send_ahead=1,
             max_retries=3, capacity_factor=10,
         )  # fmt: skip
         self.scheduler = Scheduler(boot, self.deadlines, 1)
         self._turn_due = float("inf")
-        self._came: dict[int, float] = {}
+        self._came: dict[tuple[str, int], float] = {}
         self._question = 0
         self._begun = 0.0
 
     def _stage(self, name: str, devices: list[str]) -> StagePlan:
-        need = CONTEXT + WEIGHTS[name] + WORKSPACE[name] * self.plan.max_batch
+        kind = stage_of(name)
+        need = CONTEXT + WEIGHTS[kind] + WORKSPACE[kind] * self.plan.max_batch
         estimate = int(need * self.plan.estimate_factor)
         plans = tuple(
             WorkerPlan(role=f"{name}@{device}/0", stage=name, device=device, estimate_bytes=estimate)
@@ -192,7 +199,8 @@ class VirtualNode:
         self.arbiter.start()
         self._tell(PEER, Here("empty"))
         self._tell(SUPERVISOR, Serve())
-        self._tell(PEER, Session("s", "local", tuple(STAGE_S)))
+        for model in self.models:
+            self._tell(PEER, Session(model, "local", (*self.plan.pipeline[:-1], model)))
         for worker in self.workers.values():
             self._start(worker)
         self._begun = self.clock.now
@@ -200,12 +208,13 @@ class VirtualNode:
         if self.plan.outsider:
             self._plan_outsider()
 
-    def _next(self, index: int) -> None:
+    def _next(self, number: int) -> None:
         """An utterance comes."""
-        self._came[index] = self.clock.now
-        self._tell(PEER, Admit("s", index, 10**9, text="hello"))
-        if index + 1 < self.plan.utterances:
-            self.clock.after(self.chance.expovariate(1 / self.plan.gap_s), self._next, index + 1)
+        index, turn = divmod(number, self.plan.models)
+        self._came[self.models[turn], index] = self.clock.now
+        self._tell(PEER, Admit(self.models[turn], index, 10**9, text="hello"))
+        if number + 1 < self.plan.utterances:
+            self.clock.after(self.chance.expovariate(1 / self.plan.gap_s), self._next, number + 1)
 
     # ------------------------------------------------------------ the scheduler's shell
 
@@ -235,8 +244,10 @@ class VirtualNode:
     def _ended(self, message: JobOutcome) -> None:
         outcome = message.outcome
         self.figures.outcomes[outcome.outcome] += 1
-        took = self.clock.now - self._came[outcome.index]
-        self.figures.waited_s += took - sum(STAGE_S.values())
+        took = self.clock.now - self._came[outcome.session, outcome.index]
+        waited_s = took - sum(STAGE_S[stage] for stage in self.plan.pipeline)
+        self.figures.waited_s += waited_s
+        self.figures.longest_s = max(self.figures.longest_s, waited_s)
 
     # ------------------------------------------------------------ workers
 
@@ -289,7 +300,7 @@ class VirtualNode:
         """The lease is there: context and weights."""
         self.figures.loads += 1
         self._speak(worker, life, Loading())
-        weights = WEIGHTS[worker.plan.stage]
+        weights = WEIGHTS[stage_of(worker.plan.stage)]
         self.clock.after(LOAD_S + weights / READ_BYTES_S, self._loaded, worker, life, CONTEXT + weights)
 
     def _loaded(self, worker: Worker, life: int, nbytes: int) -> None:
@@ -316,14 +327,15 @@ class VirtualNode:
             return self._done(worker, batch)
         part = batch.parts.popleft()
         self.figures.runs += 1
-        times = 0.7 + 0.3 * len(part) if worker.plan.stage in AT_ONCE else len(part)
-        seconds = STAGE_S[worker.plan.stage] * times
+        stage = stage_of(worker.plan.stage)
+        times = 0.7 + 0.3 * len(part) if stage in AT_ONCE else len(part)
+        seconds = STAGE_S[stage] * times
         return self.clock.after(OOM_AFTER * seconds, self._work, worker, life, batch, part, seconds)
 
     def _work(self, worker: Worker, life: int, batch: Batch, part: tuple[RunItem, ...], seconds: float) -> None:
         if not worker.alive or worker.incarnation != life:
             return
-        nbytes = WORKSPACE[worker.plan.stage] * len(part)
+        nbytes = WORKSPACE[stage_of(worker.plan.stage)] * len(part)
         if self.devices[worker.plan.device].take(worker.peer, nbytes):
             if len(part) < len(batch.run.items):
                 batch.fits = len(part)

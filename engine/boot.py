@@ -54,10 +54,11 @@ class WorkerPlan(_Plan, frozen=True):
     smaller: tuple[VariantPlan, ...] = ()  # what it may load instead: variants 1, 2, ...
     variant: int = 0  # the one to begin with
     best: int = 0  # the one to come to when other programs leave it room: better ones would crowd the device
+    rests: bool = False  # loads when its stage has work, and is not waited for at the start
 
 
 class StagePlan(_Plan, frozen=True):
-    """A stage as the scheduler and the gateway see it."""
+    """A stage as the scheduler and the gateway see it, or one of its further models (``engine.choices``)."""
 
     name: str
     kind: str
@@ -71,6 +72,7 @@ class StagePlan(_Plan, frozen=True):
     min_batch: int = 1
     start_batch: int = 0  # what adapting begins with; 0: max_batch
     max_delay_ms: float = 0.0
+    length_ratio: float = 2.0  # utterances of one run differ in length by this factor at most
     timeout_base_s: float = 20.0
     timeout_per_audio: float = 2.0
     model: str = ""
@@ -80,6 +82,9 @@ class StagePlan(_Plan, frozen=True):
     skip_above: float = 0.0  # surer transcripts than this skip it; 0: none
     absent: str = ""  # why the stage cannot run at all ("not installed"); its utterances skip it
     workers: tuple[WorkerPlan, ...] = ()
+    translates: bool = False
+    languages: tuple[str, ...] | None = None  # that its model knows; None: any, or its files do not say
+    targets: tuple[str, ...] | None = None  # that it translates into; None: the same
 
 
 class DevicePlan(_Plan, frozen=True):

@@ -102,6 +102,11 @@ class Client:
             self._link = link
         self.run(lambda: bool(self.limits))
 
+    @property
+    def silent_s(self) -> float:
+        """For how long the node has left a question unanswered; at ``patience_s`` it is gone. 0.0: it answers."""
+        return 0.0 if self._link is None else self._link.silent_s(time.monotonic())
+
     def session(
         self,
         source: str = "",
@@ -119,6 +124,7 @@ class Client:
     ) -> Session:
         """Open a session. Raises Rejected with the node's reason, NodeGone.
 
+        ``models``: stage -> which of its models (``limits["choices"]``); else the first that knows the languages.
         ``window``: most utterances between the last one in our hands and the newest. ``on_progress`` is called, inside
         other calls and without calling back, with each ``Progress`` when given (which asks for ``partials``).
         ``on_deadline``: what is given up for an utterance that is late: "fail" all of it, "skip_repair" the repair of

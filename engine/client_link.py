@@ -77,6 +77,10 @@ class Link:
             raise NodeGone(text, "is the node running? see: run_node.py stats")
         return now - self._pinged_at >= PING_S
 
+    def silent_s(self, now: float) -> float:
+        """For how long the node has left a question unanswered; 0.0 when it has not."""
+        return 0.0 if self._asked_at is None else now - self._asked_at
+
     def ping(self, now: float) -> None:
         """Ask for a sign of life, in the next frame."""
         self._pinged_at = now

@@ -32,7 +32,7 @@ class NodeSection(_Section, frozen=True):
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
     placement: str = "earliest"  # who gets the next batch: earliest | least_queue | round_robin | a package's own
     adaptive: bool = (
-        True  # batches between min_batch and max_batch follow what runs have shown; false: always up to max
+        True  # batches from min_batch to max_batch, and what is sent ahead, follow what runs have shown; false: as set
     )
     send_ahead: int = 1  # full batches sent beyond the one that runs; to one of several workers only if runs are short
     restart_budget: int = 5  # restarts of one process within deadlines.restart_window_s
@@ -103,6 +103,20 @@ class VariantSection(_Section, frozen=True):
     options: dict[str, Any] = {}  # over the stage's own
 
 
+class ModelSection(_Section, frozen=True):
+    """[stages.NAME.models.MODEL]: a further model of a stage, for sessions that choose it or speak what it knows."""
+
+    model: str = ""  # its path or name; empty: the stage's own, in another compute_type or with other options
+    compute_type: str = ""  # empty: as the stage says
+    estimate_bytes: int = 0  # 0: from its files
+    languages: tuple[str, ...] = ()  # that it is for; empty: what its files say
+    variants: tuple[VariantSection, ...] = ()  # of this model: those of the stage are not
+    devices: tuple[str, ...] = ()  # empty: as the stage says
+    keep_alive_s: float | None = None  # as the stage says, unless given
+    pinned: bool | None = None  # as the stage says, unless given
+    options: dict[str, Any] = {}  # over the stage's own
+
+
 class StageSection(_Section, frozen=True):
     """[stages.NAME]: one stage. ``kind`` names the code that runs it (default: NAME)."""
 
@@ -110,6 +124,8 @@ class StageSection(_Section, frozen=True):
     model: str = ""  # its model: a path (from this file's folder), or a name its library fetches ("small")
     compute_type: str = "default"  # number format, in the library's own words
     variants: tuple[VariantSection, ...] = ()  # loaded where there is no room, best first: [{compute_type = "int8"}]
+    models: dict[str, ModelSection] = {}  # further ones, by name: what a session's models = {NAME = ...} may choose
+    languages: tuple[str, ...] = ()  # that its model is for; empty: what its files say
     devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": the GPUs that have room, else the CPU
     cpu_fallback: bool = False  # works on the CPU while its own devices have no room; repair on "auto" always may
     instances: int = 1  # workers on each of these devices
@@ -117,6 +133,9 @@ class StageSection(_Section, frozen=True):
     max_batch: int = 1  # utterances in one run; of asr by profile
     min_batch: int = 1  # ... that node.adaptive never goes below
     max_delay_ms: float = 0.0  # how long a batch may wait to fill
+    length_ratio: float = (
+        2.0  # utterances of one run differ in length by this factor at most: the longest sets its time
+    )
     timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s
     warm_up_runs: int = 3  # runs on made-up input before a worker counts as ready

@@ -20,7 +20,7 @@ import msgspec
 
 import stages
 from engine import config, knobs
-from engine.config import Config, StageSection
+from engine.config import Config, ModelSection, StageSection
 from engine.config_env import variable
 from engine.config_rules import MANY_BYTES, Between, Endpoint, Like, OneOf, rule_for, words
 from engine.profiles import PROFILES
@@ -40,13 +40,17 @@ SAMPLE_STAGES = """\
 # [stages.NAME]: one stage each. A model is a path (from this file's folder) or, for asr, a name its library fetches.
 # What begins with /, ., ~ or models/, has two slashes, or lies in a folder that exists, is a path; "small" and
 # "owner/model" are names.
-# `run_node.py models synthesize KIND --out DIR` makes small ones without a download.
+# docs/models.md says where to get them; `run_node.py models synthesize KIND --out DIR` makes stand-ins.
 """
 
 SAMPLE_MODELS = {"repair": "models/repair.gguf"}  # the others are folders
 
 SAMPLE_STAGE_FIELDS = """\
 # Every field of a stage, with its default:
+"""
+
+SAMPLE_MODEL_FIELDS = """\
+# [stages.NAME.models.MODEL]: a further model of a stage, with any of these fields; the rest is as the stage says:
 """
 
 SAMPLE_PIPELINES = """\
@@ -74,11 +78,19 @@ file (`--env-file F`), over that the environment. `node.toml.sample` and `.env.s
 
 Every field has a variable `DRAGOMAN_<SECTION>_<FIELD>`: the field's name in capitals, with `_` for `.` and `-`. Lists
 are written `a,b`, tables `name=value,name=value`; a stage's own options `DRAGOMAN_STAGES_ASR_OPTIONS_BEAM_SIZE=2`.
-Variables set fields of stages that the file (or the embedded configuration) has; they make no new stages.
+Variables set fields of stages and of further models (`DRAGOMAN_STAGES_TTS_MODELS_DE_MODEL`) that the file (or the
+embedded configuration) has; they make no new ones.
 
 A stage's `model` is a path, from the file's folder, when it begins with `/`, `.`, `~` or `models/`, has more than one
 slash, or when it or the folder it would lie in exists. Anything else (`small`, `owner/model`) is a name that the
-stage's library resolves; only asr has one that does.
+stage's library resolves; only asr has one that does. [Models](models.md) says where to get one for each stage.
+
+A stage may have **further models**, `[stages.tts.models.de]` and so on. A session chooses one by name
+(`models={"tts": "de"}`; `default` is the stage's own); without a choice it gets the first that knows its languages, the
+stage's own before the others: so one voice for each language serves them all. Each further model is a stage of its own
+inside the node (`tts.de` in `stats`, in `ctl` and in knobs), with its own processes, memory and queue. It loads at the
+start, and is needed for ready, where all models of its device have room together (mind `devices.max_models`); else it
+loads when a session has work for it, or by `ctl load tts.de`.
 
 A wrong field ends the start with exit code 78 and one line that names the file or variable, the field and the nearest
 valid value. The configuration is read once, and a change needs a new start, but for the few fields marked `ctl set`:
@@ -122,6 +134,7 @@ def sections() -> Iterator[tuple[str, str, list[Row]]]:
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield field.name, _meaning(field.type), rows(field.type)
     yield "stages.NAME", _meaning(StageSection), rows(StageSection)
+    yield "stages.NAME.models.MODEL", _meaning(ModelSection), rows(ModelSection)
 
 
 def _comments(struct: type) -> dict[str, str]:
@@ -161,6 +174,8 @@ def render_sample() -> str:
         lines = [_sample_line(row) for row in fields]
         if name == "stages.NAME":
             parts += [SAMPLE_STAGES, *_sample_stages(), SAMPLE_STAGE_FIELDS.rstrip("\n"), *lines, ""]
+        elif name == "stages.NAME.models.MODEL":
+            parts += [SAMPLE_MODEL_FIELDS.rstrip("\n"), *lines, ""]
         else:
             parts += [f"[{name}]  # {meaning}", *lines, ""]
     parts += [SAMPLE_PIPELINES]
@@ -196,7 +211,12 @@ def _with_top(parts: list[str]) -> str:
 
 
 def _sample_line(row: Row) -> str:
-    return f"# {row.name} = {_toml(row.default)}  # {row.meaning}"
+    return f"# {row.name} = {_toml(_written(row))}  # {row.meaning}"
+
+
+def _written(row: Row) -> Any:
+    """A field's default, or of one that is as the stage says, the stage's."""
+    return getattr(StageSection(), row.name) if row.default is None else row.default
 
 
 def render_env_sample() -> str:
@@ -205,7 +225,7 @@ def render_env_sample() -> str:
     for name, meaning, fields in sections():
         lines += [f"# ---- [{name}] {meaning}"]
         for row in fields:
-            lines += [f"# {row.meaning}", f"#{variable(f'{name}.{row.name}')}={_plain(row.default)}"]
+            lines += [f"# {row.meaning}", f"#{variable(f'{name}.{row.name}')}={_plain(_written(row))}"]
         lines += [""]
     lines += ["# a pipeline: its stages in order", f"#{variable('pipelines.full')}=asr,repair,nmt,tts"]
     lines += [f"# {_comments(Config)['rings']}", f"#{variable('rings.gateway')}=134217728"]
@@ -264,10 +284,11 @@ def _stage_options(kind: str) -> list[str]:
 
 
 def _reference_line(section: str, row: Row) -> str:
-    field = f"{section}.{row.name}".lstrip(".").replace("NAME", "name")
+    field = f"{section}.{row.name}".lstrip(".").replace("NAME", "name").replace("MODEL", "model")
     values = _values(field).replace("|", "\\|")
     meaning = row.meaning.replace("|", "\\|") + ("; `ctl set`" if knobs.is_one(field) else "")
-    return f"| `{row.name}` | {words(row.type_)} | `{_toml(row.default)}` | {values} | {meaning} |"
+    default = "as the stage" if row.default is None else f"`{_toml(row.default)}`"
+    return f"| `{row.name}` | {words(row.type_)} | {default} | {values} | {meaning} |"
 
 
 def _values(field: str) -> str:

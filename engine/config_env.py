@@ -5,6 +5,7 @@ Names are those of the file, in capitals, with ``_`` for ``.`` and ``-``::
     DRAGOMAN_NODE_MODE=serial                    node.mode
     DRAGOMAN_STAGES_ASR_MAX_BATCH=4              stages.asr.max_batch
     DRAGOMAN_STAGES_ASR_OPTIONS_BEAM_SIZE=2      stages.asr.options.beam_size
+    DRAGOMAN_STAGES_TTS_MODELS_DE_MODEL=voice    stages.tts.models.de.model
     DRAGOMAN_PIPELINES_FULL=asr,nmt,tts          pipelines.full
     DRAGOMAN_DEVICES_MAX_BYTES=cuda:0=8589934592 devices.max_bytes
 
@@ -16,15 +17,15 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine import logs
-from engine.config import Config, StageSection, VariantSection
-from engine.config_rules import Problem, nearest, words
+from engine.config import Config, ModelSection, StageSection, VariantSection
+from engine.config_rules import Problem, nearest, said, words
 from ipc.errors import ConfigError
 
 PREFIX = "DRAGOMAN_"
@@ -89,15 +90,30 @@ def _locate(rest: str, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] |
 
 
 def _locate_stage(rest: str, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], Any]:
-    configured = {_capitals(name): name for name in tree.get("stages", {})}
-    for capitals in sorted(configured, key=len, reverse=True):
-        if rest.startswith(capitals + "_"):
-            field = rest.removeprefix(capitals + "_")
-            if field.startswith("OPTIONS_"):
-                return ("stages", configured[capitals], "options", field.removeprefix("OPTIONS_").lower()), Any
-            return ("stages", configured[capitals], *_field(field, StageSection)), _type(field, StageSection)
-    there = ", ".join(configured.values()) or "none"
-    raise Problem("stages", f"names a stage that is not configured; there are {there}")
+    stages = tree.get("stages", {})
+    if (named := _named(rest, stages)) is None:
+        raise Problem("stages", f"names a stage that is not configured; there are {', '.join(stages) or 'none'}")
+    stage, field = named
+    struct: type[msgspec.Struct] = StageSection
+    path: tuple[str, ...] = ("stages", stage)
+    if field.startswith("MODELS_"):
+        models = stages[stage].get("models", {})
+        if (named := _named(field.removeprefix("MODELS_"), models)) is None:
+            there = ", ".join(models) or "none"
+            raise Problem("stages", f"names a model that stage {stage} does not have; there are {there}")
+        model, field = named
+        struct, path = ModelSection, (*path, "models", model)
+    if field.startswith("OPTIONS_"):
+        return (*path, "options", field.removeprefix("OPTIONS_").lower()), Any
+    return (*path, *_field(field, struct)), _type(field, struct)
+
+
+def _named(rest: str, names: Iterable[str]) -> tuple[str, str] | None:
+    """The longest of these names that a variable's name begins with, and what follows it; None: there is none."""
+    for name in sorted(names, key=len, reverse=True):
+        if rest.startswith(_capitals(name) + "_"):
+            return name, rest.removeprefix(_capitals(name) + "_")
+    return None
 
 
 def _field(name: str, struct: Any) -> tuple[str]:
@@ -131,6 +147,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 def parse(text: str, type_: Any) -> Any:
     """A variable's text as its field's type. Raises Problem."""
+    type_ = said(type_)
     try:
         if type_ is Any:
             return _guess(text)
@@ -144,6 +161,8 @@ def parse(text: str, type_: Any) -> Any:
             return {name: int(value) for name, value in _pairs(text)}
         if type_ == tuple[VariantSection, ...]:
             return _guess(text) if text.strip() else []
+        if type_ == dict[str, ModelSection]:
+            return _guess(text) if text.strip() else {}
         if type_ is str:
             return text
     except ValueError:

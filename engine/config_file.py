@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from engine import config_env, profiles
-from engine.config import Config
+from engine.config import Config, ModelSection, VariantSection
 from engine.config_docs import render_env_sample, render_reference, render_sample
 from engine.config_rules import Problem, check, check_complete
 from engine.corrections_file import OFF
@@ -105,11 +105,18 @@ def _from_its_folder(config: Config, folder: Path) -> Config:
     def moved(model: str) -> str:
         return str((folder / Path(model).expanduser()).resolve()) if is_path(model, folder) else model
 
+    def variants(given: tuple[VariantSection, ...]) -> tuple[VariantSection, ...]:
+        return tuple(msgspec.structs.replace(one, model=moved(one.model)) for one in given)
+
+    def models(given: Mapping[str, ModelSection]) -> dict[str, ModelSection]:
+        return {
+            name: msgspec.structs.replace(one, model=moved(one.model), variants=variants(one.variants))
+            for name, one in given.items()
+        }
+
     stages = {
         name: msgspec.structs.replace(
-            section,
-            model=moved(section.model),
-            variants=tuple(msgspec.structs.replace(one, model=moved(one.model)) for one in section.variants),
+            section, model=moved(section.model), variants=variants(section.variants), models=models(section.models)
         )
         for name, section in config.stages.items()
     }

@@ -12,12 +12,13 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Union, get_args
 
 import msgspec
 
 import stages
-from engine.config import Config, StageSection, VariantSection
+from engine.choices import OWN, field_of, spread
+from engine.config import Config, ModelSection, StageSection, VariantSection
 from engine.profiles import PROFILES
 from ipc.ring import BLOCK
 
@@ -113,6 +114,7 @@ NAME = Like(r"[a-z][a-z0-9_-]{0,31}", "a small letter, then small letters, digit
 ENDPOINT = Endpoint()
 DEADLINE = Between(LEAST_DEADLINE_S, DAY_S, " s")
 BYTES = Between(0, MANY_BYTES, " bytes")
+LANGUAGES = Like(r"[a-z]{2,3}([_-][0-9A-Za-z]+)*", "codes like en, de or zh")
 SHARE_OF_AUDIO = Between(0, 1000)
 
 # Field -> rule; a list's or table's rule is applied to each of its values. "*" stands for any name.
@@ -149,6 +151,7 @@ RULES: dict[str, Rule] = {
     "stages.*.min_batch": Between(1, 256),
     "stages.*.warm_up_runs": Between(0, 100),
     "stages.*.max_delay_ms": Between(0, 60_000, " ms"),
+    "stages.*.length_ratio": Between(1, 1000),
     "stages.*.timeout_base_s": DEADLINE,
     "stages.*.timeout_per_audio": SHARE_OF_AUDIO,
     "stages.*.keep_alive_s": Between(-1, DAY_S, " s"),
@@ -156,7 +159,8 @@ RULES: dict[str, Rule] = {
     "stages.*.threads": Between(0, 1024),
     "stages.*.estimate_bytes": BYTES,
     "rings": Between(2 * BLOCK, MANY_BYTES, " bytes"),
-    "languages": Like(r"[a-z]{2,3}([_-][0-9A-Za-z]+)*", "codes like en, de or zh"),
+    "stages.*.languages": LANGUAGES,
+    "languages": LANGUAGES,
 }
 
 
@@ -195,8 +199,10 @@ def check_together(config: Config) -> None:
     if config.node.outbox_node_bytes < config.node.outbox_session_bytes:
         least = config.node.outbox_session_bytes
         raise Problem("node.outbox_node_bytes", f"is smaller than outbox_session_bytes; the lowest is {least}")
+    for name, section in spread(config).stages.items():
+        _check_stage(field_of(name), section.kind or name, section)
     for name, section in config.stages.items():
-        _check_stage(name, section)
+        _check_models(name, section)
     for name, members in config.pipelines.items():
         _check_pipeline(name, members, config.stages)
     for name in config.rings:
@@ -240,7 +246,12 @@ def _check_value(field: str, value: Any, type_: Any) -> None:
         return None
     if type_ == tuple[VariantSection, ...] and isinstance(value, list | tuple):
         for number, table in enumerate(value):
-            _check_variant(f"{field}[{number}]", table)
+            _check_table(VariantSection, table, f"{field}[{number}].")
+            _check_says(f"{field}[{number}]", table)
+        return None
+    if type_ == dict[str, ModelSection] and isinstance(value, Mapping):
+        for name, table in value.items():
+            _check_model(f"{field}.{name}", name, table)
         return None
     try:
         typed = msgspec.convert(value, type_)
@@ -250,8 +261,17 @@ def _check_value(field: str, value: Any, type_: Any) -> None:
     return None
 
 
-def _check_variant(field: str, table: Any) -> None:
-    _check_table(VariantSection, table, f"{field}.")
+def _check_model(field: str, name: str, table: Any) -> None:
+    if complaint := NAME.complaint(name):
+        raise Problem(field, complaint)
+    if name == OWN:
+        raise Problem(field, "is what the stage's own model is called; choose another name")
+    _check_table(ModelSection, table, f"{field}.")
+    _check_says(field, table)
+
+
+def _check_says(field: str, table: Mapping[str, Any]) -> None:
+    """That a variant, or a further model, is another than the stage's own."""
     if not any(table.get(name) for name in ("model", "compute_type", "options")):
         raise Problem(field, "is the stage as it is; give it a model, a compute_type or options")
 
@@ -259,7 +279,7 @@ def _check_variant(field: str, table: Any) -> None:
 def _check_rule(field: str, value: Any) -> None:
     """A field's rule, on each value of a list or a table."""
     rule = rule_for(field)
-    if rule is None:
+    if rule is None or value is None:
         return
     for name, one in _each(field, value):
         if complaint := rule.complaint(one):
@@ -272,30 +292,39 @@ def _each(field: str, value: Any) -> list[tuple[str, Any]]:
     return [(field, one) for one in (value if isinstance(value, tuple) else (value,))]
 
 
-def _check_stage(name: str, section: StageSection) -> None:
-    kind = section.kind or name
+def _check_stage(where: str, kind: str, section: StageSection) -> None:
+    """One stage, or a further model of one. ``where``: its field."""
     if kind not in stages.kinds():
-        field = f"stages.{name}.kind" if section.kind else f"stages.{name}"
+        field = f"{where}.kind" if section.kind else where
         what = f"is {kind!r}, which is" if section.kind else "is"
         raise Problem(field, f"{what} no kind of stage; {_among(kind, stages.kinds())}")
     try:
         found = stages.find(kind)
     except KeyError as error:
-        raise Problem(
-            f"stages.{name}.kind" if section.kind else f"stages.{name}", f"is no use: {error.args[0]}"
-        ) from error
+        raise Problem(f"{where}.kind" if section.kind else where, f"is no use: {error.args[0]}") from error
     if section.min_batch > section.max_batch:
-        raise Problem(f"stages.{name}.min_batch", f"is {section.min_batch}, more than max_batch, {section.max_batch}")
+        raise Problem(f"{where}.min_batch", f"is {section.min_batch}, more than max_batch, {section.max_batch}")
     if section.max_instances and section.max_instances < section.instances:
         least = f"is {section.max_instances}, less than instances; set it to {section.instances} or more"
-        raise Problem(f"stages.{name}.max_instances", least)
+        raise Problem(f"{where}.max_instances", least)
     every = {"options": section.options}
     every |= {f"variants[{n}].options": {**section.options, **one.options} for n, one in enumerate(section.variants)}
     for field, options in every.items():
         try:
             found.check_options(options)
         except ValueError as error:
-            raise Problem(f"stages.{name}.{field}", f"cannot be used: {error}") from error
+            raise Problem(f"{where}.{field}", f"cannot be used: {error}") from error
+
+
+def _check_models(name: str, section: StageSection) -> None:
+    """That every model of a stage takes and gives the same, so that one can stand in another's place."""
+    kind = stages.find(section.kind or name)
+    own = kind.declare(section.options)
+    for model, one in section.models.items():
+        declared = kind.declare({**section.options, **one.options})
+        if (declared.accepts, declared.emits, declared.translates) != (own.accepts, own.emits, own.translates):
+            text = f"make it another stage than {name}: what it takes or gives differs"
+            raise Problem(f"stages.{name}.models.{model}.options", text)
 
 
 def _check_pipeline(name: str, members: tuple[str, ...], sections: Mapping[str, StageSection]) -> None:
@@ -326,8 +355,8 @@ def _among(name: str, choices: Iterable[str]) -> str:
 def words(type_: Any) -> str:
     """A field's type for people."""
     plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    if type_ in plain:
-        return plain[type_]
+    if said(type_) in plain:
+        return plain[said(type_)]
     if type_ == tuple[str, ...]:
         return "a list of texts"
     if type_ == tuple[VariantSection, ...]:
@@ -336,4 +365,12 @@ def words(type_: Any) -> str:
         return "a table of whole numbers"
     if type_ == dict[str, tuple[str, ...]]:
         return "a table of lists of texts"
+    if type_ == dict[str, ModelSection]:
+        return "a table of tables"
     return "a table"
+
+
+def said(type_: Any) -> Any:
+    """A field's type where it is given: without the None that stands for "as the stage says"."""
+    kinds = [one for one in get_args(type_) if one is not type(None)]
+    return kinds[0] if type(None) in get_args(type_) else type_

@@ -27,7 +27,7 @@ from ipc.errors import DragomanError
 
 SAYING = (
     "no configuration file: using the embedded demo models (a phrase book, synthetic voices, not for use; "
-    "make a node.toml for real ones)"
+    "docs/models.md: real ones)"
 )
 DEMO = Path(models.__file__).parent / "demo"
 RESTORE = "in a checkout: git checkout models/demo; else install Dragoman again"

@@ -16,14 +16,14 @@ from engine.config_env import parse
 from engine.config_rules import Between, Problem, nearest, rule_for
 from ipc.errors import DragomanError
 
-NODE = ("max_retries", "capacity_factor", "adaptive")
+NODE = ("max_retries", "capacity_factor", "adaptive", "send_ahead")
 DEADLINES = ("retry_delay_s", "turn_s", "load_timeout_s", "oom_hold_s", "oom_window_s")
-STAGE = ("max_batch", "max_delay_ms", "keep_alive_s", "timeout_base_s", "timeout_per_audio")
+STAGE = ("max_batch", "max_delay_ms", "length_ratio", "keep_alive_s", "timeout_base_s", "timeout_per_audio")
 WHOLE = (*(f"node.{name}" for name in NODE), *(f"deadlines.{name}" for name in DEADLINES))
 
 
 def names(config: Config) -> list[str]:
-    """Every knob of this node, dotted."""
+    """Every knob of this node, dotted; where its stages are spread, of each model too (``engine.choices``)."""
     return [*WHOLE, *(f"stages.{stage}.{name}" for stage in config.stages for name in STAGE)]
 
 
@@ -53,8 +53,9 @@ def read(config: Config, text: str) -> tuple[str, int | float]:
 
 def configured(config: Config, name: str) -> Any:
     """What a knob, or any field of a section, is without operators."""
-    section, *stage, field = name.split(".")
-    return getattr(config.stages[stage[0]] if stage else getattr(config, section), field)
+    section, _, rest = name.partition(".")
+    stage, _, field = rest.rpartition(".")
+    return getattr(config.stages[stage] if stage else getattr(config, section), field)
 
 
 def _listed(config: Config) -> str:

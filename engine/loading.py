@@ -1,14 +1,21 @@
-"""Waiting for a node's models: ready is a node when each stage has one worker, and here are all of them."""
+"""Waiting for a node's models: ready is a node when each stage has one worker, and here are all of them.
+
+``words`` says how far a node is that is not ready yet.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 ALL_LOADED_S = 5.0  # how long a private node may take from ready to all workers loaded
 LOOK_S = 0.05
+TOLD = LOADING, WAITING, STARTING, LOADED = ("loading", "waiting for memory:", "starting", "loaded:")
+PHASES = {  # how a worker's heartbeat begins, the furthest first -> what is said of its stage
+    "loaded": LOADED, "running": LOADED, "loading": LOADING, "waiting": WAITING, "": STARTING,
+}  # fmt: skip
 
 
 def wait_for_all(stats: Callable[[], Mapping[str, Any]], limit_s: float = ALL_LOADED_S) -> None:
@@ -20,6 +27,27 @@ def wait_for_all(stats: Callable[[], Mapping[str, Any]], limit_s: float = ALL_LO
     until, pause = time.monotonic() + limit_s, threading.Event()
     while any(still_loading(process) for process in stats()["processes"]) and time.monotonic() < until:
         pause.wait(LOOK_S)
+
+
+def words(processes: Iterable[Mapping[str, Any]]) -> str:
+    """How far a node's stages are: ``loading asr, nmt; waiting for memory: tts; loaded: repair``; "" when all are."""
+    phases: dict[str, list[str]] = {}
+    for process in processes:
+        stage, sign, _ = process["role"].partition("@")
+        if sign:
+            phases.setdefault(stage, []).append(process["phase"])
+    found = {stage: _furthest(seen) for stage, seen in phases.items()}
+    told = {text: [stage for stage in found if found[stage] == text] for text in TOLD}
+    pending = set(found.values()) != {LOADED}
+    return "; ".join(f"{text} {', '.join(members)}" for text, members in told.items() if members and pending)
+
+
+def _furthest(phases: Iterable[str]) -> str:
+    """What one stage is doing, in words: what its worker does that is nearest to having its model."""
+    for phase, text in PHASES.items():
+        if any(seen.startswith(phase) for seen in phases):
+            return text
+    return PHASES[""]
 
 
 def still_loading(process: Mapping[str, Any]) -> bool:

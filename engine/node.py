@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -39,8 +39,8 @@ class Node:
 
     config: path of a configuration file, a ``Config``, the same as a dict, or None (``./node.toml``, the user's file,
     else the embedded models). log_level: what the node's processes write to standard error, or to ``log_file``, at its
-    end. publish: whether clients and ``stats`` on this machine find this node by themselves. modules: role -> module,
-    for tests.
+    end. publish: whether clients and ``stats`` on this machine find this node by themselves. news: called with a line
+    about how far the start is, from a second on whenever that changes. modules: role -> module, for tests.
 
     One node can be started once. All methods may be called from any thread.
     """
@@ -53,12 +53,14 @@ class Node:
         publish: bool = False,
         modules: Mapping[str, str] | None = None,
         log_file: str | Path | None = None,
+        news: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._given = config
         self._log_level = log_level
         self._publish = publish
         self._modules = dict(modules or {})
         self._log_file = log_file
+        self._news = news
         self._config = Config()
         self._process: subprocess.Popen[bytes] | None = None
         self._life_fd = -1
@@ -75,8 +77,7 @@ class Node:
         reading = self._spawn()
         try:
             with os.fdopen(reading, "rb") as pipe:
-                line = pipe.readline()
-            self._ready = json.loads(line) if line else {}
+                self._ready = self._listen(pipe)
             self._check_ready()
         except BaseException:
             self.close(drain=False)
@@ -108,6 +109,14 @@ class Node:
             for fd in inherited.values():
                 os.close(fd)
         return reading
+
+    def _listen(self, lines: Iterable[bytes]) -> dict[str, Any]:
+        """What the supervisor says at last: ready, or why not; {} when it ended without a word."""
+        for said in map(json.loads, lines):
+            if "news" not in said:
+                return dict(said)
+            self._news(said["news"])
+        return {}
 
     def _check_ready(self) -> None:
         if "error" in self._ready:

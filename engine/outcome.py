@@ -24,7 +24,8 @@ class Outcome:
     ``outcome``: ok | error | skipped | rejected; ``code`` names an error, a skip or a rejection, ``error`` explains it.
     ``texts``: stage -> the text it made. ``degraded``: how an ok result is worse than asked for, or "".
     ``audio``: int16 or float32 of shape (samples,), mono, at ``sample_rate`` Hz; None when there is none.
-    ``stages``: one map per attempt (stage, state, attempt, worker, device, reason, queued_ns, begun_ns, ended_ns).
+    ``stages``: one map per attempt (stage, state, attempt, worker, device, reason, queued_ns, begun_ns, ended_ns,
+    and the model where it is not the stage's own).
     """
 
     session: str

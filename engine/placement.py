@@ -161,7 +161,7 @@ def _plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     if any(lack.stage in needed for lack in nowhere):
         return Placement(Verdict.NOWHERE, nowhere=nowhere)
     tries = iter(range(MOST_TRIES))
-    for choice in _choices(fitting):
+    for choice in itertools.islice(_choices(fitting), MOST_TRIES):
         if (places := _resident(fitting, choice, devices, tries)) is not None:
             places += _more(fitting, choice, places, devices)
             verdict = Verdict.QUANTISED if any(choice.values()) else Verdict.RESIDENT
@@ -214,11 +214,23 @@ def _is_single(room: Room, places: Sequence[Place]) -> bool:
 # ---------------------------------------------------------------- all at once
 
 
-def _choices(wishes: Sequence[Wish]) -> list[dict[str, int]]:
+def _choices(wishes: Sequence[Wish]) -> Iterator[dict[str, int]]:
     """Stage -> variant, the least degraded combination first."""
-    steps = [range(len(wish.variants)) for wish in wishes]
-    combinations = sorted(itertools.product(*steps), key=lambda choice: (sum(choice), choice))
-    return [dict(zip((wish.stage for wish in wishes), choice, strict=True)) for choice in combinations]
+    most = [len(wish.variants) - 1 for wish in wishes]
+    for steps in range(sum(most) + 1):
+        for choice in _sharing(steps, most):
+            yield dict(zip((wish.stage for wish in wishes), choice, strict=True))
+
+
+def _sharing(steps: int, most: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All ways to share so many steps among stages that can take so many each."""
+    if not most:
+        yield ()
+        return
+    first, *others = most
+    for own in range(max(0, steps - sum(others)), min(first, steps) + 1):
+        for rest in _sharing(steps - own, others):
+            yield own, *rest
 
 
 def _resident(

@@ -24,10 +24,17 @@ def headline(placement: Placement) -> str:
                 return f"{placement.verdict.value}, while other programs hold memory"
             where = " and ".join(placement.crowded)
             added = f"a round through all stages adds about {placement.added_s:.1f} s of loading"
-            return f"{placement.verdict.value} on {where}: models unload and reload; {added}"
+            return f"{placement.verdict.value} on {where}: models unload and reload; {added}{_only_counted(placement)}"
         case Verdict.NOWHERE:
             return "; ".join(map(lacking, placement.nowhere))
     return placement.verdict.value
+
+
+def _only_counted(placement: Placement) -> str:
+    """That it is not for want of bytes, where it is not."""
+    roomy = [room for room in placement.rooms if placement.left_bytes.get(room.name, -1) >= 0]
+    most = [room.limits.max_models for room in roomy if room.name in placement.crowded]
+    return f"; there is room for all, but devices.max_models is {min(most)}" if most else ""
 
 
 def lacking(lack: Lack) -> str:

@@ -59,6 +59,7 @@ class StageRecord(_Part, frozen=True):
     queued_ns: int = 0
     begun_ns: int = 0
     ended_ns: int = 0
+    model: str = ""  # which of the stage's models, by its name in the configuration; "": its own
 
 
 class Limits(_Part, frozen=True):
@@ -73,7 +74,8 @@ class Limits(_Part, frozen=True):
     pipelines: dict[str, tuple[str, ...]]
     sources: dict[str, tuple[str, ...]]  # pipeline -> source languages it takes; empty: not checked
     targets: dict[str, tuple[str, ...]]
-    models: dict[str, str] = {}  # stage -> its model: what ``Open.models`` may name
+    models: dict[str, str] = {}  # stage -> its own model
+    choices: dict[str, dict[str, str]] = {}  # stage with several -> name -> model: what ``Open.models`` may name too
 
 
 # ---------------------------------------------------------------- client -> node
@@ -85,7 +87,10 @@ class Hello(_Strict, frozen=True):
 
 
 class Open(_Strict, frozen=True):
-    """Begin a session. ``tag`` (1-64 of A-Z a-z 0-9 _ -) comes back in ``Opened`` or ``Rejected``."""
+    """Begin a session. ``tag`` (1-64 of A-Z a-z 0-9 _ -) comes back in ``Opened`` or ``Rejected``.
+
+    ``models``: stage -> one of its models, by name ("default": its own) or as ``Limits`` tells it.
+    """
 
     tag: str
     pipeline: str = "full"
@@ -276,12 +281,13 @@ NodeMessage = Union[
 class Session(_Wire, frozen=True):
     """A session is open: what the scheduler must know to run its utterances, and a new gateway to take it up.
 
+    ``pipeline``: its stages in order, each as the model of it that the session has (``engine.choices``).
     ``first_index``: the lowest index that is not acknowledged.
     """
 
     id: str
     owner: str  # authenticated key, or "local"
-    pipeline: tuple[str, ...]  # stage names in order
+    pipeline: tuple[str, ...]
     source: str = ""
     target: str = ""
     models: dict[str, str] = {}
@@ -654,9 +660,13 @@ class Ready(_Wire, frozen=True):
 
 
 class Failing(_Wire, frozen=True):
-    """The scheduler cannot get ready: a stage cannot boot. One line for the user."""
+    """The scheduler cannot get ready: a stage cannot boot. One line for the user.
+
+    ``configuration``: the line begins with the field that is wrong.
+    """
 
     reason: str
+    configuration: bool = False
 
 
 class Condemn(_Wire, frozen=True):

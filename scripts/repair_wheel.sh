@@ -23,7 +23,7 @@ without_repair() {
 }
 
 build() {
-    local log started
+    local log started step
     work=$(mktemp -d)
     log=$cache/build.log
     mkdir -p "$cache"
@@ -41,7 +41,8 @@ build() {
     while kill -0 $job 2>/dev/null; do
         sleep 5
         (((SECONDS - started) % 15 < 5)) || continue
-        echo "   building llama-cpp-python: $((SECONDS - started)) s, step $(grep -o '\[[0-9]*/[0-9]*\]' "$log" | tail -1)"
+        step=$(grep -o '\[[0-9]*/[0-9]*\]' "$log" | tail -1)
+        echo "   building llama-cpp-python: $((SECONDS - started)) s, ${step:+compiling }${step:-fetching its source and what builds it}"
     done
     if ! wait $job; then
         grep -iE '(error|fatal)[ :]|not found|no space' "$log" | tail -n 8 >&2 || tail -n 8 "$log" >&2

@@ -4,9 +4,10 @@ The model is a faster-whisper folder, or a name that the library resolves itself
 looked at before anything is loaded: without ``tokenizer.json`` the library would ask a hub for one, which on a node
 without a network is a long wait and an error that names the wrong thing.
 
-One utterance is one call. Whisper pads every input to 30 s, so its cost hardly depends on the length, and an unknown
-language costs a second encoder pass. What is decoded does not depend on earlier utterances
-(``condition_on_previous_text`` is off): a retry gives the same text.
+Whisper pads every input to 30 s, so its cost hardly depends on the length. On a GPU the utterances of a run that are no
+longer are done at once (``stages.asr_windows``). Longer ones, and all of them on the CPU, which gains nothing by that,
+are one call each; there an unknown language costs a second encoder pass. What is decoded does not depend on earlier
+utterances (``condition_on_previous_text`` is off): a retry gives the same text.
 
 An empty text is a result: nothing was said.
 """
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stages import ctranslate2_file
+from stages.asr_windows import WINDOW_S, Windows
 from stages.base import (
     Declaration,
     Item,
@@ -34,23 +36,22 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 from stages.places import is_path
 
 RATE_HZ = 16000
-MAKE_ONE = "make one with: python run_node.py models synthesize asr --out DIR"
+GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize asr --out DIR)"
 FILES = ("model.bin", "config.json", "tokenizer.json")
 LANGUAGE_TOKEN = re.compile(r"<\|([a-z]{2,3})\|>")
 MULTILINGUAL_TOKENS = 51865  # CTranslate2 before 4.7 told multilingual models by their size, since then by a "" token
 
-WINDOW_S = 30
 WINDOW = 1500  # encoder positions of a window, whatever the input's length
 TEXT = 448  # decoder positions
 AUDIO_BYTES_A_S = 1_000_000  # spectrum of one second in float32 and complex64, and copies of it
 TOKEN_BYTES = 600  # host memory for a token's text, in the library and in the tokenizer
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {"beam_size": (int, 1, 20), "temperature": (float, 0.0, 1.0)}
-_OTHERS: dict[str, type] = {"vad_filter": bool, "initial_prompt": str, "hotwords": str}
+_OTHERS: dict[str, type] = {"vad_filter": bool, "batched": bool, "initial_prompt": str, "hotwords": str}
 
 
 class AsrStage(Stage):
@@ -61,7 +62,8 @@ class AsrStage(Stage):
     Options: ``beam_size`` (default 5 on a GPU; on the CPU 1, where each beam costs its share), ``temperature``
     (default 0.0, one decode; above 0 it samples), ``vad_filter`` (default false: drop what a voice detector calls
     silence first; loads ONNX Runtime into this process), ``initial_prompt`` and ``hotwords`` (text that makes names
-    and spellings likelier).
+    and spellings likelier), ``batched`` (utterances of a run at once; default true on a GPU, false on the CPU; with
+    ``vad_filter`` never).
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -76,6 +78,7 @@ class AsrStage(Stage):
         super().__init__(config)
         self._vad_filter = bool(config.options.get("vad_filter", False))
         self._model: Any = None
+        self._windows: Windows | None = None  # for many at once
         self._languages: frozenset[str] = frozenset()
 
     @classmethod
@@ -94,20 +97,22 @@ class AsrStage(Stage):
         """Languages and size of a local folder; of a name nothing is known yet. Raises StageError("bad_model")."""
         del options
         if not model:
-            raise StageError("bad_model", f"asr has no model: give a faster-whisper folder or name; {MAKE_ONE}")
+            raise StageError("bad_model", f"asr has no model: give a faster-whisper folder or name; {GET_ONE}")
         if not is_path(model):
             return ModelFacts()
         folder = Path(model).expanduser()
         if not folder.is_dir():
-            raise StageError("bad_model", f"there is no folder {model}; {MAKE_ONE}")
+            raise StageError("bad_model", f"there is no folder {model}; {GET_ONE}")
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {MAKE_ONE}")
+            raise StageError("bad_model", f"{model} is no faster-whisper folder: it has no {missing[0]}; {GET_ONE}")
+        if ctranslate2_file.maker(folder / "model.bin") != "WhisperSpec":
+            raise not_a(folder / "model.bin", f"a Whisper model in CTranslate2's format; {GET_ONE}")
         return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
 
     @classmethod
     def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
-        """Of one window: items run one by one, so a batch needs no more. None for a name or a model of another make."""
+        """Of one window, or of as many as run at once. None for a name or a model of another make."""
         sizes = ctranslate2_file.read(Path(config.model).expanduser() / "model.bin")
         if sizes is None:
             return None
@@ -118,6 +123,8 @@ class AsrStage(Stage):
         # An utterance of several windows still holds the keys of the window before while the next one is encoded.
         several = longest.audio_s > WINDOW_S
         workspace, vocabulary = encoding + decoding if several else max(encoding, decoding), 0
+        if _is_batched(config):
+            workspace = max(workspace, config.max_batch * max(encoding, decoding))
         if config.device == "cpu":
             # Loading leaves a copy of the largest matrix behind, or does not; half of it is not far from either.
             leftover = sizes.vocabulary * sizes.width * number // 2
@@ -149,23 +156,64 @@ class AsrStage(Stage):
             )
         except Exception as error:
             raise stage_error("bad_model", f"cannot load the asr model {config.model}", error) from error
+        if _is_batched(config):
+            self._windows = Windows(
+                self._model, beam_size=_beams(config), temperature=self._temperature,
+                initial_prompt=config.options.get("initial_prompt"), hotwords=config.options.get("hotwords"),
+            )  # fmt: skip
 
     def warm_up(self) -> None:
-        """Runs over a second of noise; with a voice filter as many more, since it would take the noise away."""
+        """Runs over a second of noise; with a voice filter, which would take the noise away, and for as many at once as
+        may come, as many more."""
         noise = np.random.Generator(np.random.PCG64(0)).normal(0, 0.1, RATE_HZ).astype(np.float32)
         language = "en" if "en" in self._languages else min(self._languages)
         try:
             for vad_filter in {False, self._vad_filter}:
                 for _ in range(self.config.warm_up_runs):
                     self._transcribe(noise, language, vad_filter)
+            if self._windows is not None:
+                for _ in range(self.config.warm_up_runs):
+                    self._windows.transcribe([noise] * self.config.max_batch, [language] * self.config.max_batch)
         except Exception as error:
             raise stage_error("bad_model", f"the asr model {self.config.model} does not run", error) from error
 
     def run(self, items: Sequence[Item]) -> list[Output | StageError]:
-        return [self._run_one(item) for item in items]
+        """At once what is of one window, one by one what is not; all one by one if the library fails.
+
+        Raises StageError("oom") where all at once was too much: fewer may not be.
+        """
+        outputs: list[Output | StageError | None] = [None] * len(items)
+        if self._windows is not None:
+            try:
+                self._run_windows(self._windows, items, outputs)
+            except Exception as error:  # which of them it was shows when each runs alone
+                cause = stage_error("failed", "asr", error)
+                if cause.code == "oom" and len(items) > 1:
+                    raise cause from error
+        return [output or self._run_one(item) for item, output in zip(items, outputs, strict=True)]
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._windows = None
+
+    def _run_windows(self, windows: Windows, items: Sequence[Item], outputs: list[Output | StageError | None]) -> None:
+        """Fill in what can be said of items at once."""
+        audios: dict[int, np.ndarray] = {}
+        languages: list[str | None] = []
+        for number, item in enumerate(items):
+            try:
+                audio, language = samples_of(item), self._language_of(item)
+            except StageError as error:
+                outputs[number] = error
+                continue
+            if 0 < len(audio) <= WINDOW_S * RATE_HZ:
+                audios[number] = audio
+                languages.append(language)
+        if audios:
+            for number, heard in zip(audios, windows.transcribe([*audios.values()], languages), strict=True):
+                if heard is not None and heard.text:
+                    outputs[number] = Output(text=heard.text, confidence=heard.sureness, language=heard.language)
+                elif heard is not None:  # the language of silence is a guess
+                    outputs[number] = Output(text="", language=self._language_of(items[number]) or "")
 
     def _run_one(self, item: Item) -> Output | StageError:
         try:
@@ -174,6 +222,10 @@ class AsrStage(Stage):
             return error
         except Exception as error:
             return stage_error("failed", "asr", error)
+
+    @property
+    def _temperature(self) -> float:
+        return float(self.config.options.get("temperature", 0.0))
 
     def _language_of(self, item: Item) -> str | None:
         """The model's code for the session's source; None to have it found out."""
@@ -191,7 +243,7 @@ class AsrStage(Stage):
             samples,
             language=language,
             beam_size=_beams(self.config),
-            temperature=float(options.get("temperature", 0.0)),
+            temperature=self._temperature,
             vad_filter=vad_filter,
             initial_prompt=options.get("initial_prompt") or None,
             hotwords=options.get("hotwords") or None,
@@ -206,6 +258,11 @@ class AsrStage(Stage):
 
 def _beams(config: StageConfig) -> int:
     return int(config.options.get("beam_size", 1 if config.device == "cpu" else 5))
+
+
+def _is_batched(config: StageConfig) -> bool:
+    chosen = bool(config.options.get("batched", config.device != "cpu"))
+    return chosen and not config.options.get("vad_filter", False)
 
 
 def samples_of(item: Item) -> np.ndarray:
@@ -235,14 +292,14 @@ def read_languages(folder: Path) -> frozenset[str]:
         found = frozenset(match[1] for match in map(LANGUAGE_TOKEN.fullmatch, tokens) if match)
         return found if _is_multilingual(folder) else frozenset({"en"})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError("bad_model", f"cannot read the tokenizer in {folder}: {error}; {MAKE_ONE}") from error
+        raise StageError("bad_model", f"cannot read the tokenizer in {folder}: {error}; {GET_ONE}") from error
 
 
 def _is_multilingual(folder: Path) -> bool:
     lists = [folder / "vocabulary.json", folder / "vocabulary.txt"]
     path = next((path for path in lists if path.is_file()), None)
     if path is None:
-        raise StageError("bad_model", f"{folder} is no faster-whisper folder: it has no vocabulary.json; {MAKE_ONE}")
+        raise StageError("bad_model", f"{folder} is no faster-whisper folder: it has no vocabulary.json; {GET_ONE}")
     text = path.read_text(encoding="utf-8")
     tokens: list[str] = json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1]
     return "" in tokens or len(tokens) >= MULTILINGUAL_TOKENS

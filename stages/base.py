@@ -77,11 +77,13 @@ class ModelFacts:
     """What can be read from a model's files without loading them.
 
     ``languages``: language codes it takes (or, for tts, speaks); None when the files do not say.
+    ``targets``: those that it translates into, where they are others.
     ``weights_bytes``: size of the weight files, the start of the memory estimate.
     """
 
     weights_bytes: int = 0
     languages: frozenset[str] | None = None
+    targets: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

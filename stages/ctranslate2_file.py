@@ -21,7 +21,9 @@ from typing import BinaryIO
 BYTES = {0: 4, 1: 1, 2: 2, 3: 4, 4: 2, 5: 2}
 FLOATS = frozenset({0, 4, 5})
 INT8 = 1
+POSITIONS = "encoder/position_encodings/encodings"
 MOST_VARIABLES = 1 << 16
+NEWEST_VERSION = 100  # far above any; text, or another format, has a larger number here
 
 # Bytes a number of the library's compute types; "default" keeps the file's format where the device has it.
 _BYTES_BY_TYPE = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
@@ -43,6 +45,7 @@ class Sizes:
     hidden: int
     heads: int
     vocabulary: int
+    positions: int  # of the encoder; 0: it has as many as are asked for
 
     def resident_bytes(self, device: str, compute_type: str) -> int:
         """The weights in memory. A CPU has no float16 arithmetic: the library makes float32 of such files there."""
@@ -70,6 +73,15 @@ class Sizes:
 
     def _vectors(self) -> int:
         return self.floats if self.int8s else 0
+
+
+def maker(path: Path) -> str:
+    """What kind of model this is, in the word of the converter ("WhisperSpec", "TransformerSpec"); "": no such file."""
+    try:
+        with path.open("rb") as file:
+            return _name(file) if _number(file, "I") < NEWEST_VERSION else ""
+    except (OSError, struct.error, UnicodeDecodeError):
+        return ""
 
 
 def read(path: Path) -> Sizes | None:
@@ -120,6 +132,7 @@ def _sizes(variables: Mapping[str, _Variable]) -> Sizes:
         hidden=hidden,
         heads=variables["decoder/num_heads"].scalar,
         vocabulary=variables["decoder/embeddings/weight"].shape[0],
+        positions=next((v.shape[0] for n, v in variables.items() if n == POSITIONS and v.shape), 0),
     )
 
 

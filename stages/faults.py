@@ -8,10 +8,12 @@ another attempt, or a smaller batch, is known to mend.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from stages.base import StageError
 
 OOM_SIGNS = ("out of memory", "failed to allocate", "bad_alloc", "cublas_status_alloc_failed")
+LFS_POINTER = b"version https://git-lfs"
 LONGEST = 300  # characters of a library's message worth showing
 
 
@@ -30,6 +32,14 @@ def stage_error(code: str, what: str, error: Exception) -> StageError:
         return StageError("oom", f"{what}: {line}", retry=True)
     refused = isinstance(error, (ValueError, TypeError))
     return StageError(code, f"{what}: {line}", retry=code == "failed" and not refused)
+
+
+def not_a(path: Path, what: str) -> StageError:
+    """That this file is none of that kind; and that it was not fetched, where only a pointer to it lies there."""
+    with path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    mend = "; only its Git LFS pointer is there: fetch the file itself (git lfs pull)" if pointer else ""
+    return StageError("bad_model", f"{path} is not {what}{mend}")
 
 
 def match_language(wanted: str, known: Collection[str]) -> str | None:

@@ -1,26 +1,26 @@
-"""Text translation: M2M100 models on CTranslate2, pieces by SentencePiece.
+"""Text translation: M2M100, NLLB and Marian models on CTranslate2.
 
-The model is a CTranslate2 folder with its SentencePiece model beside it. M2M100 is told languages by tokens: the
-source text starts with ``__en__``, the translation is forced to start with ``__de__``. The library takes a token it
-does not know for ``<unk>`` and translates into nothing in particular, so languages are checked against the model's
-vocabulary here.
+The model is a CTranslate2 folder with what cuts its pieces beside it (``stages.nmt_files``). M2M100 and NLLB are told
+languages by tokens: the source text starts with ``__en__`` or ``eng_Latn``, the translation is forced to start with
+``__de__`` or ``deu_Latn``. The library takes a token it does not know for ``<unk>`` and translates into nothing in
+particular, so languages are checked against the model's vocabulary here. A Marian model translates in one direction
+and is told nothing.
 
 A batch is one call of the library. It cuts sources at 1,024 pieces in silence; a longer text is therefore divided at
-the ends of its sentences into chunks of at most 900 pieces, which ride in the same call, and put together again with
-the blanks that stood between them. The library takes as many of them at once as the batch may have items. A single
-sentence above that ends in ``bad_text``.
+the ends of its sentences into chunks of at most 900 pieces (400 where the model has 512 positions), which ride in the
+same call, and put together again with the blanks that stood between them. The library takes as many of them at once as
+the batch may have items. A single sentence above that ends in ``bad_text``.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages import ctranslate2_file
+from stages import ctranslate2_file, nmt_files
 from stages.base import (
     Declaration,
     Item,
@@ -33,16 +33,17 @@ from stages.base import (
     StageError,
     weights_bytes,
 )
-from stages.faults import match_language, some, stage_error
+from stages.faults import match_language, not_a, some, stage_error
 
-MAKE_ONE = "make one with: python run_node.py models synthesize nmt --out DIR"
-LANGUAGE_TOKEN = re.compile(r"__([a-z]{2,3})__")
 END = "</s>"
+POSITIONS = 1024  # of models that do not say, and the most that the library takes of a source
 LONGEST_SOURCE = 900  # pieces in one chunk
-LONGEST_TARGET = 1023  # the decoder's positions, less the one that starts it
+SPARE = 112  # positions that a chunk leaves
 TOKEN_BYTES = 600  # host memory for a token's text, in the library's vocabulary and SentencePiece's
 SENTENCE = re.compile(r".+?(?:[.!?\u2026]+(?=\s)|[\u3002\uff01\uff1f]+|\Z)\s*", re.DOTALL)
-_OPTIONS = {"beam_size": (1, 20)}
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+OPTIONS = ("beam_size", "source", "target")
+BEAMS = 1, 20
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Request:
-    """One item, ready for the library: language codes as the model knows them, and its text in chunks."""
+    """One item, ready for the library: what stands before its source and its translation, and its text in chunks."""
 
-    source: str
-    target: str
+    source: list[str]
+    target: list[str]
     chunks: list[Chunk]
 
 
 class NmtStage(Stage):
     """``nmt``: text in the session's source language in, text in its target language out.
 
-    Option: ``beam_size`` (default 2). The same language on both sides: the text is passed on, ``skipped``.
+    Options: ``beam_size`` (default 2); ``source`` and ``target``, the languages of a Marian model whose folder is not
+    named like ``opus-mt-en-de``. The same language on both sides: the text is passed on, ``skipped``.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -81,30 +83,37 @@ class NmtStage(Stage):
     def __init__(self, config: StageConfig) -> None:
         super().__init__(config)
         self._translator: Any = None
-        self._pieces: Any = None
-        self._languages: frozenset[str] = frozenset()
+        self._pieces: nmt_files.Pieces | None = None
+        self._files: nmt_files.Files | None = None
+        self._longest = LONGEST_SOURCE, POSITIONS - 1
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
-            if name not in _OPTIONS:
-                raise ValueError(f"stage nmt has no option {name!r}; it has: {', '.join(_OPTIONS)}")
-            low, high = _OPTIONS[name]
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"nmt option {name} is {value!r}; it must be a whole number from {low} to {high}")
-            if not low <= value <= high:
-                nearest = min(max(value, low), high)
-                raise ValueError(f"nmt option {name} is {value}; the nearest valid value is {nearest}")
+            if name not in OPTIONS:
+                raise ValueError(f"stage nmt has no option {name!r}; it has: {', '.join(OPTIONS)}")
+            if name != "beam_size" and not (isinstance(value, str) and LANGUAGE.fullmatch(value)):
+                raise ValueError(f"nmt option {name} is {value!r}; it must be a language code like en")
+        if ("source" in options) != ("target" in options):
+            raise ValueError(
+                "nmt options source and target go together: a Marian model translates from one to the other"
+            )
+        (low, high), beams = BEAMS, options.get("beam_size", 2)
+        if isinstance(beams, bool) or not isinstance(beams, int):
+            raise ValueError(f"nmt option beam_size is {beams!r}; it must be a whole number from {low} to {high}")
+        if not low <= beams <= high:
+            nearest = min(max(beams, low), high)
+            raise ValueError(f"nmt option beam_size is {beams}; the nearest valid value is {nearest}")
 
     @classmethod
     def describe(cls, model: str, options: Mapping[str, Any]) -> ModelFacts:
-        """Languages and size. Raises StageError("bad_model") when a file is missing or it is not an M2M100 model."""
-        del options
-        folder = Path(model).expanduser()
-        if not model or not (folder / "model.bin").is_file():
-            raise StageError("bad_model", f"no nmt model at {model!r}: a CTranslate2 folder is needed; {MAKE_ONE}")
-        find_sentencepiece(folder)
-        return ModelFacts(weights_bytes=weights_bytes(str(folder / "model.bin")), languages=read_languages(folder))
+        """Languages and size. Raises StageError("bad_model") when a file is missing or it is of none of these makes."""
+        files = _files(model, options)
+        return ModelFacts(
+            weights_bytes=weights_bytes(str(Path(model).expanduser() / "model.bin")),
+            languages=files.sources,
+            targets=None if files.targets == files.sources else files.targets,
+        )
 
     @classmethod
     def memory(cls, config: StageConfig, longest: Longest) -> Memory | None:
@@ -113,14 +122,15 @@ class NmtStage(Stage):
         if sizes is None:
             return None
         chars = min(longest.chars, cls.declaration.max_chars)
-        chunk = min(chars, LONGEST_SOURCE)
+        longest_source, longest_target = _longest(sizes)
+        chunk = min(chars, longest_source)
         chunks = config.max_batch
         beams = int(config.options.get("beam_size", 2))
         number = sizes.run_bytes(config.device, config.compute_type)
         kept = sizes.kept_bytes(config.device, config.compute_type)
         encoding = chunks * chunk * (2 * sizes.heads * chunk + sizes.hidden + 4 * sizes.width) * number
         # What has been said is kept for each hypothesis, and put in a new order (a copy) after each token.
-        texts = chunks * beams * min(LONGEST_TARGET, 3 * chunk + 16)
+        texts = chunks * beams * min(longest_target, 3 * chunk + 16)
         decoding = chunks * chunk * kept + 2 * texts * kept
         decoding += 3 * chunks * beams * sizes.vocabulary * number
         host = TOKEN_BYTES * sizes.vocabulary if config.device == "cpu" else 0
@@ -130,13 +140,13 @@ class NmtStage(Stage):
     def load(self) -> None:
         """Open the model. Raises StageError("bad_model") or ("oom")."""
         config = self.config
-        self._languages = self.describe(config.model, config.options).languages or frozenset()
+        self._files = files = _files(config.model, config.options)
         folder = Path(config.model).expanduser()
+        self._longest = _longest(ctranslate2_file.read(folder / "model.bin"))
         import ctranslate2
-        import sentencepiece
 
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(find_sentencepiece(folder)))
+            self._pieces = nmt_files.open_pieces(files.cutter, files.joiner)
             self._translator = ctranslate2.Translator(
                 str(folder),
                 device=config.device,
@@ -148,11 +158,12 @@ class NmtStage(Stage):
             raise stage_error("bad_model", f"cannot load the nmt model {config.model}", error) from error
 
     def warm_up(self) -> None:
-        """Runs of one short sentence between the first two languages."""
-        source, target = sorted(self._languages)[:2]
+        """Runs of one short sentence between two of its languages."""
+        assert self._files is not None
+        source, target = min(self._files.sources), max(self._files.targets)
         try:
             for _ in range(self.config.warm_up_runs):
-                self._translate([Request(source, target, list(self._divide("1, 2, 3.")))])
+                self._translate([self._request("1, 2, 3.", source, target)])
         except Exception as error:
             raise stage_error("bad_model", f"the nmt model {self.config.model} does not run", error) from error
 
@@ -174,7 +185,7 @@ class NmtStage(Stage):
 
     def close(self) -> None:
         self._translator = None
-        self._pieces = None
+        self._pieces = self._files = None
 
     def _prepare(self, item: Item) -> Request | Output | StageError:
         """What to ask the library for, or the result where there is nothing to ask."""
@@ -183,47 +194,52 @@ class NmtStage(Stage):
             text.encode()
             if not text.strip():
                 return Output(text="")
-            source, target = self._language(item.source, "source"), self._language(item.target, "target")
-            if source == target:
+            assert self._files is not None
+            if is_same(item.source, item.target, self._files.sources | self._files.targets):
                 return Output(text=text, state="skipped", reason="source and target are the same language")
-            return Request(source, target, list(self._divide(text)))
+            source = _language(item.source, "source", self._files.sources)
+            target = _language(item.target, "target", self._files.targets)
+            return self._request(text, source, target)
         except StageError as error:
             return error
         except UnicodeEncodeError:
             return StageError("bad_text", "the text is not valid Unicode (a lone surrogate)")
 
-    def _language(self, wanted: str, side: str) -> str:
-        language = match_language(wanted, self._languages)
-        if language is None:
-            known = some(self._languages)
-            raise StageError("bad_language", f"the nmt model does not know {side} {wanted!r}; it knows {known}")
-        return language
+    def _request(self, text: str, source: str, target: str) -> Request:
+        assert self._files is not None
+        tokens, chunks = self._files.tokens, list(self._divide(text))
+        return Request([tokens[source]], [tokens[target]], chunks) if tokens else Request([], [], chunks)
 
     def _divide(self, text: str) -> Iterator[Chunk]:
         """``text`` in chunks that the model takes whole. Raises StageError("bad_text")."""
-        for part in divide(text, lambda piece: len(self._encode(piece)), LONGEST_SOURCE):
+        for part in divide(text, lambda piece: len(self._encode(piece)), self._longest[0]):
             body = part.rstrip() or part
             yield Chunk(self._encode(body), part[len(body) :])
 
     def _encode(self, text: str) -> list[str]:
-        pieces: list[str] = self._pieces.encode(text, out_type=str)
-        return pieces
+        assert self._pieces is not None
+        return self._pieces.cut(text)
 
     def _translate(self, requests: Sequence[Request]) -> list[Output | StageError]:
         """One library call for all chunks of all requests."""
-        sources = [[f"__{r.source}__", *chunk.pieces, END] for r in requests for chunk in r.chunks]
+        assert self._files is not None
+        end = [] if self._files.adds_end else [END]
+        sources = [[*r.source, *chunk.pieces, *end] for r in requests for chunk in r.chunks]
         if not sources:
             return []
-        limit = min(LONGEST_TARGET, 3 * max(map(len, sources)) + 16)
+        limit = min(self._longest[1], 3 * max(map(len, sources)) + 16)
+        prefixes = [r.target for r in requests for _ in r.chunks]
         results = self._translator.translate_batch(
             sources,
-            target_prefix=[[f"__{r.target}__"] for r in requests for _ in r.chunks],
+            target_prefix=prefixes if self._files.tokens else None,
             max_batch_size=self.config.max_batch,  # chunks at once: memory must not follow the length of one text
             beam_size=self.config.options.get("beam_size", 2),
             max_decoding_length=limit,
             return_end_token=True,
         )
-        hypotheses = iter([result.hypotheses[0][1:] for result in results])  # without the language token
+        hypotheses = iter(  # without the language token
+            [result.hypotheses[0][len(prefix) :] for result, prefix in zip(results, prefixes, strict=True)]
+        )
         return [self._assemble(request, [next(hypotheses) for _ in request.chunks], limit) for request in requests]
 
     def _translate_alone(self, request: Request) -> Output | StageError:
@@ -233,9 +249,10 @@ class NmtStage(Stage):
             return stage_error("failed", "nmt", error)
 
     def _assemble(self, request: Request, hypotheses: list[list[str]], limit: int) -> Output:
+        assert self._pieces is not None
         ended = all(hypothesis[-1:] == [END] for hypothesis in hypotheses)
         texts = [
-            self._pieces.decode_pieces([piece for piece in hypothesis if piece != END]) + chunk.gap
+            self._pieces.join([piece for piece in hypothesis if piece != END]) + chunk.gap
             for hypothesis, chunk in zip(hypotheses, request.chunks, strict=True)
         ]
         text = "".join(texts)
@@ -266,35 +283,30 @@ def divide(text: str, size: Callable[[str], int], limit: int) -> list[str]:
     return parts
 
 
-def find_sentencepiece(folder: Path) -> Path:
-    """The SentencePiece model in ``folder``. Raises StageError("bad_model") when there is none, or no telling which."""
-    for name in ("sentencepiece.bpe.model", "spm.model", "sentencepiece.model"):
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(folder.glob("*.model"))
-    if len(found) != 1:
-        count = len(found)
-        raise StageError("bad_model", f"{folder} has {count} SentencePiece models (*.model), not one; {MAKE_ONE}")
-    return found[0]
+def _files(model: str, options: Mapping[str, Any]) -> nmt_files.Files:
+    folder = Path(model).expanduser()
+    if not model or not (folder / "model.bin").is_file():
+        text = f"no nmt model at {model!r}: a CTranslate2 folder is needed; {nmt_files.GET_ONE}"
+        raise StageError("bad_model", text)
+    if ctranslate2_file.maker(folder / "model.bin") != "TransformerSpec":
+        raise not_a(folder / "model.bin", f"a translation model in CTranslate2's format; {nmt_files.GET_ONE}")
+    return nmt_files.read(folder, options)
 
 
-def read_languages(folder: Path) -> frozenset[str]:
-    """Codes of the languages with a token in both vocabularies. Raises StageError("bad_model") when there are none."""
-    tokens = _vocabulary(folder, "shared")
-    if tokens is None:
-        tokens = (_vocabulary(folder, "source") or set()) & (_vocabulary(folder, "target") or set())
-    found = frozenset(match[1] for match in map(LANGUAGE_TOKEN.fullmatch, tokens) if match)
-    if len(found) < 2:
-        raise StageError("bad_model", f"{folder} is no M2M100 model: its vocabulary has no language tokens; {MAKE_ONE}")
-    return found
+def _longest(sizes: ctranslate2_file.Sizes | None) -> tuple[int, int]:
+    """Pieces of one chunk, and of its translation: the decoder's positions, less the one that starts it."""
+    positions = min(POSITIONS, (sizes.positions if sizes else 0) or POSITIONS)
+    return min(LONGEST_SOURCE, positions - SPARE), positions - 1
 
 
-def _vocabulary(folder: Path, name: str) -> set[str] | None:
-    """The tokens of ``NAME_vocabulary.json`` or ``.txt``, None when there is neither."""
-    listed, lines = folder / f"{name}_vocabulary.json", folder / f"{name}_vocabulary.txt"
-    try:
-        if listed.is_file():
-            return set(json.loads(listed.read_text(encoding="utf-8")))
-        return set(lines.read_text(encoding="utf-8").split("\n")) if lines.is_file() else None
-    except (OSError, ValueError, TypeError) as error:
-        raise StageError("bad_model", f"cannot read the {name} vocabulary in {folder}: {error}; {MAKE_ONE}") from error
+def is_same(source: str, target: str, known: Collection[str]) -> bool:
+    """Whether a text is in its target language already."""
+    language = match_language(source, known)
+    return language is not None and language == match_language(target, known)
+
+
+def _language(wanted: str, side: str, known: frozenset[str]) -> str:
+    language = match_language(wanted, known)
+    if language is None:
+        raise StageError("bad_language", f"the nmt model does not know {side} {wanted!r}; it knows {some(known)}")
+    return language

@@ -24,9 +24,10 @@ import numpy as np
 
 from stages import gguf_file
 from stages.base import Declaration, Item, Longest, Memory, ModelFacts, Output, Stage, StageConfig, StageError
+from stages.faults import not_a
 
 SEED = 1
-MAKE_ONE = "make one with: python run_node.py models synthesize repair --out DIR"
+GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize repair --out DIR)"
 LANGUAGE_NAMES = {
     "ar": "Arabic",
     "cs": "Czech",
@@ -301,12 +302,12 @@ def find_gguf(model: str) -> Path:
     path = Path(model)
     found = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if len(found) != 1:
-        raise StageError("bad_model", f"{model} holds {len(found)} .gguf files, one is needed; {MAKE_ONE}")
+        raise StageError("bad_model", f"{model} holds {len(found)} .gguf files, one is needed; {GET_ONE}")
     if not model or not found[0].is_file():
-        raise StageError("bad_model", f"no repair model at {model!r}: a .gguf file is needed; {MAKE_ONE}")
+        raise StageError("bad_model", f"no repair model at {model!r}: a .gguf file is needed; {GET_ONE}")
     with found[0].open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise StageError("bad_model", f"{found[0]} is not a GGUF file; {MAKE_ONE}")
+            raise not_a(found[0], f"a GGUF file; {GET_ONE}")
     return found[0]
 
 

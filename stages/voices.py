@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import StageError
+from stages.faults import not_a
 
-MAKE_ONE = "make voices with: python run_node.py models synthesize tts --out DIR"
+GET_ONE = "docs/models.md says where to get one (a stand-in: run_node.py models synthesize tts --out DIR)"
+FIRST_BYTES = [
+    bytes([tag]) for tag in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
+]  # fields of an ONNX model
 ESPEAK_LANGUAGES = {"cmn": "zh", "nb": "no"}  # where espeak-ng's code is not the one everybody else uses
 
 
@@ -38,10 +42,10 @@ def find_voices(model: str) -> list[VoiceFiles]:
     """
     path = Path(model)
     if not model or not path.exists():
-        raise StageError("bad_model", f"no voices at {model!r}: a .onnx file or a folder of them is needed; {MAKE_ONE}")
+        raise StageError("bad_model", f"no voices at {model!r}: a .onnx file or a folder of them is needed; {GET_ONE}")
     found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
     if not found:
-        raise StageError("bad_model", f"{model} holds no .onnx files; {MAKE_ONE}")
+        raise StageError("bad_model", f"{model} holds no .onnx files; {GET_ONE}")
     return [_read_voice(onnx) for onnx in found]
 
 
@@ -53,7 +57,7 @@ def _read_voice(onnx: Path) -> VoiceFiles:
             config[key]
         espeak, _rate = config["espeak"]["voice"], int(config["audio"]["sample_rate"])
     except FileNotFoundError:
-        raise StageError("bad_model", f"{onnx} has no {described.name} beside it; {MAKE_ONE}") from None
+        raise StageError("bad_model", f"{onnx} has no {described.name} beside it; {GET_ONE}") from None
     except (OSError, ValueError) as error:
         raise StageError("bad_model", f"cannot read {described}: {error}") from error
     except (KeyError, TypeError) as error:
@@ -61,6 +65,9 @@ def _read_voice(onnx: Path) -> VoiceFiles:
     kind = config.get("phoneme_type", "espeak")
     if kind not in ("espeak", "text"):
         raise StageError("bad_model", f"{onnx} wants phonemes of type {kind!r}, which need a download")
+    with onnx.open("rb") as graph:
+        if graph.read(1) not in FIRST_BYTES:
+            raise not_a(onnx, f"an ONNX graph; {GET_ONE}")
     language, locale = _language_of(config, str(espeak), onnx.name)
     return VoiceFiles(onnx, config, language, locale)
 

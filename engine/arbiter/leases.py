@@ -316,11 +316,9 @@ class Leases:
         return told
 
     def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
-        """Tell the scheduler what is lacking, on figures that are true: for the first in line whom it helps."""
-        present = self._present[device]
+        """Have room made, on figures that are true, for the first in line whom that helps."""
         wishes = () if outlook.closed else self._wishes(device, outlook)
-        first = next((one for one in wishes if self.wants.can_help(one, present, outlook.room, now)), None)
-        return [*self.wants.look(device, first, present, outlook.room, now)]
+        return [*self.wants.look(device, wishes, self._present[device], outlook.room, now)]
 
     def _wishes(self, device: str, outlook: Outlook) -> Iterator[Wish]:
         """Of those who wait, in order, as far as they may be served."""

@@ -33,9 +33,7 @@ from ipc.messages import (
     Drain,
     Gone,
     Granted,
-    Inquire,
     LeaseRequest,
-    LeaseWait,
     Leave,
     Measured,
     Orders,
@@ -173,6 +171,7 @@ class Arbiter:
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
         for news in self._holders.dead(readable):
+            self._log.info("%s has ended, and its lease with it", news.role)
             self._act(self._leases.handle(news, process.now()))
 
     def _hear_workers(self) -> None:
@@ -187,6 +186,7 @@ class Arbiter:
                 if isinstance(message, Used):
                     self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
+                    self._log.info("%s has given its lease back", peer.rpartition("#")[0])
                     self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
@@ -217,8 +217,7 @@ class Arbiter:
             match action:
                 case Send(peer, message):
                     self._granting = self._granting or isinstance(message, Granted)
-                    quiet = isinstance(message, (LeaseWait, Inquire))  # the scheduler says it; nobody's business
-                    level = logging.DEBUG if quiet else logging.INFO
+                    level = logging.DEBUG if words.is_told_elsewhere(peer, message) else logging.INFO
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
                 case AskToLeave(peer, message):
@@ -240,13 +239,13 @@ class Arbiter:
         """Write the book down. One too large for the journal is counted and said once; the node goes on."""
         state = kept.encode(self._leases.keep())
         if not self._journal.write(state) and self._journal.too_large == 1:
-            sizes = f"{len(state)} bytes, its journal takes {self._journal.most_bytes}"
+            sizes = f"{words.gib(len(state))}, its journal takes {words.gib(self._journal.most_bytes)}"
             self._log.error("the book has %s: what is granted from now on would not outlive this arbiter", sizes)
 
     def _speak(self) -> None:
         now = process.now()
         for peer in self._router.flush():
-            self._log.info("%s is not there any more", peer)  # its Gone comes from the supervisor
+            self._log.debug("%s is not there any more", peer)  # its Gone comes from the supervisor
         if self._scheduler is not None:
             with suppress(PeerGone):  # it died; its next life is told what is still lacking
                 self._scheduler.flush()

@@ -3,10 +3,10 @@
 Pure. The driver only says how much is free in all. The book splits what is used into what our leases *hold* and what
 is *foreign* (other programs, and whatever of ours no lease covers), and keeps the sum equal to the driver's figure:
 
-* growth goes first to leases that were granted more than they hold (those that are draining, then the one loading,
-  before the others), then to foreign;
-* a fall goes first to leases that are draining, then to foreign, then to the others; to those only when it has lasted
-  for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
+* growth goes first to leases that were granted more than they hold (those that have begun to drain since the reading
+  before, then the one loading, before the others), then to foreign;
+* a fall goes first to leases that are draining, then to foreign, then to the others; to those only what of it has
+  lasted for ``PATIENT_S``, because memory often tells of a death before anybody does. Until then it is *missing*;
 * what a lease still has ``DOUBT_S`` after it has become a deficit is not its own: growth and a fall between two
   readings look like a smaller fall. So it goes to models that loaded meanwhile and are thought to have next to nothing;
   the rest is foreign: somebody may live on with it (a program's child), and ours are still promised what they were;
@@ -78,6 +78,7 @@ class DeviceMemory:
         self._fading: dict[int, tuple[int, float]] = {}  # lease -> bytes that the list has dropped, and since when
         self._strangers_bytes = 0  # foreign, and listed
         self._unlisted_bytes = 0  # foreign otherwise
+        self._lasting_bytes = 0  # what of them was missing in every reading since ``_missing_since``
         self._missing_since = 0.0
         self._remembered = False  # the reading is an earlier arbiter's
 
@@ -91,7 +92,8 @@ class DeviceMemory:
     ) -> None:
         """Go on from an earlier arbiter's figures: they explain the next reading, and nothing is granted upon them."""
         self.reading, self._remembered, self.lists_us = reading, True, lists_us
-        self.missing_bytes, self._missing_since = missing_bytes, reading.taken_at if reading else 0.0
+        self.missing_bytes = self._lasting_bytes = missing_bytes
+        self._missing_since = reading.taken_at if reading else 0.0
         self._strangers_bytes = _strangers(reading.listed, leases) if reading and lists_us else 0
         self._unlisted_bytes = foreign_bytes - self._strangers_bytes
 
@@ -108,17 +110,16 @@ class DeviceMemory:
         settled = sum(self._settle(lease, reading) for lease in leases)
         # What shows now for the first time is theirs; only beyond that had others too much.
         self._correct(settled - min(grown, max(0, settled)), leases)
+        before = self.reading.taken_at if self.reading else 0.0
         self.reading, self._remembered = reading, False
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
         if unexplained > fading:
-            self._grow(unexplained - fading, leases, loaders)
+            # What the dead took shows in the first reading after their end; what appears later is somebody else's.
+            growing = [one for one in leases if one.state is not LeaseState.DRAINING or one.left_at >= before]
+            self._grow(unexplained - fading, growing, loaders)
         missing = self._shrink(max(0, -unexplained), leases)
-        if not missing or not self.missing_bytes:
-            self._missing_since = reading.taken_at
-        elif reading.taken_at - self._missing_since >= PATIENT_S:
-            missing = self._take_from([lease for lease in leases if lease.state in ALIVE], missing)
-        self.missing_bytes = missing
+        self.missing_bytes = missing - self._lasting(missing, leases, reading.taken_at)
 
     def forget(self, lease: Lease, others: Iterable[Lease]) -> None:
         """A lease is over; what the book still has of it is somebody else's, as all growth: ours first, then foreign.
@@ -127,6 +128,8 @@ class DeviceMemory:
         """
         nbytes, lease.held_bytes = lease.held_bytes, 0
         assert self.reading is not None
+        if not nbytes:
+            return
         if self._is_listed(lease, self.reading):  # its holder lives on with it
             self._strangers_bytes += nbytes
         else:
@@ -150,15 +153,20 @@ class DeviceMemory:
         """Bytes that may be granted now (negative: too much is taken already). The formula of this module."""
         if self.reading is None:
             return 0
-        present = [lease for lease in leases if lease.state in ON_DEVICE]
-        promised = self.promised(present)
-        ours = promised + sum(lease.held_bytes for lease in present)  # sum max(granted, held)
-        return self.limits.grantable(self.reading.free_bytes, promised, ours, self.foreign_bytes)
+        promised = held = 0
+        for lease in leases:
+            if lease.state in ON_DEVICE:
+                promised += lease.promised_bytes
+                held += lease.held_bytes
+        promised += self._promised_anew(leases)  # with what is held: sum max(granted, held)
+        return self.limits.grantable(self.reading.free_bytes, promised, promised + held, self.foreign_bytes)
 
     def promised(self, leases: Collection[Lease]) -> int:
         """Bytes that holders may still take, and that are not used by the driver's figures."""
-        found = sum(lease.promised_bytes for lease in leases)
-        return found + sum(map(self._anew, leases)) if self._fading else found
+        return sum(lease.promised_bytes for lease in leases) + self._promised_anew(leases)
+
+    def _promised_anew(self, leases: Iterable[Lease]) -> int:
+        return sum(map(self._anew, leases)) if self._fading else 0
 
     def age(self, now: float, since: float) -> float:
         """Seconds since the newest reading; while there is none of our own, since ``since``."""
@@ -282,6 +290,18 @@ class DeviceMemory:
         part = min(nbytes, self._unlisted_bytes)
         self._unlisted_bytes -= part
         return nbytes - part
+
+    def _lasting(self, missing: int, leases: list[Lease], taken_at: float) -> int:
+        """Put down to the living what has been missing for ``PATIENT_S``; returns how much that is."""
+        if not self._lasting_bytes:
+            self._lasting_bytes, self._missing_since = missing, taken_at
+        self._lasting_bytes = min(self._lasting_bytes, missing)
+        if taken_at - self._missing_since < PATIENT_S:
+            return 0
+        taken = self._lasting_bytes
+        rest = self._take_from([lease for lease in leases if lease.state in ALIVE], taken)
+        self._lasting_bytes, self._missing_since = missing - taken + rest, taken_at
+        return taken - rest
 
     @staticmethod
     def _take_from(leases: list[Lease], nbytes: int) -> int:

@@ -8,8 +8,8 @@ not give enough: other programs hold the rest, and nobody leaves in vain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -31,6 +31,17 @@ class Wish:
         return max(self.nbytes - room, 1 if self.place else 0)
 
 
+@dataclass
+class _Means:
+    """Bytes of a device that may come free. ``back``: of those who have left, and of those who were asked to and have
+    time yet; ``models``: of the node's; ``programs``: who may be asked, the oldest first."""
+
+    back: int = 0
+    models: int = 0
+    programs: list[Lease] = field(default_factory=list)
+    all: int = 0
+
+
 class Wants:
     """What was told last, by device."""
 
@@ -40,13 +51,22 @@ class Wants:
         self._ended: set[str] = set()  # devices where a worker's lease has ended since something was wanted there
 
     def look(
-        self, device: str, wish: Wish | None, leases: Sequence[Lease], room: int, now: float
+        self, device: str, wishes: Iterable[Wish], leases: Sequence[Lease], room: int, now: float
     ) -> list[AskToLeave | Tell]:
-        """Who is to be asked now. ``leases``: those on the device; ``room``: bytes that may be granted."""
-        asked, news = [], Vacate(device, 0)
-        if wish is not None:
-            asked = list(self._ask(wish, leases, room, now))
-            news = self._news(device, wish, leases, room + self._promised_back(leases, now))
+        """Who is to be asked now, for the first of these whom it helps.
+
+        ``leases``: those on the device; ``room``: bytes that may be granted.
+        """
+        asked: list[AskToLeave] = []
+        news, means = Vacate(device, 0), None
+        for wish in wishes:
+            means = means or self._means(leases, now)
+            if wish.lacking(room) <= means.all:
+                asked = self._ask(wish, means, room, now)
+                lacking = wish.lacking(room + means.back)
+                if 0 < lacking <= means.models:
+                    news = Vacate(device, lacking, wish.peer.partition("#")[0])
+                break
         again = device in self._ended and news.nbytes > 0
         if news == self._told.get(device, Vacate(device, 0)) and not again:
             return [*asked]
@@ -54,13 +74,6 @@ class Wants:
         if again:
             self._ended.discard(device)
         return [*asked, Tell(msgspec.structs.replace(news, again=again))]
-
-    def can_help(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> bool:
-        """Whether all who may leave, and what is on its way back, would be enough for it."""
-        lacking = wish.lacking(room)
-        return lacking <= 0 or lacking <= self._promised_back(leases, now) + sum(
-            _taken(one) for one in leases if _is_models(one) or _is_willing(one)
-        )
 
     def again(self, lease: Lease) -> None:
         """This lease has ended, or will not give its bytes back: what is still lacking is said again."""
@@ -83,41 +96,31 @@ class Wants:
         """Seconds until it is overdue; None when it is, or never will be."""
         return None if lease.asked_at is None or self.is_overdue(lease, now) else lease.asked_at + self._grace_s - now
 
-    def _ask(self, wish: Wish, leases: Sequence[Lease], room: int, now: float) -> Iterator[AskToLeave]:
-        lacking = wish.nbytes - room - self._promised_back(leases, now)
-        if lacking <= 0:
-            return
-        programs = [one for one in leases if _is_willing(one)]
-        if not programs or lacking > sum(map(_taken, programs)) + sum(_taken(one) for one in leases if _is_models(one)):
-            return  # it would not be enough
-        for lease in reversed(programs):
+    def _means(self, leases: Sequence[Lease], now: float) -> _Means:
+        means = _Means()
+        for lease in leases:
+            if lease.state is LeaseState.DRAINING:
+                means.back += _taken(lease)
+            elif lease.state is LeaseState.HELD:
+                if lease.asked_at is not None and not self.is_overdue(lease, now):
+                    means.back += _taken(lease)
+                if lease.preemptible and lease.asked_at is None:
+                    means.programs.append(lease)
+                elif not lease.external:
+                    means.models += _taken(lease)
+        means.all = means.back + means.models + sum(map(_taken, means.programs))
+        return means
+
+    def _ask(self, wish: Wish, means: _Means, room: int, now: float) -> list[AskToLeave]:
+        """Ask programs, as far as that is needed; what they will give is on its way back from here on."""
+        lacking, asked = wish.nbytes - room - means.back, []
+        for lease in reversed(means.programs):
             if lacking > 0:
                 lease.asked_at = now
                 lacking -= _taken(lease)
-                yield AskToLeave(lease.peer, Leave(lease.number, self._grace_s))
-
-    def _promised_back(self, leases: Sequence[Lease], now: float) -> int:
-        """Bytes on their way back: of those who have left, and of those who were asked to and have time yet."""
-        left = [one for one in leases if one.state is LeaseState.DRAINING]
-        asked = [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
-        return sum(map(_taken, left)) + sum(_taken(one) for one in asked if not self.is_overdue(one, now))
-
-    @staticmethod
-    def _news(device: str, wish: Wish, leases: Sequence[Lease], room: int) -> Vacate:
-        lacking = wish.lacking(room)
-        if lacking <= 0 or lacking > sum(_taken(one) for one in leases if _is_models(one)):
-            return Vacate(device, 0)
-        return Vacate(device, lacking, wish.peer.partition("#")[0])
-
-
-def _is_willing(lease: Lease) -> bool:
-    """Whether its holder may be asked to leave, and has not been."""
-    return lease.state is LeaseState.HELD and lease.preemptible and lease.asked_at is None
-
-
-def _is_models(lease: Lease) -> bool:
-    """Whether it is one of the node's, loaded, and so may leave."""
-    return lease.state is LeaseState.HELD and not lease.external
+                means.back += _taken(lease)
+                asked.append(AskToLeave(lease.peer, Leave(lease.number, self._grace_s)))
+        return asked
 
 
 def _taken(lease: Lease) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.arbiter.lease import Lease
+from engine.arbiter.lease import EXTERNAL, Lease
 from engine.arbiter.room import DeviceMemory
 from engine.limits import Limits
-from ipc.messages import Denied, Granted, LeaseWait
+from ipc.messages import Denied, Granted, Inquire, LeaseWait
 
 GIB = 2**30
 
@@ -25,12 +25,22 @@ def told(peer: str, message: Any) -> str:
     who = peer.rpartition("#")[0] or peer
     match message:
         case Granted(nbytes=nbytes):
-            return f"{who} may load: {gib(nbytes)} granted"
+            return f"{who} is granted {gib(nbytes)}" if _is_program(peer) else f"{who} may load: {gib(nbytes)} granted"
         case LeaseWait(reason=reason):
             return f"{who} waits: {reason}"
         case Denied(reason=reason):
             return f"{who} gets no memory: {reason}"
     return f"{who}: {type(message).__name__}"
+
+
+def is_told_elsewhere(peer: str, message: Any) -> bool:
+    """Whether the log has it from others: what workers wait for and why they get nothing, the scheduler says."""
+    return isinstance(message, Inquire) or (isinstance(message, (LeaseWait, Denied)) and not _is_program(peer))
+
+
+def _is_program(peer: str) -> bool:
+    """Whether this is the name of a holder outside the node."""
+    return peer.startswith(EXTERNAL)
 
 
 def too_little(lease: Lease, memory: DeviceMemory, promised: int, room: int) -> str:

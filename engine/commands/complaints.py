@@ -6,9 +6,10 @@ code for reasons that differ in detail only (a name, a length), the first three 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+GONE = "node_gone"
 SHOWN = 3  # lines of one code
 BY_WISH = ("requested", "nothing was said", "takes ")  # other reasons of the node's for going past a stage
 
@@ -27,6 +28,17 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{who}: {outcome} ({code}) {error}".rstrip()
         if rest := sum(len(inputs) for _, inputs in told[SHOWN:]):
             yield f"and {rest} more: {outcome} ({code}); see results.jsonl"
+
+
+def gone(rows: Sequence[Mapping[str, Any]], folder: object) -> str:
+    """What there is of a run whose node ended under it, and what to do; "" when it did not."""
+    left = sum(row["code"] == GONE for row in rows)
+    if not left:
+        return ""
+    return (
+        f"the node is gone: {len(rows) - left} of {len(rows)} utterances have their outcome in {folder}/results.jsonl, "
+        f"{left} have none (code {GONE}); start one again (run_node.py serve) and give these again, with another --out"
+    )
 
 
 def left_out(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from engine.commands import FAILED, OK, asking, finding
@@ -32,6 +32,11 @@ No utterance fails by an order: batches that run are finished, what waits goes t
 deadline allows. Orders hold until they are undone or the node stops, whichever of its processes dies meanwhile; `stats`
 shows them.
 
+--wait waits until it is so: drain and unload until the models are gone and the driver shows their memory back; restart
+until the next process is there, with its model where the last one had one; load until the stage's workers have their
+models (but extra ones, and those on standby). The others are done when they are taken; what resume lets load goes on
+by itself.
+
 exit codes: 0 taken (with --wait: done), 1 refused, not done in time, or no node; 2 wrong arguments"""
 
 
@@ -54,9 +59,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.wait < float("inf"):
         raise UsageError(f"--wait is {args.wait:g}", "give seconds from 0")
+    if args.order == "set" and not all(map(str.strip, args.target.partition("="))):
+        raise UsageError(f"ctl set {args.target} gives no value", "write ctl set KNOB=VALUE (stages.asr.max_batch=1)")
     endpoint = finding.ctl_endpoint(args.connect)
+    had = loaded(asking.ask(endpoint, "stats")) if args.wait else frozenset()
     answer = asking.ask(endpoint, args.order, target=args.target)
-    pending = wait(endpoint, answer, args.wait) if args.wait else []
+    pending = wait(endpoint, answer, had, args.wait) if args.wait else []
     if args.json:
         print(json.dumps({**answer, "pending": pending}))
     else:
@@ -86,17 +94,37 @@ def words(answer: Mapping[str, Any]) -> str:
     return f"{target} is {answer['value']}"
 
 
-def wait(endpoint: str, answer: Mapping[str, Any], limit_s: float) -> list[str]:
-    """Workers that have not done what they were ordered to after so long."""
+def wait(endpoint: str, answer: Mapping[str, Any], had: Collection[str], limit_s: float) -> list[str]:
+    """Workers that have not done what they were ordered to after so long. ``had``: those with their model before."""
     until = time.monotonic() + limit_s
-    while (pending := undone(asking.ask(endpoint, "stats"), answer)) and time.monotonic() < until:
+    while (pending := undone(asking.ask(endpoint, "stats"), answer, had)) and time.monotonic() < until:
         time.sleep(LOOK_S)
     return pending
 
 
-def undone(stats: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+def undone(stats: Mapping[str, Any], answer: Mapping[str, Any], had: Collection[str] = ()) -> list[str]:
     """Workers that, by the node's statistics, have not done yet what this order wants of them."""
-    if answer["verb"] == "load":
-        loaded = {row["role"] for row in stats["processes"] if row["phase"].startswith("loaded")}
-        return [role for role in answer["workers"] if role not in loaded]
-    return [role for role in answer["workers"] if role in stats["operators"]["pending"]]
+    waited = set(stats["operators"]["pending"])
+    match answer["verb"]:
+        case "load":
+            waited = set(answer["workers"]) - loaded(stats)
+        case "restart":
+            waited |= set(had) - loaded(stats)
+        case "drain":
+            waited |= {role for role, _ in leases(stats)}
+        case "unload":  # its next life may have loaded again by now
+            lives = {row["role"]: row["incarnation"] for row in stats["processes"]}
+            waited |= {role for role, life in leases(stats) if life != lives.get(role)}
+    return [role for role in answer["workers"] if role in waited]
+
+
+def loaded(stats: Mapping[str, Any]) -> frozenset[str]:
+    """Workers that have their model."""
+    return frozenset(row["role"] for row in stats["processes"] if row["phase"].startswith("loaded"))
+
+
+def leases(stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Holder and its life of each lease that the arbiter shows, those too whose memory is on its way back."""
+    for lease in stats["leases"]:
+        role, _, life = lease["worker"].rpartition("#")
+        yield role, int(life)

@@ -14,12 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.commands import complaints
 from engine.commands.inputs import Utterance
 from engine.commands.reading import Found, within
 from engine.commands.results import Results, Row, outcome_row, refusal_row
 from engine.media import MediaError
 from engine.outcome import Busy, NodeGone, Outcome, Rejected, SessionClosed
 
+SILENT_S = 2.0  # a node that answers nothing for so long is told of, while it is waited for
 WAIT_S = 0.1  # how long one look may take, so that nothing has to be noticed by waiting for ever
 
 
@@ -52,6 +54,7 @@ class Delivery:
                  told: Callable[[Row, Outcome | None], None], say: Callable[[str], None],
                  heard: Callable[[Any], None] | None = None) -> None:  # fmt: skip
         self.interrupted = False
+        self._silence_told = False
         self._client = client
         self._wish = wish
         self._results = results
@@ -120,13 +123,20 @@ class Delivery:
             for outcome in self._ended(wait_s):
                 self._finish(outcome)
         except TimeoutError:
-            return
+            self._say_silence()
         except NodeGone as error:
             self._break_all(error)
         except (SessionClosed, Rejected) as error:
             for lane in self._lanes:
                 if lane.session.core.failure is not None:
                     self._break(lane, error)
+
+    def _say_silence(self) -> None:
+        """One line for each time that the node does not answer."""
+        silent = self._client.silent_s >= SILENT_S
+        if silent and not self._silence_told:
+            self._say(f"the node does not answer; it is waited for, {self._client.patience_s:g} s in all")
+        self._silence_told = silent
 
     def _ended(self, wait_s: float) -> Iterator[Outcome]:
         """Outcomes as they come. A broken session makes the common reading fail, so then each is read alone."""
@@ -154,13 +164,13 @@ class Delivery:
     def _break(self, lane: Lane, error: NodeGone | SessionClosed | Rejected) -> None:
         """The session has ended under us: what was in flight has no outcome and never will."""
         lane.broken = str(error)
-        lane.broken_code = getattr(error, "reason", "node_gone")
+        lane.broken_code = getattr(error, "reason", complaints.GONE)
         flying, lane.flying = lane.flying, {}
         for index, utterance in flying.items():
             self._refuse(lane, utterance, lane.broken_code, lane.broken, index)
 
     def _refuse(self, lane: Lane, utterance: Utterance, code: str, text: str, index: int | None = None) -> None:
-        self._write(refusal_row(utterance, lane.session.id, index, code, text), None)
+        self._write(refusal_row(utterance, lane.session.id, lane.session.tag, index, code, text), None)
 
     def _write(self, row: Row, outcome: Outcome | None) -> None:
         self._results.add(row)

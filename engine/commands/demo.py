@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from engine import embedded, picture, timeline
+from engine.bar import bar
 from engine.client import Client
 from engine.commands import FAILED, OK, inputs, nodes, translate
 from engine.commands.delivery import Delivery, Wish
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         drawing = draw(results)
         if shown:
             print(page(results, drawing), flush=True)
-        gain = measure(client, config, shown)
+        gain = measure(client, config, say, shown=shown)
     print(json_page(results, gain) if args.json else gain_text(gain))
     code = translate.exit_code(gain is None, results)
     return code or (OK if as_expected(results.rows) == len(clips()) else FAILED)
@@ -146,14 +146,14 @@ def draw(results: Results) -> Path:
     return drawing
 
 
-def measure(client: Any, config: Config, shown: bool) -> Gain | None:
+def measure(client: Any, config: Config, say: Callable[[str], None], *, shown: bool) -> Gain | None:
     """ROUNDS rounds in each mode, in turns, so that whatever else the machine does hits both; None: interrupted."""
     serial = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, mode="serial"))
     charts: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     try:
+        say(f"measuring the gain over serial work: a second node in serial mode, then {ROUNDS} rounds with each")
         with nodes.private(serial, lambda line: None) as other:
-            for _ in tqdm(range(ROUNDS), "measuring the gain over serial work", unit="round", leave=False,
-                          disable=None if shown else True):  # fmt: skip
+            for _ in bar(range(ROUNDS), "measuring the gain", unit="round", shown=shown):
                 pair = _round(client, config), _round(other, serial)
                 if pair[0] is None or pair[1] is None:
                     return None

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bench.report import Goal, Report
 from engine import media
+from engine.bar import bar
 from engine.commands import inputs, nodes
 from engine.config import Config, StageSection
 from ipc.errors import DragomanError
@@ -207,7 +207,7 @@ class Evaluation:
     def _outcomes(self, session: Any, said: Sequence[Said], what: str) -> Iterator[Any]:
         for one in said:
             session.submit(one.put)
-        yield from tqdm(session.outcomes(timeout_s=120.0), desc=what, total=len(said), leave=False)
+        yield from bar(session.outcomes(timeout_s=120.0), desc=what, total=len(said))
 
 
 def evaluate(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> Report:

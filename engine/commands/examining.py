@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine import placement_words
+from engine.choices import field_of, spread
 from engine.config import Config
 from engine.placement import Placement, Verdict
 from ipc.errors import DragomanError
@@ -51,18 +52,21 @@ def configuration(args: argparse.Namespace) -> list[Finding]:
 def _stages(config: Config) -> Iterator[Finding]:
     from engine.supervisor import survey
 
+    config = spread(config)
     surveys: dict[str, survey.Survey] = {}
     for name, section in config.stages.items():
         alone = msgspec.structs.replace(config, stages={name: section})
         try:
             surveys |= survey.survey(alone)
         except DragomanError as error:
-            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set stages.{name}.model")
+            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set {field_of(name)}.model")
             continue
         if surveys[name].absent:
             declared = surveys[name].declaration
             installed = all(importlib.util.find_spec(module) for module in declared.requires)
-            mend = f"set stages.{name}.model" if installed else declared.install_hint or f"set stages.{name}.model"
+            mend = (
+                f"set {field_of(name)}.model" if installed else declared.install_hint or f"set {field_of(name)}.model"
+            )
             yield Finding("note", f"stage {name}", f"its utterances will skip it: {surveys[name].absent}", mend)
         else:
             yield Finding("ok", f"stage {name}", section.model or "needs no model")

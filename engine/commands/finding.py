@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from engine import published
+from engine import loading, published
 from engine.commands import asking
 from engine.commands.asking import START_ONE, NoNode
 from engine.supervisor import folder
@@ -22,18 +22,27 @@ def running() -> Path | None:
     return next((home for home in homes if home is not None), None)
 
 
-def starting() -> str:
-    """The id of a node that says it is starting; "" when none does."""
+def starting() -> Path | None:
+    """The folder of a node that says it is starting, and will be found when it is ready; None when none does."""
     for base in folder.candidates(os.environ, os.getuid()):
         for home in sorted(base.glob("*/ctl")):
             with suppress(DragomanError):
-                if published.is_held(home.parent / published.LOCK) and _phase(f"ipc://{home}") == "starting":
-                    return home.parent.name
-    return ""
+                if published.is_held(home.parent / published.LOCK) and _will_be_found(f"ipc://{home}"):
+                    return home.parent
+    return None
 
 
-def _phase(endpoint: str) -> str:
-    return str(asking.ask(endpoint, "health", timeout_s=1.0).get("phase", ""))
+def _will_be_found(endpoint: str) -> bool:
+    health = asking.ask(endpoint, "health", timeout_s=1.0)
+    return health.get("phase") == "starting" and bool(health.get("publishes"))
+
+
+def how_far(home: Path) -> str:
+    """How far the stages are of the node in this folder, in words; "" when it does not say."""
+    try:
+        return loading.words(asking.ask(f"ipc://{home / 'ctl'}", "stats", timeout_s=1.0)["processes"])
+    except DragomanError:  # it may just have ended
+        return ""
 
 
 def client_endpoint() -> str | None:
@@ -54,8 +63,8 @@ def ctl_endpoint(given: str | None) -> str:
             else given
         )
     home = running()
-    if home is None and (name := starting()):
-        raise NoNode(f"a node is starting ({name})", "ask again when it has said ready")
+    if home is None and (coming := starting()):
+        raise NoNode(f"a node is starting ({coming.name}): {how_far(coming)}", "ask again when it has said ready")
     if home is None:
         raise NoNode("no node of this user is running on this machine", START_ONE)
     return f"ipc://{home / 'ctl'}"

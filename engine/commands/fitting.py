@@ -1,4 +1,4 @@
-"""Whether a pipeline and the stages to be left out of it go together, told before anything starts."""
+"""Whether a pipeline, the stages to be left out of it and the languages go together, told before anything starts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from engine.config import Config
 from engine.config_rules import nearest
 from stages.base import Declaration
 
+DETECTED = ("", "auto")  # where a pipeline hears, its first stage may find the language out
 Pipelines = Mapping[str, Sequence[str]]
 
 
@@ -29,6 +30,28 @@ def check(pipelines: Pipelines, pipeline: str, skip: Sequence[str], config: Conf
     if members and set(skip) >= set(members):
         raise UsageError(f"--skip leaves nothing of pipeline {pipeline}", "leave one stage in")
     _check_kinds(members, skip, config)
+
+
+def check_languages(sources: Sequence[str], targets: Sequence[str], source: str, target: str, hears: bool) -> None:
+    """Raise UsageError for a language that a pipeline does not take; it takes these (none: whatever is asked for).
+
+    ``hears``: it begins with sound, in which a language can be found out.
+    """
+    for option, wanted, known in (("--source", source, sources), ("--target", target, targets)):
+        detected = hears and option == "--source" and wanted in DETECTED
+        if known and wanted not in known and not detected:
+            mend = f"{nearest(wanted, known)}there are {', '.join(sorted(known))}"
+            raise UsageError(f"{option} {wanted}: this pipeline does not take that language", mend)
+
+
+def check_with(config: Config, pipeline: str, skip: Sequence[str], source: str, target: str) -> None:
+    """All of it for a node that would run with this configuration. Raises UsageError, ConfigError or DragomanError."""
+    from engine.supervisor import plan, survey
+
+    check(config.pipelines, pipeline, skip, config)
+    surveys = survey.survey(config)
+    hears = surveys[config.pipelines[pipeline][0]].declaration.accepts == "audio"
+    check_languages(*plan.languages(config, pipeline, surveys), source, target, hears)
 
 
 def _check_kinds(members: Sequence[str], skip: Sequence[str], config: Config | None) -> None:

@@ -40,19 +40,25 @@ class Utterance:
         return f"{self.ordinal:03d}_{self.path.stem}{f'-{self.line}' if self.line else ''}.wav"
 
 
+def check_there(given: Iterable[str]) -> None:
+    """Raise UsageError for the first that does not exist."""
+    for path in map(Path, given):
+        if not path.is_dir() and not path.is_file():
+            raise UsageError(f"there is no file or folder {path}", "give the sound or .txt files to translate")
+
+
 def expand(given: Sequence[str], takes_text: bool) -> list[Path]:
     """Files in order; a folder gives its files by name, of the kind that fits, folders below included.
 
     Raises UsageError for what does not exist, for nothing at all, and for a file of the wrong kind named by itself.
     """
     files: list[Path] = []
+    check_there(given)
     for path in map(Path, given):
         if path.is_dir():
             files += [f for f in sorted(path.rglob("*")) if f.is_file() and _fits(f, takes_text)]
-        elif path.is_file():
-            files.append(_checked(path, takes_text))
         else:
-            raise UsageError(f"there is no file or folder {path}", "give the sound or .txt files to translate")
+            files.append(_checked(path, takes_text))
     if not files:
         kind = "a .txt file" if takes_text else "a sound file"
         raise UsageError(f"nothing to translate in {', '.join(given)}", f"give {kind}, or a folder that holds one")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.choices import spread
 from engine.commands import FAILED, OK, choosing
 from engine.commands.inputs import UsageError
 from engine.commands.tables import nbytes, table
@@ -106,9 +107,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def inventory(config: Config) -> tuple[list[list[Any]], bool]:
-    """A row per stage, and whether every required model can be used as far as its files tell."""
+    """A row per stage and further model, and whether every required model can be used as far as its files tell."""
     rows, ok = [], True
-    for name, section in config.stages.items():
+    for name, section in spread(config).stages.items():
         row, usable = _facts(name, section)
         rows.append(row)
         ok = ok and (usable or not section.required)
@@ -126,7 +127,9 @@ def _facts(name: str, section: StageSection) -> tuple[list[Any], bool]:
         return [name, kind, section.model, None, None, error.text], False
     except (ImportError, KeyError) as error:
         return [name, kind, section.model, None, None, str(error.args[0] if error.args else error)], False
-    languages = "any" if facts.languages is None else " ".join(sorted(facts.languages))
+    known = section.languages or facts.languages
+    languages = "any" if known is None else " ".join(sorted(known))
+    languages += f" to {' '.join(sorted(facts.targets))}" if facts.targets else ""
     if section.model and not Path(section.model).expanduser().exists():
         return [name, kind, section.model, None, None, "a name: its library fetches it when the node starts"], True
     return [name, kind, section.model, nbytes(facts.weights_bytes), languages, "there"], True

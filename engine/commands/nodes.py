@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from engine.commands.inputs import UsageError
 from engine.config import Config
 from engine.loading import wait_for_all
 
+LOOK_S = 0.5
 STANDARD_PIPELINES = {"full": "audio", "transcribe": "audio", "translate-text": "text", "speak": "text"}
 
 
@@ -37,7 +39,7 @@ def client(
 
     if args.connect and args.config:
         raise UsageError("--connect uses a node that runs, and --config is for a private one", "give one of them")
-    endpoint = args.connect or (None if args.private or args.config else finding.client_endpoint())
+    endpoint = args.connect or (None if args.private or args.config else running(say))
     if endpoint:
         say(f"using the {'node' if args.connect else 'running node'} at {endpoint}")
         with Client(endpoint) as found:
@@ -52,13 +54,29 @@ def client(
         yield found
 
 
+def running(say: Callable[[str], None]) -> str | None:
+    """Where clients reach the running node; None without one. A node that starts is waited for, for as long as it does.
+
+    One that does not let itself be found (another command's private one) counts for none.
+    """
+    pause, told = threading.Event(), ""
+    while (found := finding.client_endpoint()) is None and (home := finding.starting()):
+        how_far = finding.how_far(home)
+        line = f"waiting for the node that is starting ({home.name}; --private starts another): {how_far}"
+        if how_far and line != told:
+            say(line)
+            told = line
+        pause.wait(LOOK_S)
+    return found or finding.client_endpoint()
+
+
 @contextmanager
 def private(config: Config, say: Callable[[str], None]) -> Iterator[Any]:
     """A client of a node of this command's own; the node is stopped at the end."""
     from engine.node import Node
 
     say("starting a private node")
-    with Node(config) as node, node.client() as found:
+    with Node(config, news=say) as node, node.client() as found:
         wait_for_all(node.stats)
         yield found
 

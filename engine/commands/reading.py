@@ -58,6 +58,18 @@ class ReadAhead:
         if self._failure is not None:
             raise self._failure
 
+    def nothing_but_errors(self) -> list[MediaError]:
+        """Why there is nothing to submit at all, a reason each utterance; [] as soon as one is good.
+
+        To be asked before anything is taken. Errors take no room, so the reader never waits before the first good one.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._done or self._has_good())
+            return [] if self._has_good() else [what for _, what in self._found if isinstance(what, MediaError)]
+
+    def _has_good(self) -> bool:
+        return any(not isinstance(what, MediaError) for _, what in self._found)
+
     def _read(self) -> None:
         try:
             for utterance in self._work:
@@ -82,8 +94,8 @@ class ReadAhead:
             return True
 
     def _has_room(self, found: Found) -> bool:
-        """One that is larger than the bound alone passes when nothing else waits."""
-        return not self._found or self._bytes + _size(found) <= self._bound
+        """One that is larger than the bound alone passes when nothing else of any size waits."""
+        return not self._bytes or self._bytes + _size(found) <= self._bound
 
 
 def read(utterance: Utterance) -> Found:

@@ -33,6 +33,7 @@ def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Ro
     texts = outcome.texts
     return {
         "session": outcome.session,
+        "tag": outcome.tag,
         "utterance_index": outcome.index,
         "outcome": "error" if outcome.outcome == "rejected" else outcome.outcome,
         "code": outcome.code or None,
@@ -49,14 +50,14 @@ def outcome_row(utterance: Utterance, outcome: Outcome, audio: str | None) -> Ro
     }
 
 
-def refusal_row(utterance: Utterance, session: str, index: int | None, code: str, error: str) -> Row:
+def refusal_row(utterance: Utterance, session: str, tag: str, index: int | None, code: str, error: str) -> Row:
     """The row of an utterance that no node accepted."""
     row: Row = dict.fromkeys(
-        ("session", "utterance_index", "outcome", "code", "input", "source_text", "transcript", "repaired",
+        ("session", "tag", "utterance_index", "outcome", "code", "input", "source_text", "transcript", "repaired",
          "translation", "audio", "error", "degraded", "language")
     )  # fmt: skip
-    row.update(session=session, utterance_index=index, outcome="error", code=code, input=utterance.name, error=error)
-    row["source_text"] = utterance.text
+    row.update(session=session, tag=tag, utterance_index=index, outcome="error", code=code, input=utterance.name)
+    row.update(error=error, source_text=utterance.text)
     row["stages"] = []
     return row
 
@@ -65,6 +66,7 @@ def stage_row(record: Mapping[str, Any]) -> Row:
     """One attempt at one stage, with times in ms."""
     return {
         "stage": record["stage"],
+        "model": record.get("model") or None,
         "state": record["state"],
         "attempt": record.get("attempt", 0),
         "worker": record.get("worker") or None,

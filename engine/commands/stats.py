@@ -14,6 +14,7 @@ from engine.commands.tables import nbytes, table
 
 WATCH_S = 1.0
 JOBS_SHOWN = 20
+WAITING_SHOWN = 10
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -46,8 +47,8 @@ def page(stats: Mapping[str, Any], endpoint: str) -> str:
     notes = (stats.get("health") or {}).get("notes", [])
     parts = [_head(stats, endpoint), _totals(stats) + _orders(stats), *notes]
     tables = (
-        _stages(stats), _instances(stats), _devices(stats), _placement(stats), _jobs(stats), _leases(stats),
-        _estimates(stats), _processes(stats),
+        _stages(stats), _instances(stats), _devices(stats), _placement(stats), _jobs(stats), _waiting(stats),
+        _leases(stats), _estimates(stats), _processes(stats),
     )  # fmt: skip
     for title, head, rows in tables:
         if rows:
@@ -66,9 +67,10 @@ def _head(stats: Mapping[str, Any], endpoint: str) -> str:
 
 def _totals(stats: Mapping[str, Any]) -> str:
     usage = stats.get("queue_usage")
-    first = f"active {stats.get('active', 0)} of {stats.get('max_concurrent', 0)}, queued {stats.get('queued', 0)}"
+    first = f"active {stats.get('active', 0)} and queued {stats.get('queued', 0)}"
+    first += f" of {stats.get('max_concurrent', 0)} taken in at most"
     if isinstance(usage, (int, float)):
-        first += f" (queue {usage:.0%} full)"
+        first += f" ({usage:.0%})"
     rate = stats.get("success_rate")
     second = ", ".join(f"{name} {stats.get(name, 0)}" for name in ("total", "failed", "rejected", "oom_errors"))
     second += f", success rate {rate:.1%}" if isinstance(rate, (int, float)) else ""
@@ -81,6 +83,8 @@ def _orders(stats: Mapping[str, Any]) -> str:
     lines = [f"drained: {', '.join(orders['drained'])}"] if orders.get("drained") else []
     if knobs := orders.get("knobs"):
         lines += ["set by operators: " + ", ".join(f"{name}={json.dumps(value)}" for name, value in knobs.items())]
+    if unloaded := orders.get("unloaded"):
+        lines += [f"unloaded until there is work for them: {', '.join(unloaded)}"]
     if pending := orders.get("pending"):
         lines += [f"on their way by an operator's order: {', '.join(pending)}"]
     return "".join(f"\n{line}" for line in lines)
@@ -158,6 +162,20 @@ def _jobs(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
         for j in jobs[:JOBS_SHOWN]
     ]
     return f"Jobs in flight ({len(jobs)}; the first {len(rows)})", ["session", "index", "stages"], rows
+
+
+def _waiting(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    """Requests for memory that wait, first those that have come first on each device."""
+    arbiter = stats.get("arbiter") or {}
+    waiting = arbiter.get("waiting") or []
+    rows = [
+        [x["worker"].rpartition("#")[0] or x["worker"], x.get("device"), nbytes(x.get("needs_bytes")),
+         nbytes(x.get("room_bytes")), x.get("waited_s"), x.get("reason")]
+        for x in waiting[:WAITING_SHOWN]
+    ]  # fmt: skip
+    total = max(arbiter.get("waiting_total", 0), len(waiting))
+    title = f"Waiting for memory ({total}; the first {len(rows)}; run_node.py explain tells more)"
+    return title, ["who", "device", "needs", "can have", "for s", "because"], rows
 
 
 def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -30,8 +30,8 @@ EXAMPLES = """examples:
 
 One sound file is one utterance, a .txt file is one utterance a line; folders give their files. Files are dealt out to
 the sessions in turn. OUT gets NNN_name.wav for each spoken result, results.jsonl (one object per outcome, as they
-come) and timeline.json (open it in chrome://tracing or ui.perfetto.dev). What an earlier run left in OUT is replaced
-once this one's sessions are open.
+come; tag: s0, s1, ..., the session it was dealt to; session: what the node calls that) and timeline.json (open it in
+chrome://tracing or ui.perfetto.dev). What an earlier run left in OUT is replaced once this one's sessions are open.
 
 exit codes: 0 every utterance ok, 1 not every one, or no node, 2 usage, 78 configuration, 130 interrupted"""
 
@@ -68,15 +68,22 @@ def run(args: argparse.Namespace) -> int:
     results = Results(Path(args.out))
     with ExitStack() as stack:
         # What can be wrong without a node is found before one is started, and reading begins before it is ready.
+        inputs.check_there(args.inputs)
         planned = _plan(args, pipeline, None) if pipeline in nodes.STANDARD_PIPELINES else None
         results.check()
         stack.callback(results.close)
         read = stack.enter_context(ReadAhead(planned.work)) if planned else None
-        client = stack.enter_context(nodes.client(args, say, lambda c: _fits(args, pipeline, c)))
-        fitting.check(client.limits["pipelines"], pipeline, args.skip)
-        planned = planned or _plan(args, pipeline, client.limits)
+        client = stack.enter_context(nodes.client(args, say, lambda config: _check(args, pipeline, config, read)))
+        limits = client.limits
+        fitting.check(limits["pipelines"], pipeline, args.skip)
+        spoken, hears = languages(pipeline, args.source, args.target), nodes.takes(pipeline, limits) == "audio"
+        fitting.check_languages(
+            limits["sources"].get(pipeline, ()), limits["targets"].get(pipeline, ()), *spoken, hears
+        )
+        planned = planned or _plan(args, pipeline, limits)
         read = read or stack.enter_context(ReadAhead(planned.work))
-        wanted = wish(args, pipeline, planned.sessions, client.limits)
+        _check_sound(read)
+        wanted = wish(args, pipeline, planned.sessions, limits)
         shown = not (args.json or args.quiet)
         delivery = deliver(
             client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None
@@ -85,8 +92,18 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(delivery.interrupted, results)
 
 
-def _fits(args: argparse.Namespace, pipeline: str, config: Config) -> None:
-    fitting.check(config.pipelines, pipeline, args.skip, config)
+def _check(args: argparse.Namespace, pipeline: str, config: Config, read: ReadAhead | None) -> None:
+    """Raise UsageError for what a private node would be started for in vain."""
+    fitting.check_with(config, pipeline, args.skip, *languages(pipeline, args.source, args.target))
+    if read is not None:
+        _check_sound(read)
+
+
+def _check_sound(read: ReadAhead) -> None:
+    """Raise UsageError when not one file can be read; where one can, the others get their rows."""
+    if bad := read.nothing_but_errors():
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UsageError(f"nothing can be translated: {bad[0].text}{more}", bad[0].mend or "give a sound file")
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,8 @@ def report(results: Results, as_json: bool, quiet: bool) -> None:
         return
     for complaint in complaints.lines(results.rows):
         print(complaint, file=sys.stderr)
+    if lost := complaints.gone(results.rows, results.folder):
+        print(lost, file=sys.stderr)
     if not quiet:
         print(stage_table(figures))
         without = complaints.left_out(results.rows)

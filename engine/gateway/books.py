@@ -131,7 +131,7 @@ class Books:
             messages.Session(
                 id=session.id,
                 owner=LOCAL_OWNER,
-                pipeline=self.catalog.stages_of(opened.pipeline),
+                pipeline=self.catalog.models_of(opened),
                 source=opened.source,
                 target=opened.target,
                 models=opened.models,
@@ -244,9 +244,8 @@ class Books:
         return self.deadlines.gap_s / 2
 
     def share(self, session: Session) -> int:
-        """How many unended utterances the session may have at any time."""
-        working = self.ledger.working + (self.ledger.unended(session.id) == 0)
-        return min(session.window, max(1, self.capacity.n // working))
+        """How many unended utterances the session may have now: its max-min fair part of the node's places."""
+        return min(session.window, self.ledger.level(self.capacity.n, session.id, self.gate.standing()))
 
     def retry_after_s(self, session: Session | None = None, ahead: int = 0) -> float:
         """In how long a place should be free for a session with so many before it in line (None: for anybody)."""

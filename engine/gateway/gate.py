@@ -13,7 +13,7 @@ takes that again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 LONGEST_S, SHORTEST_S = 30.0, 0.01  # what is told of waiting, whatever the figures say
 
@@ -40,6 +40,10 @@ class Gate:
 
     def leave(self, session: str) -> None:
         self._line.pop(session, None)
+
+    def standing(self) -> Collection[str]:
+        """Who stands in line, or has not come back yet."""
+        return self._line.keys()
 
     def ends_for(self, places: float, session: str, at_work: Sequence[str]) -> float:
         """Ends of anybody's until this session finds so many ``places`` free; ``at_work``: who has utterances here."""

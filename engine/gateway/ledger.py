@@ -11,7 +11,8 @@ Pure.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ipc.errors import IllegalMove
@@ -76,8 +77,10 @@ class Ledger:
 
     def __init__(self) -> None:
         self.total = 0  # unended, node-wide
+        self.moves = 0  # how often that has changed
         self._entries: dict[str, dict[int, Entry]] = {}
         self._unended: dict[str, int] = {}  # only sessions with work stand here
+        self._having: Counter[int] = Counter()  # so many unended -> how many sessions have them
 
     def open(self, session: str) -> None:
         self._entries[session] = {}
@@ -144,6 +147,25 @@ class Ledger:
     def _open_entries(self, session: str) -> Iterator[Entry]:
         return (entry for entry in self.of(session).values() if entry.state is not State.ENDED)
 
+    def level(self, places: int, session: str, wanting: Iterable[str]) -> int:
+        """How many of so many places this session may have, max-min fair, and at least 1.
+
+        ``wanting`` want more than they have, as it does; each other session has what it has, if that is no more than
+        this. So what some leave of their part is shared by who wants more.
+        """
+        having, sharing = self._having.copy(), 0
+        for name in {session, *wanting}:
+            having[self.unended(name)] -= 1
+            sharing += 1
+        sharing += sum(others for unended, others in having.items() if unended)
+        for unended in sorted(having):
+            if not unended:
+                continue
+            if unended * sharing >= places:
+                break
+            places, sharing = places - unended * having[unended], sharing - having[unended]
+        return max(1, places // sharing)
+
     @property
     def working(self) -> int:
         """Sessions with an unended utterance."""
@@ -162,8 +184,15 @@ class Ledger:
 
     def _count(self, session: str, change: int) -> None:
         self.total += change
-        left = self._unended.get(session, 0) + change
+        before = self._unended.get(session, 0)
+        left = before + change
+        self.moves += 1
+        if before:
+            self._having[before] -= 1
+            if not self._having[before]:
+                del self._having[before]
         if left:
+            self._having[left] += 1
             self._unended[session] = left
         else:
             self._unended.pop(session, None)
@@ -174,4 +203,5 @@ class Ledger:
             unended = sum(entry.state is not State.ENDED for entry in entries.values())
             assert unended == self.unended(session), f"{session}: {unended} unended, counted {self.unended(session)}"
         assert sum(self._unended.values()) == self.total
+        assert Counter(self._unended.values()) == self._having
         assert all(count > 0 for count in self._unended.values())

@@ -32,7 +32,7 @@ class Watch:
         self._flushed = False
         self._looked_at = math.inf  # while draining
         self._reviewed_at = -math.inf  # when claims for ring memory were last looked at
-        self._working = 0  # sessions with work when shares were last compared
+        self._moves = 0  # of the ledger, when shares were last compared
         self._shares_told_at = -math.inf
 
     def deadline(self) -> float:
@@ -64,7 +64,7 @@ class Watch:
             self._deliver(now)
         if books.slow:
             self._part_with_slow(now)
-        if now >= self._share_at or self._working != books.ledger.working:
+        if now >= self._share_at or self._moves != books.ledger.moves:
             self._tell_shares(now)
         if now >= self._probe_at:
             self._probe(now)
@@ -125,19 +125,29 @@ class Watch:
         self._share_at = min(self._share_at, max(now, self._shares_told_at + self.books.deadlines.share_interval_s))
 
     def _tell_shares(self, now: float) -> None:
-        """Sessions with work learn their share when it has changed, at most every ``share_interval_s``."""
+        """Sessions with work learn that they may have more, or have too much, at most every ``share_interval_s``.
+
+        A share that only became less is no news to who does not use it: shares change with every end.
+        """
         books = self.books
-        if self._working != books.ledger.working:
-            self._working = books.ledger.working
+        if self._moves != books.ledger.moves:
+            self._moves = books.ledger.moves
             self._share_at = min(self._share_at, self._shares_told_at + books.deadlines.share_interval_s)
         if now < self._share_at:
             return
         self._share_at, self._shares_told_at = math.inf, now
+        shares: dict[tuple[int, int], int] = {}  # by all that it depends on: for who stands in line not on how many
         for id in books.ledger.at_work():  # a node with a thousand sessions has few of them, and this comes often
             session = books.sessions.get(id)
-            if session is not None and session.client is not None and books.share(session) != session.share_told:
-                session.share_told = books.share(session)
-                books.tell(session.client, Share(session.id, session.share_told))
+            if session is None or session.client is None:
+                continue
+            unended, told = books.ledger.unended(id), session.share_told
+            key = (-1 if id in books.gate.standing() else unended), session.window
+            if (share := shares.get(key)) is None:
+                share = shares[key] = books.share(session)
+            if share > told or share < min(told, unended):
+                session.share_told = share
+                books.tell(session.client, Share(id, share))
 
     # ---------------------------------------------------------------- connections
 

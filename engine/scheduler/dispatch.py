@@ -3,7 +3,9 @@
 A worker with room (its running batch and ``send_ahead`` more) takes from its stage's queue; among several the one
 with the fewest batches on board. A run is never interrupted by a more important one. A batch closes when it is full,
 when its oldest job has waited ``max_delay``, when one of them must go to be in time for its deadline, or at once when
-the worker idles and there is nothing to wait for. A suspect (its worker died) runs alone.
+the worker idles and there is nothing to wait for. A suspect (its worker died) runs alone. A run takes as long as its
+longest job, so a batch takes only jobs whose length is within ``length_ratio`` of its first one's; the others keep
+their places and are first in the next.
 
 A batch that is not full is not sent ahead: while its worker is busy it may yet fill. Nor is anything where a stage has
 several workers and runs take longer than ``LONG_S``: that would spare the worker a millisecond between two of them, and
@@ -30,6 +32,7 @@ from engine.scheduler.queues import Place, StageQueue
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
 
+SHORT_S = 1.0  # of speech; whatever is shorter counts as this long, when lengths are compared
 LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
@@ -42,9 +45,13 @@ class Dispatch:
         self.fleet = fleet
         self.policy = policy
         self.serial = book.boot.mode == "serial"
-        self.send_ahead = 0 if self.serial else book.boot.send_ahead
         self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
+
+    @property
+    def send_ahead(self) -> int:
+        """Most batches that a worker may have behind the one it runs."""
+        return 0 if self.serial else self.book.boot.send_ahead
 
     def turn(self, now: float) -> float | None:
         """Fill every worker that has room; returns when to look again for a batch that waits to fill, or None."""
@@ -118,7 +125,7 @@ class Dispatch:
 
     def _with_room(self, plan: StagePlan, now: float) -> list[Worker]:
         """Workers that take another batch, the least loaded first."""
-        ahead = self._ahead(plan)
+        ahead, _ = self.ahead(plan.name)
         workers = [w for w in self.book.workers_of(plan.name) if len(w.batches) <= ahead and w.takes_work(ahead)]
         if self._is_shared:
             workers = [w for w in workers if not w.batches or self._send_at(w) <= now]
@@ -155,12 +162,15 @@ class Dispatch:
             self.policy = Earliest()
             return self.policy.order(stage, candidates)
 
-    def _ahead(self, plan: StagePlan) -> int:
-        """Batches that a worker may have behind the one it runs."""
-        if self.book.paces[plan.name].mean_s <= LONG_S or self.eager:
-            return self.send_ahead
-        several = sum(worker.life is Life.LOADED for worker in self.book.workers_of(plan.name)) > 1
-        return 0 if several else self.send_ahead
+    def ahead(self, stage: str) -> tuple[int, str]:
+        """Batches that a worker of this stage may have behind the one it runs, and why so many."""
+        book = self.book
+        mean_s = book.paces[stage].mean_s
+        if mean_s <= LONG_S or self.eager or not book.boot.adaptive or not self.send_ahead:
+            return self.send_ahead, "as configured"
+        if sum(worker.life is Life.LOADED for worker in book.workers_of(stage)) > 1:
+            return 0, f"runs take {mean_s:.1f} s, and whoever is free first takes the next"
+        return self.send_ahead, "as configured"
 
     def _fill(self, plan: StagePlan, worker: Worker, now: float) -> bool:
         keys, place = self._pick(plan, worker, now)
@@ -188,7 +198,14 @@ class Dispatch:
         if self.serial:
             self.book.in_flight.add(keys[0])
         rest = worker.batch_limit(self.book.deadlines.oom_window_s, now) - 1
-        return keys + queue.pick(rest, lambda key: self._eligible(key, plan, worker, now, alone=False), now), place
+        first = self._job(keys[0])
+
+        def joins(key: Key) -> bool:
+            return _alike(first, self._job(key), plan.length_ratio) and self._eligible(
+                key, plan, worker, now, alone=False
+            )
+
+        return keys + queue.pick(rest, joins, now), place
 
     def may_run(self, key: Key) -> bool:
         """Whether it only lacks a worker or memory; False: its client, or its gateway, is what it waits for."""
@@ -284,3 +301,9 @@ class Dispatch:
         job = self.book.job(key)
         assert job is not None, key
         return job
+
+
+def _alike(job: Job, other: Job, ratio: float) -> bool:
+    """Whether two are of about one length."""
+    short, long = sorted((job.speech_s, other.speech_s))
+    return long <= ratio * max(short, SHORT_S)

@@ -203,7 +203,7 @@ class Fleet:
         if self.ready:
             self._load_later(worker.plan.stage, now)
         if optional or not self.ready:
-            self._without(worker.plan.stage, message.reason, now)
+            self._without(worker.plan.stage, message.reason, now, worker.hopeless)
         return None
 
     def _did_without(self, extra: Worker, message: Denied, now: float) -> None:
@@ -253,10 +253,11 @@ class Fleet:
             for worker in others
         )
 
-    def _without(self, stage: str, reason: str, now: float) -> None:
+    def _without(self, stage: str, reason: str, now: float, bad_model: bool = False) -> None:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
         if not self.book.stages[stage].optional:
-            return self._fail(f"stage {stage} cannot start: {reason}")
+            what = f"stages.{stage}.model cannot be used" if bad_model else f"stage {stage} cannot start"
+            return self._fail(f"{what}: {reason}", bad_model)
         if stage not in self.book.absent:
             self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")
         self.book.absent[stage] = reason
@@ -264,19 +265,20 @@ class Fleet:
         self.flow.skip_queue(stage, now)
         self._check_ready()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, configuration: bool = False) -> None:
         if not self._failing:
             self._failing = True
-            self.book.send(SUPERVISOR, Failing(reason))
+            self.book.send(SUPERVISOR, Failing(reason, configuration))
 
     def _check_ready(self) -> None:
         if self.ready or self._failing:
             return
-        needed = {worker.plan.stage for worker in self.book.workers.values()} - self.book.absent.keys()
+        workers = self.book.workers.values()
+        needed = {worker.plan.stage for worker in workers if not worker.plan.rests} - self.book.absent.keys()
         if needed <= self.proven:
             self.ready = True
             reason = self.book.boot.mode_reason
-            if away := sorted({w.plan.stage for w in self.book.workers.values() if w.parked and not w.plan.extra}):
+            if away := sorted({w.plan.stage for w in workers if w.parked and not w.plan.extra}):
                 reason += f"; models take turns in memory (now away: {', '.join(away)})"
             self.book.send(SUPERVISOR, Ready(self.book.boot.mode, reason))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.boot import StagePlan
+from engine.choices import model_of
 from engine.scheduler import haste, retries
 from engine.scheduler.book import GATEWAY, Book, Line
 from engine.scheduler.jobs import Job, Key, State
@@ -118,14 +119,14 @@ class Flow:
         self.book.slots.forget_claims(job.key)
         job.ticket = 0
         job.move(State.SKIPPED)
-        job.record(StageRecord(job.stage, State.SKIPPED.value, job.attempts, reason=reason))
+        job.record(StageRecord(job.name, State.SKIPPED.value, job.attempts, reason=reason))
         self.status(job, reason)
         job.advance()
 
     def _skip_reason(self, job: Job, plan: StagePlan, now: float) -> str:
         if job.ref is None and not job.text:
             return NOTHING_SAID
-        if job.stage in job.admit.skip:
+        if job.name in job.admit.skip:
             return "requested"
         if plan.name in self.book.absent:
             return self.book.absent[plan.name]
@@ -204,7 +205,7 @@ class Flow:
     def _take_output(self, job: Job, worker: Worker, result: RunResult) -> None:
         book, out, before = self.book, (worker.plan.role, result.ticket), job.ref
         if result.text is not None:
-            job.texts[job.stage] = result.text
+            job.texts[job.name] = result.text
         if result.same:
             return book.drop(out)
         if result.ref is not None:
@@ -226,11 +227,11 @@ class Flow:
         job.language = job.language or result.language
         job.confidence = result.confidence if result.confidence is not None else job.confidence
         if result.degraded:
-            job.degraded.append(f"{job.stage}: {result.degraded}")
+            job.degraded.append(f"{job.name}: {result.degraded}")
         if how := worker.degraded:
-            job.degraded.append(f"{job.stage}: {how}")
+            job.degraded.append(f"{job.name}: {how}")
         if job.session.partials and result.text and not job.at_last:
-            self.book.send(GATEWAY, Progress(Partial(*job.key, job.stage, result.text)))
+            self.book.send(GATEWAY, Progress(Partial(*job.key, job.name, result.text)))
         self.status(job, result.reason)
         job.advance()
         self.enter(job, now)
@@ -342,8 +343,8 @@ class Flow:
             job.suspect = True
             job.record(
                 StageRecord(
-                    job.stage, "failed", job.attempts, worker.plan.role, worker.plan.device, f"worker died: {reason}",
-                    job.queued_ns, int((batch.began or now) * 1e9), int(now * 1e9),
+                    job.name, "failed", job.attempts, worker.plan.role, worker.plan.device, f"worker died: {reason}",
+                    job.queued_ns, int((batch.began or now) * 1e9), int(now * 1e9), model_of(job.stage),
                 )
             )  # fmt: skip
             self.status(job, f"worker died: {reason}; again at once")
@@ -430,10 +431,14 @@ class Flow:
         return any(record.state == State.COMPLETED.value for record in job.records)
 
     def _record_unfinished(self, job: Job, now: float) -> None:
-        if not any(r.stage == job.stage and r.attempt == job.attempts and r.ended_ns for r in job.records):
-            job.record(StageRecord(job.stage, job.state.value, job.attempts, queued_ns=job.queued_ns))
-        for stage in job.stages[job.at + 1 :]:
-            job.record(StageRecord(stage, State.PENDING.value))
+        if not any(r.stage == job.name and r.attempt == job.attempts and r.ended_ns for r in job.records):
+            job.record(
+                StageRecord(
+                    job.name, job.state.value, job.attempts, queued_ns=job.queued_ns, model=model_of(job.stage)
+                )
+            )  # fmt: skip
+        for name in job.names[job.at + 1 :]:
+            job.record(StageRecord(name, State.PENDING.value))
 
     def _count(self, outcome: str) -> None:
         totals = self.book.totals
@@ -446,8 +451,8 @@ class Flow:
     def _record(self, job: Job, worker: Worker, result: RunResult, state: str, reason: str) -> None:
         job.record(
             StageRecord(
-                job.stage, state, job.attempts, worker.plan.role, worker.plan.device, reason,
-                job.queued_ns, result.begun_ns, result.ended_ns,
+                job.name, state, job.attempts, worker.plan.role, worker.plan.device, reason,
+                job.queued_ns, result.begun_ns, result.ended_ns, model_of(job.stage),
             )
         )  # fmt: skip
 
@@ -456,7 +461,7 @@ class Flow:
         if self.book.trace:
             self.book.note("debug", self._transition(job, reason))
         if job.session.partials and not job.ended:
-            self.book.send(GATEWAY, Progress(Status(*job.key, job.stage, job.state.value, job.attempts, reason)))
+            self.book.send(GATEWAY, Progress(Status(*job.key, job.name, job.state.value, job.attempts, reason)))
 
     def _transition(self, job: Job, reason: str) -> str:
         workers, queue = self.book.workers_of(job.stage), self.book.queues[job.stage]

@@ -80,7 +80,7 @@ def without_speech(flow: Flow, job: Job, now: float) -> bool:
         return False
     ticket = job.ticket
     while not job.passed:
-        job.degraded.append(f"{job.stage}: no speech, the deadline came first")
+        job.degraded.append(f"{job.name}: no speech, the deadline came first")
         flow.go_past(job, "the deadline came first")
     job.ticket = ticket  # serial mode waits for its run
     flow.end(job, "ok", "", "", now)
@@ -89,10 +89,11 @@ def without_speech(flow: Flow, job: Job, now: float) -> bool:
 
 def _to_come(book: Book, job: Job, first: int) -> list[str]:
     """The stages from this place on that it does not go past anyhow."""
-    return [stage for stage in job.stages[first:] if stage not in book.absent and stage not in job.admit.skip]
+    rest = zip(job.stages[first:], job.names[first:], strict=True)
+    return [stage for stage, name in rest if stage not in book.absent and name not in job.admit.skip]
 
 
 def _say(job: Job, now: float) -> str:
     reason = f"no time for it: {max(0.0, job.deadline - now):.1f} s were left for all"
-    job.degraded.append(f"{job.stage}: skipped, {reason}")
+    job.degraded.append(f"{job.name}: skipped, {reason}")
     return reason

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from engine.choices import stage_of
 from ipc.errors import IllegalMove
 from ipc.messages import Admit, Outcome, Ref, Session, StageRecord
 
@@ -53,8 +54,9 @@ class Job:
     """Everything the scheduler knows of one utterance, which ``admit`` brought.
 
     ``ref`` or ``text`` is the input of the stage ``at``; ``ingress`` is what the client sent. ``deadline`` is in
-    seconds of the monotonic clock. ``failures`` counts reported failures at the current stage, ``charges`` deaths
-    of workers while this job ran alone.
+    seconds of the monotonic clock. ``stages`` are models of stages (``engine.choices``), ``names`` the stages as
+    clients know them. ``failures`` counts reported failures at the current stage, ``charges`` deaths of workers while
+    this job ran alone.
     """
 
     session: Session
@@ -87,6 +89,7 @@ class Job:
     key: Key = field(init=False)
     index: int = field(init=False)
     stages: tuple[str, ...] = field(init=False)
+    names: tuple[str, ...] = field(init=False)
     ingress: Ref | None = field(init=False)
     audio_s: float = field(init=False)
 
@@ -94,6 +97,7 @@ class Job:
         admit = self.admit
         self.index, self.ingress, self.audio_s = admit.index, admit.ref, admit.audio_s
         self.stages = self.session.pipeline
+        self.names = tuple(map(stage_of, self.stages))
         self.states = self.states or [State.PENDING] * len(self.stages)
         self.key = self.session.id, self.index
 
@@ -101,6 +105,11 @@ class Job:
     def stage(self) -> str:
         """Name of the current stage."""
         return self.stages[self.at]
+
+    @property
+    def name(self) -> str:
+        """Name of the current stage, as clients know it."""
+        return self.names[self.at]
 
     @property
     def state(self) -> State:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from engine.scheduler.adapting import Limit, Tally
+from engine.scheduler.batches import Batches
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.residency import Residency
@@ -26,18 +26,13 @@ from ipc.messages import Orders as Standing
 class Orders:
     """See the module's docstring."""
 
-    def __init__(self, book: Book, fleet: Fleet, residency: Residency) -> None:
+    def __init__(self, book: Book, fleet: Fleet, residency: Residency, batches: Batches) -> None:
         self.book = book
+        self.batches = batches
         self.fleet = fleet
         self.residency = residency
         self._usual = book.boot, book.deadlines, dict(book.stages)
-        self.limits = {
-            name: Limit(min(plan.start_batch or plan.max_batch, plan.max_batch)) for name, plan in book.stages.items()
-        }  # fmt: skip
-        self._asked = dict(book.stages)  # as operators have it
         self._leaving = False  # somebody may have to leave
-        for name in book.stages:
-            self._limit(name)
         self.told(book.boot.orders)
 
     def told(self, standing: Standing) -> None:
@@ -103,29 +98,5 @@ class Orders:
         book.boot = msgspec.structs.replace(boot, **changes.get("node", {}))
         book.deadlines = msgspec.structs.replace(deadlines, **changes.get("deadlines", {}))
         for name, plan in stages.items():
-            self._asked[name] = msgspec.structs.replace(plan, **changes.get(f"stages.{name}", {}))
-            self._limit(name)
+            self.batches.ask(name, msgspec.structs.replace(plan, **changes.get(f"stages.{name}", {})))
         book.stir_all()
-
-    # ---------------------------------------------------------------- what runs have shown
-
-    def ran(self, stage: str, tally: Tally, now: float) -> None:
-        """A run is over: perhaps the next ones may have more utterances, or fewer."""
-        if not self.book.boot.adaptive:
-            return
-        limit, asked, before = self.limits[stage], self._asked[stage], self.book.stages[stage].max_batch
-        least = min(asked.min_batch, asked.max_batch)
-        if limit.ran(tally, len(self.book.queues[stage]), least, asked.max_batch, now):
-            self._limit(stage)
-            self.book.note("info", f"{stage} runs up to {limit.n} at once, not {before}: {limit.why}")
-            self.book.fleet_changed = True
-            self.book.stir(stage)
-
-    def _limit(self, stage: str) -> None:
-        """Plan with what was asked for, and as far as that goes with what runs have shown."""
-        book, asked, most = self.book, self._asked[stage], self._asked[stage].max_batch
-        if book.boot.adaptive:
-            most = self.limits[stage].within(min(asked.min_batch, most), most)
-        book.stages[stage] = msgspec.structs.replace(asked, max_batch=most)
-        for worker in book.workers_of(stage):
-            worker.stage = book.stages[stage]

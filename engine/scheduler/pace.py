@@ -7,7 +7,10 @@ mean time; before anything was measured, the one with the least concurrency. Mea
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from engine.choices import stage_of
 
 WEIGHT = 0.04
 LEAD_S = 0.005  # from the decision to send until the worker has it, on a busy machine
@@ -96,11 +99,27 @@ class StagePace:
 def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int) -> tuple[int, float]:
     """(utterances to take in, utterances per second) for the stages with their concurrency (instances x batch).
 
-    The rate is 0 until every stage has been measured.
+    Of a stage with several models each counts for the share of the stage's utterances that it has done: one that has a
+    tenth of them holds up the others when it is ten times as slow. The rate is 0 until every stage has been measured.
     """
-    if not concurrency:
+    room = {name: concurrency[name] / share for name, share in _shares(paces, concurrency).items()}
+    if not room:
         return factor, 0.0
-    if all(paces[name].mean_s for name in concurrency):
-        bottleneck = min(concurrency, key=lambda name: concurrency[name] / paces[name].mean_s)
-        return factor * concurrency[bottleneck], concurrency[bottleneck] / paces[bottleneck].mean_s
-    return factor * min(concurrency.values()), 0.0
+    if all(paces[name].mean_s for name in room):
+        bottleneck = min(room, key=lambda name: room[name] / paces[name].mean_s)
+        return int(factor * room[bottleneck]), room[bottleneck] / paces[bottleneck].mean_s
+    return int(factor * min(room.values())), 0.0
+
+
+def _shares(paces: dict[str, StagePace], names: Iterable[str]) -> dict[str, float]:
+    """Model of a stage -> its share of the stage's utterances; of a stage that has done none, the first has all."""
+    models: dict[str, list[str]] = {}
+    for name in names:
+        models.setdefault(stage_of(name), []).append(name)
+    shares = {}
+    for every in models.values():
+        done = sum(paces[name].done for name in every)
+        if not done:
+            shares[every[0]] = 1.0
+        shares |= {name: paces[name].done / done for name in every if paces[name].done}
+    return shares

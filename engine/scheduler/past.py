@@ -92,9 +92,9 @@ class Past:
             made.ref, made.text = job.ingress, job.admit.text
         else:
             made.at, made.states = last, [*job.states[:last], State.PENDING]
-            made.texts = {stage: text for stage, text in job.texts.items() if stage != job.stages[-1]}
+            made.texts = {stage: text for stage, text in job.texts.items() if stage != job.names[-1]}
             made.text = next(
-                (made.texts[stage] for stage in reversed(job.stages[:last]) if stage in made.texts), job.admit.text
+                (made.texts[stage] for stage in reversed(job.names[:last]) if stage in made.texts), job.admit.text
             )
         line.jobs[job.index] = made
         line.unended.add(job.index)
@@ -105,7 +105,7 @@ class Past:
         """How it was degraded by the stages that do not run again."""
         if self.book.ends_on_samples(job):
             return []
-        return [said for said in job.degraded if not said.startswith(f"{job.stages[last]}: ")]
+        return [said for said in job.degraded if not said.startswith(f"{job.names[last]}: ")]
 
     def spare(self) -> None:
         """Ring memory is wanted: inputs that are only kept in case of a gateway's death are given up."""

@@ -2,9 +2,12 @@
 
 **Sessions** of one priority share a stage by the seconds of speech they bring, not by utterances, so that neither a
 flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's turn has a
-start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight; one that comes back
-after a pause begins at the level's virtual time, so that nobody saves up. That is the tag of what a worker has begun
-last: what was sent ahead and waits there has not had its turn yet, and who comes meanwhile may be before it.
+start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight. The level's virtual
+time is the tag of what a worker has begun last: what was sent ahead and waits there has not had its turn yet, and who
+comes meanwhile may be before it. One whose tag that time has passed has had less than its part: it begins at that
+time, and what it missed is its *credit*, up to ``CREDIT`` mean utterances. As long as that lasts its tag stays, so that
+it says several in a row before it has to take turns with a flood. (Borrowed virtual time, as of Duda and Cheriton 1999,
+but earned.)
 
 **Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up until its next utterance is taken.
 So it gets one in a while however busy its betters are, and no more than that.
@@ -23,10 +26,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.scheduler.jobs import Key
+from engine.scheduler.pace import mean_of
 
 LEVELS = ("high", "normal", "low")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
-FORGET = 1024  # most tags that are kept of sessions without work
+CREDIT = 6  # a burst of somebody who speaks; shares of a full node are seldom larger
+FORGET = 1024  # most sessions without work whose tags are kept
 
 
 class Place(NamedTuple):
@@ -38,12 +43,16 @@ class Place(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A session with work here. ``start``: its tag at its own level; ``entry``: which entry of a level is its."""
+    """A session with work here. ``start``: its tag at its own level; ``entry``: which entry of a level is its.
+
+    ``credit``: what it may take before its tag moves, as costs by weight.
+    """
 
     session: str
     own: int
     weight: float
     start: float
+    credit: float
     indices: list[int] = field(default_factory=list)  # a heap
     level: int = 0
     entry: int = 0
@@ -55,24 +64,27 @@ class StageQueue:
     def __init__(self, age_s: float = 30.0) -> None:
         self.age_s = age_s
         self.waiting: dict[Key, float] = {}  # every job -> its cost
+        self._mean = 0.0  # cost of an utterance, over about 25
         self.place = Place(len(LEVELS), 0.0)  # of the first that was picked last
         self._turns: dict[str, _Turn] = {}
         self._levels: list[list[tuple[float, int, _Turn]]] = [[] for _ in LEVELS]  # heaps
         self._times = [0.0 for _ in LEVELS]  # virtual
         self._aging: list[deque[tuple[float, int, _Turn]]] = [deque() for _ in LEVELS]  # since when, by time
-        self._tags: dict[str, float] = {}  # where sessions without work would go on
+        self._latest = [0.0 for _ in LEVELS]  # tag that anybody has come to
+        self._idle: dict[str, tuple[float, float]] = {}  # where sessions without work go on, and with what credit
         self._entries = itertools.count(1)
 
     def push(self, key: Key, priority: str, now: float, cost: float = 1.0, weight: float = 1.0) -> None:
         """Add a job. Pushing one twice is an error of the caller (AssertionError)."""
         assert key not in self.waiting, f"{key} is queued already"
         self.waiting[key] = cost
+        self._mean = mean_of(self._mean, cost / weight)
         turn = self._turns.get(key[0])
         if turn is None:
             own = RANK[priority]
-            start = max(self._times[own], self._tags.pop(key[0], 0.0))
-            turn = self._turns[key[0]] = _Turn(key[0], own, weight, start)
-            self._enter(turn, own, start, now)
+            turn = self._turns[key[0]] = _Turn(key[0], own, weight, *self._idle.pop(key[0], (self._times[own], 0.0)))
+            self._catch_up(turn)
+            self._enter(turn, own, turn.start, now)
         heapq.heappush(turn.indices, key[1])
 
     def remove(self, key: Key) -> None:
@@ -127,9 +139,20 @@ class StageQueue:
         if level:
             self._aging[level].append((now, turn.entry, turn))
 
+    def _catch_up(self, turn: _Turn) -> None:
+        """What the virtual time has passed it by is its credit."""
+        if (missed := self._times[turn.own] - turn.start) > 0:
+            turn.start += missed
+            turn.credit = min(CREDIT * self._mean, turn.credit + missed)
+
     def _take(self, turn: _Turn, key: Key, now: float) -> None:
         heapq.heappop(turn.indices)
-        turn.start = max(turn.start, self._times[turn.own]) + self.waiting.pop(key) / turn.weight
+        self._catch_up(turn)
+        cost = self.waiting.pop(key) / turn.weight
+        paid = min(turn.credit, cost)
+        turn.credit -= paid
+        turn.start += cost - paid
+        self._latest[turn.own] = max(self._latest[turn.own], turn.start)
         turn.entry = 0
         if self._is_waiting(turn):
             self._enter(turn, turn.own, turn.start, now)
@@ -143,9 +166,11 @@ class StageQueue:
             return True
         if self._turns.pop(turn.session, None) is not None:
             turn.entry = 0
-            self._tags[turn.session] = turn.start
-            if len(self._tags) > FORGET or not self._turns:  # each is at most one utterance's worth
-                self._tags.clear()
+            self._idle[turn.session] = turn.start, turn.credit
+            if len(self._idle) > FORGET:  # each is worth a burst at most
+                del self._idle[next(iter(self._idle))]
+            if not self._turns:  # what was taken while nobody else wanted any is no debt
+                self._times = [max(ours) for ours in zip(self._times, self._latest, strict=True)]
         return False
 
     def _age(self, now: float) -> None:

@@ -5,7 +5,8 @@ and the next one waits without a model until its stage has work again.
 
 The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 
-* whoever no utterance of the node needs any more, at once;
+* whoever no utterance of the node needs any more, at once, unless those that wait for the one who asks do not pass it
+  either: such rivals are not swapped for each utterance (``engine.scheduler.swaps``);
 * else, when nothing on that device has anything to do, the one that will be needed last: as everybody there waits for
   the one who asks, something must go, and what is needed last comes back last (Belady's rule, with the stages still
   ahead of each utterance as the future);
@@ -13,7 +14,7 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
   no more batches and leave when they have done the last one. So a stage whose work never ends cannot keep others out.
 
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
-them nobody leaves.
+them nobody leaves. Of models that are called back at the same time the smallest loads first.
 
 One leaves at a time, for whatever reason: the next goes when the arbiter says that a lease has ended and it still lacks
 something. Until then figures change with every reading, and what is on its way may be in none of them. Who starts anew
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
+from engine.scheduler.swaps import leaves_at
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import Vacate
 
@@ -91,7 +93,7 @@ class Residency:
         """Call back whose stage has work, and let go who may; returns when time alone changes something."""
         if self.book.called:
             called, self.book.called = self.book.called, {}
-            for stage in called:
+            for stage in sorted(called, key=self._size):
                 self.fleet.call(stage)
         mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
         if not self._wants and not mortal:
@@ -99,6 +101,10 @@ class Residency:
         dues = [self._make_room(device, want, now) for device, want in self._wants.items()]
         dues += [self._let_die(worker, now) for worker in mortal]
         return min((due for due in dues if due is not None), default=None)
+
+    def _size(self, stage: str) -> int:
+        """Bytes that the smallest of its workers would ask for."""
+        return min((worker.needs(worker.variant) for worker in self.book.regulars_of(stage)), default=0)
 
     # ---------------------------------------------------------------- for somebody else
 
@@ -123,11 +129,13 @@ class Residency:
             return None
         distances = self._distances()
         patient_until = want.since + self.book.deadlines.turn_s
-        chosen = self._choose(here, guests, distances, now)
+        held = self._held(guests, asker)
+        chosen = self._choose(here, guests, distances, held, now)
         if chosen is None and now >= patient_until:
             chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
         if chosen is None:
-            return patient_until if now < patient_until else self._next_to_have_stayed(guests, now)
+            ends = [end for end in (patient_until, *held.values()) if end > now]
+            return min(ends, default=None) if now < patient_until else self._next_to_have_stayed(guests, now)
         self._let_go(chosen, want)
         return None
 
@@ -138,15 +146,35 @@ class Residency:
         if not worker.batches:
             self.park(worker, f"{want.by} needs its memory")
 
+    def _held(self, guests: list[Worker], asker: Worker | None) -> dict[str, float]:
+        """Role -> until when it stays for its own next work, since what waits for the asker is a rival's."""
+        held = dict.fromkeys((worker.plan.role for worker in guests), 0.0)
+        waiting = [self.book.job(key) for key in self.book.queues[asker.plan.stage]] if asker is not None else []
+        jobs = [job for job in waiting if job is not None]
+        queued = [job.queued_ns / 1e9 for job in jobs]
+        passed = {stage for job in jobs for stage in job.stages}
+        for worker in guests:
+            if asker is not None and queued and worker.plan.stage not in passed:
+                cost_s = (worker.load_ms + asker.load_ms) / 1000
+                held[worker.plan.role] = leaves_at(max(worker.loaded_at, worker.free_at), queued, cost_s)
+        return held
+
     def _choose(
-        self, here: list[Worker], guests: list[Worker], distances: dict[str, float], now: float
+        self,
+        here: list[Worker],
+        guests: list[Worker],
+        distances: dict[str, float],
+        held: dict[str, float],
+        now: float,
     ) -> Worker | None:
         """Who may leave without anybody's having to be patient."""
         idle = [worker for worker in guests if not worker.batches]
-        if unneeded := [worker for worker in idle if distances[worker.plan.stage] == FAR]:
-            return self._furthest(unneeded, distances)
+        unneeded = [worker for worker in idle if distances[worker.plan.stage] == FAR]
+        if gone := [worker for worker in unneeded if held[worker.plan.role] <= now]:
+            return self._furthest(gone, distances)
         at_work = any(w.batches or (w.life is Life.LOADED and not distances[w.plan.stage]) for w in here)
-        return None if at_work else self._furthest(idle, distances)
+        last = None if at_work else self._furthest(idle, distances)
+        return last if last is not None and held[last.plan.role] <= now else None
 
     def _furthest(self, workers: list[Worker], distances: dict[str, float]) -> Worker | None:
         """The one that will be needed last; of equals the one that is loaded again soonest for what it gives back."""

@@ -14,6 +14,7 @@ from engine.boot import SchedulerBoot
 from engine.config import DeadlinesSection
 from engine.scheduler import haste
 from engine.scheduler.adapting import Tally
+from engine.scheduler.batches import Batches
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
 from engine.scheduler.fleet import Fleet
@@ -78,7 +79,8 @@ class Scheduler:
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet, policies.find(boot.placement)())
         self.residency = Residency(self.book, self.fleet)
-        self.orders = Orders(self.book, self.fleet, self.residency)
+        self.batches = Batches(self.book)
+        self.orders = Orders(self.book, self.fleet, self.residency, self.batches)
         self.ladder = Ladder(self.book, self.fleet)
         self.extras = Extras(self.book, self.fleet, self.residency, self.ladder, self.dispatch)
         self.past = Past(self.book, self.flow)
@@ -170,7 +172,7 @@ class Scheduler:
         failed = sum(result.state == "failed" and result.code != "oom" for result in results)
         seconds = max((result.ended_ns - result.begun_ns for result in results), default=0) / 1e9
         if results:
-            self.orders.ran(stage, Tally(len(results), failed, ran_out, seconds), now)
+            self.batches.ran(stage, Tally(len(results), failed, ran_out, seconds), now)
 
     def _from_worker(self, peer: str, message: Any, now: float) -> None:
         if isinstance(message, Here):
@@ -385,7 +387,8 @@ class Scheduler:
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
             "stall_limit_s": max([plan.timeout_base_s, *(batch.limit_s for batch in batches)]) + STALL_GRACE_S,
             "max_batch": plan.max_batch,
-            "max_batch_why": self.orders.limits[name].why if self.book.boot.adaptive else "as configured",
+            "max_batch_why": self.batches.why(name),
+            **dict(zip(("send_ahead", "send_ahead_why"), self.dispatch.ahead(name), strict=True)),
             "waiting": len(self.book.queues[name]),
             "running": running,
             "done": pace.done,

@@ -95,6 +95,7 @@ class Worker:
     ordered: str = ""  # why an operator has it leave: gets no more batches, ends when it has none
     dismissed: bool = False  # it has been told to end, for whatever reason
     loaded_at: float = 0.0
+    free_at: float = 0.0  # when its last batch was done
     idle_since: float | None = None
     variant: int = 0  # of its model, which it has or is to load
     modest: bool = False  # it asks for memory only if there is some at once: another worker or variant serves
@@ -104,6 +105,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.variant = self.plan.variant
+        self.parked = self.plan.rests and not (self.plan.standby or self.plan.extra)
         self.begin(self.incarnation)
 
     def begin(self, incarnation: int) -> None:
@@ -190,6 +192,7 @@ class Worker:
                 key = batch.jobs.pop(ticket)
                 if not batch.jobs:
                     self.batches.remove(batch)
+                    self.free_at = now
                     if self.batches and self.batches[0].began is None:
                         self.batches[0].began = now
                 return key, batch

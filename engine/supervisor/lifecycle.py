@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import DeadlinesSection
-from engine.exits import FAILED, INTERRUPTED, OK, PARKED
+from engine.exits import CONFIGURATION, FAILED, INTERRUPTED, OK, PARKED
 from engine.supervisor.events import (
     Announce,
     End,
@@ -214,8 +214,8 @@ class Lifecycle:
                     self._move(Phase.SERVING)
                     self.endpoints = endpoints
                     actions.append(Announce(endpoints, self.mode, self.mode_reason))
-            case Failing(reason):
-                self._fail(reason)
+            case Failing(reason, configuration):
+                self._fail(reason, CONFIGURATION if configuration else FAILED)
             case Condemn(worker, condemned, reason) if self.roster.can_condemn(worker, condemned):
                 actions.append(Warn(f"{worker} is condemned: {reason}"))
                 actions.append(self.roster.condemn(worker, reason, now))
@@ -433,10 +433,10 @@ class Lifecycle:
         self._count_due = None
         return [Say(f"draining: {self.in_flight} in flight; a second signal stops at once")]
 
-    def _fail(self, line: str) -> None:
+    def _fail(self, line: str, code: int = FAILED) -> None:
         """The node ends, with this line. The first failure is the one that is told."""
         if self._code == OK:
-            self._code, self._line = FAILED, line
+            self._code, self._line = code, line
         if self.phase not in (Phase.STOPPING, Phase.ENDED):
             self._move(Phase.STOPPING)
 

@@ -24,11 +24,13 @@ from typing import Any
 import msgspec
 
 from engine import (
+    choices,
     corrections_file,
     devices,
     exits,
     failpoints,
     knobs,
+    loading,
     logs,
     placement,
     placement_words,
@@ -37,7 +39,7 @@ from engine import (
 )
 from engine.boot import ArbiterBoot, SchedulerBoot
 from engine.config import Config
-from engine.supervisor import claims, environment, health, plan, stats, survey
+from engine.supervisor import claims, endpoints, environment, health, plan, stats, survey
 from engine.supervisor.children import Child, Children
 from engine.supervisor.claims import Claims
 from engine.supervisor.events import (
@@ -69,6 +71,8 @@ from ipc.sockets import Poll, Router
 
 JOURNAL_BYTES = 2**21  # what the arbiter must not forget
 CLAIM_AGAIN_S = 0.1  # a lock that somebody holds is asked for again after so long
+NEWS_S = 1.0  # who waits for the node hears how far it is when that has changed, at most so often ...
+SAME_NEWS_S = 10.0  # ... and so often when it has not
 KEPT_LINES = 500  # of the log, for who asks for its end
 INCARNATION = 1  # a node has one supervisor in its life
 HOOKS = "DRAGOMAN_TEST_HOOKS"
@@ -83,9 +87,9 @@ Ready = Callable[[dict[str, Any]], None]
 class Supervisor:
     """One node, from its folder to its exit code.
 
-    announce: called with each line for the user. ready: called once with {"endpoints", "ctl", "mode", ...} or with
-    {"error"}. host_fd: a pipe whose end means that the embedding process is dead (-1: none). modules: role (or
-    "worker") -> module, instead of the real ones.
+    announce: called with each line for the user. ready: called with {"news": line} while the node starts, then once
+    with {"endpoints", "ctl", "mode", ...} or with {"error"}. host_fd: a pipe whose end means that the embedding process
+    is dead (-1: none). modules: role (or "worker") -> module, instead of the real ones.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class Supervisor:
         ready: Ready | None = None,
         modules: Mapping[str, str] | None = None,
     ) -> None:
-        self.config = config
+        self.config = choices.spread(config)
         self._announce = announce
         self._publish = publish
         self._host_fd = host_fd
@@ -120,6 +124,7 @@ class Supervisor:
         self._claims = Claims(self.folder.path, shared=self.config.devices.share)
         try:
             self._claim_gpus()
+            endpoints.check_free(self.config.node.endpoints)  # who has just left a GPU has left its address too
             return self._serve()
         finally:
             self._claims.close()
@@ -153,7 +158,7 @@ class Supervisor:
                 if process.now() >= until:
                     raise DragomanError(f"{names[uuid]} ({uuid}) is in use by {holder}", claims.SHARE)
                 if holder != told:
-                    self._announce(f"waiting for {names[uuid]}, which is in use by {holder}")
+                    self._tell_news(f"waiting for {names[uuid]}, which is in use by {holder}")
                     told = holder
                 if self._host_fd in select.select([self._host_fd] if self._embedded else [], [], [], CLAIM_AGAIN_S)[0]:
                     raise DragomanError("the program that this node is part of has ended")
@@ -220,6 +225,7 @@ class Supervisor:
 
     def _loop(self) -> int:
         self._end: End | None = None
+        self._news, self._news_at = "", process.now()
         self._watchdog = Watchdog()
         self._handle(Tick())
         while self._end is None:
@@ -238,6 +244,7 @@ class Supervisor:
         self._read_outputs(readable)
         self._read_deaths(readable)
         self._read_signals(readable)
+        self._say_how_far(at)
 
     def _handle(self, event: Any) -> None:
         for action in self._life.handle(event, process.now()):
@@ -371,7 +378,8 @@ class Supervisor:
 
     def health(self) -> dict[str, Any]:
         """Whether the node and each stage do their work, and why not."""
-        return health.judge(self._life, self.config.deadlines, process.now())
+        judged = health.judge(self._life, self.config.deadlines, process.now())
+        return {**judged, "publishes": self._publish}
 
     def drain(self) -> dict[str, Any]:
         """Begin to drain, once; how many utterances are in flight."""
@@ -384,6 +392,22 @@ class Supervisor:
         return {"in_flight": self._life.in_flight}
 
     # ------------------------------------------------------------ ready, and the end
+
+    def _say_how_far(self, now: float) -> None:
+        """Who waits for the node to be ready hears which stages it waits for."""
+        if self._life.phase is not Phase.STARTING or now < self._news_at + NEWS_S:
+            return
+        text = loading.words(self._life.roster.snapshot(now))
+        if text and (text != self._news or now >= self._news_at + SAME_NEWS_S):
+            self._tell_news(text)
+            self._news, self._news_at = text, now
+
+    def _tell_news(self, text: str) -> None:
+        """A line about the start, for the user here or for the program that waits for the ready line."""
+        if self._embedded:
+            self._ready({"news": text})
+        else:
+            self._announce(text)
 
     def _tell_ready(self, news: Announce) -> None:
         if self._publish:
@@ -406,6 +430,9 @@ class Supervisor:
         notify("READY=1")
 
     def _leave(self, end: End) -> int:
+        """The exit code. Raises ConfigError for what only showed when a model was loaded."""
+        if end.code == exits.CONFIGURATION and not self._told_ready:
+            raise ConfigError(end.line)
         if end.line:
             if not self._told_ready:
                 self._ready({"error": end.line, "code": end.code})

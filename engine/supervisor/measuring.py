@@ -11,6 +11,7 @@ from typing import Any, Literal
 from engine import corrections_file, logs
 from engine.corrections import History, Sample
 from engine.corrections_file import Busy
+from engine.placement_words import gib
 from engine.supervisor.needs import Need
 from ipc.messages import Measured
 
@@ -57,8 +58,9 @@ class Measuring:
             seen = self._seen[message.worker] = _Seen(message.variant)
         seen.add(sample)
         self._unkept.append((need, sample))
-        words = "%s: a %s took %d bytes of %d granted (%s)"
-        logs.get().info(words, message.worker, phase, sample.nbytes, sample.asked, sample.note or "clean")
+        doubt = f", not for certain: {sample.note}" if sample.note else ""
+        took, granted = gib(sample.nbytes), gib(sample.asked)
+        logs.get().info("%s: a %s took %s of the %s granted%s", message.worker, phase, took, granted, doubt)
 
     def keep_when_due(self, now: float) -> None:
         """Write what is new, not too often. The first in a while is written at once."""

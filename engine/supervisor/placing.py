@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from engine import placement, placement_words
 from engine.boot import DevicePlan
+from engine.choices import field_of, models_in
 from engine.config import Config, StageSection
 from engine.devices import Device, HostMemory
 from engine.limits import limits
@@ -37,7 +38,7 @@ def place(
         rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
     )
     if made.verdict is placement.Verdict.NOWHERE:
-        names = ", ".join(f"stages.{lack.stage}.variants" for lack in made.nowhere)
+        names = ", ".join(f"{field_of(lack.stage)}.variants" for lack in made.nowhere)
         mend = f"use a smaller model, give it smaller ones ({names}), or another device"
         raise DragomanError(placement_words.headline(made), mend)
     return made
@@ -89,7 +90,11 @@ def _free(device: Device, host_bytes: int) -> int:
 
 def _order(config: Config, surveys: Surveys) -> list[str]:
     """Stages that can run, in the order in which an utterance of the longest pipeline meets them."""
-    longest = max(config.pipelines.values(), key=len, default=())
+    longest = [
+        name
+        for stage in max(config.pipelines.values(), key=len, default=())
+        for name in models_in(config.stages, stage)
+    ]
     names = [*longest, *(name for name in config.stages if name not in longest)]
     return [name for name in names if not surveys[name].absent]
 
@@ -143,9 +148,9 @@ def _meant(entry: str, stage: str, devices: Sequence[Device], survey: Survey) ->
         chosen = [device for device in devices if entry in (device.name, device.uuid)]
     if not chosen:
         there = ", ".join(device.name for device in devices)
-        raise ConfigError(f"stages.{stage}.devices names {entry!r}, the node has {there}", "set it to auto")
+        raise ConfigError(f"{field_of(stage)}.devices names {entry!r}, the node has {there}", "set it to auto")
     if not survey.declaration.cpu_allowed and any(device.kind == "cpu" for device in chosen):
-        raise ConfigError(f"stage {stage} cannot run on the CPU", f"set stages.{stage}.devices to a GPU")
+        raise ConfigError(f"stage {stage} cannot run on the CPU", f"set {field_of(stage)}.devices to a GPU")
     return chosen
 
 

@@ -7,7 +7,7 @@ record. Stage modules are import-light, so nothing here loads a model library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,6 +24,7 @@ from engine.boot import (
     WorkerBoot,
     WorkerPlan,
 )  # fmt: skip
+from engine.choices import field_of, model_of, models_in, spread
 from engine.config import Config, StageSection
 from engine.config_rules import ENDPOINT
 from engine.corrections import History
@@ -123,12 +124,12 @@ def make(
     client_endpoint: str,
     history: History | None = None,
 ) -> Plan:
-    """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage without loading it.
+    """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage and model without loading it.
     ``history``: what was measured of their models before.
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
-    config = _that_can_run(config, surveys)
+    config = _that_can_run(spread(config), surveys)
     for name, section in config.stages.items():
         _check_skipping(name, section, surveys[name])
     try:
@@ -147,7 +148,10 @@ def make(
     homes = {name: _homes(config, name, surveys[name], devices, placed) for name in config.stages}
     roles = {name: [role_of(name, device, n) for device, n in pairs] for name, pairs in homes.items()}
     rings = sizes(config, roles, surveys, memory)
-    plans = tuple(_stage(config, name, surveys[name], homes[name], rings, placed, needs) for name in config.stages)
+    crowded = {device.name for device in devices if shared.get(device.name, device.name) in placed.crowded}
+    plans = tuple(
+        _stage(config, name, surveys[name], homes[name], rings, placed, needs, crowded) for name in config.stages
+    )
     kinds = {device.name: device for device in devices}
     workers = {w.role: _worker(config, w, homes, cores, devices) for p in plans for w in p.workers}
     used = {kinds[worker.device].name: kinds[worker.device].uuid for worker in workers.values()}
@@ -186,7 +190,7 @@ def _that_can_run(config: Config, surveys: Mapping[str, Survey]) -> Config:
     kept = {
         name: members
         for name, members in config.pipelines.items()
-        if any(not surveys[member].absent for member in members)
+        if any(not surveys[name].absent for member in members for name in models_in(surveys, member))
     }
     if config.pipelines and not kept:
         reasons = "; ".join(f"{name}: {found.absent}" for name, found in surveys.items() if found.absent)
@@ -247,6 +251,7 @@ def _stage(
     rings: Mapping[str, int],
     placed: Placement,
     needs: Needs,
+    crowded: Collection[str],
 ) -> StagePlan:
     section, declaration = config.stages[name], survey.declaration
     output = declaration.output
@@ -264,6 +269,7 @@ def _stage(
         min_batch=section.min_batch,
         start_batch=min([_start_batch(placed, needs, name, device) for device in own], default=0),
         max_delay_ms=section.max_delay_ms,
+        length_ratio=section.length_ratio,
         timeout_base_s=section.timeout_base_s,
         timeout_per_audio=section.timeout_per_audio,
         model=section.model,
@@ -284,9 +290,13 @@ def _stage(
                 smaller=_smaller(survey, needs[name, device.name]),
                 variant=placed.variant_of(name),
                 best=min(placed.best[name], placed.variant_of(name)),
+                rests=bool(model_of(name)) and not section.pinned and device.name in crowded,
             )
             for device, n in homes
         ),
+        translates=declaration.translates,
+        languages=_listed(survey.facts.languages),
+        targets=_listed(survey.facts.targets),
     )
 
 
@@ -344,7 +354,7 @@ def _dispensable(section: StageSection, survey: Survey) -> bool:
 
 def _check_skipping(name: str, section: StageSection, survey: Survey) -> None:
     if section.skip_above and not _dispensable(section, survey):
-        text = f"stages.{name}.skip_above would skip a stage that no utterance can do without"
+        text = f"{field_of(name)}.skip_above would skip a stage that no utterance can do without"
         raise ConfigError(text, "set it for repair, or say required = false for this one")
 
 
@@ -387,18 +397,20 @@ def _gateway(
 def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(sources, targets) a pipeline takes; an empty tuple means: not checked.
 
-    A stage before the translation limits the source, one after it the target, the translation both.
+    A stage before the translation limits the source, one after it the target, the translation both. A stage knows what
+    any of its models knows.
     Raises ConfigError when no language is left.
     """
     configured = frozenset(config.languages)
     source = target = configured or None
     translated = False
     for stage in config.pipelines[pipeline]:
-        survey = surveys[stage]
-        known = survey.facts.languages if not survey.absent else None
+        every = [surveys[name].facts for name in models_in(surveys, stage) if not surveys[name].absent]
+        known = _union(facts.languages for facts in every)
         if not translated:
             source = _both(source, known)
-        translated = translated or survey.declaration.translates
+        if surveys[stage].declaration.translates:
+            translated, known = True, _union(facts.targets or facts.languages for facts in every)
         if translated:
             target = _both(target, known)
     if source == frozenset() or (translated and target == frozenset()):
@@ -406,6 +418,17 @@ def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> t
             f"pipeline {pipeline}: no language is known to all of its models", "choose models that share one"
         )
     return tuple(sorted(source or ())), tuple(sorted(target or ())) if translated else ()
+
+
+def _union(sets: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """All of these languages; None, which is any, where one of them is or there are none."""
+    every = list(sets)
+    known = [one for one in every if one is not None]
+    return frozenset().union(*known) if known and len(known) == len(every) else None
+
+
+def _listed(languages: frozenset[str] | None) -> tuple[str, ...] | None:
+    return None if languages is None else tuple(sorted(languages))
 
 
 def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from engine.choices import models_in, stage_of
 from engine.config import Config
 from engine.devices import HostMemory
 from engine.supervisor.survey import Survey
@@ -50,7 +51,8 @@ def readers(config: Config, roles: Roles, surveys: Surveys, rings: Mapping[str, 
     may_read = {GATEWAY: tuple(name for name in rings if name != GATEWAY)}
     for stage, names in roles.items():
         if surveys[stage].declaration.accepts == "audio":
-            produced = (role for before in _before(config, stage) for role in roles.get(before, ()) if role in rings)
+            makers = (name for before in _before(config, stage_of(stage)) for name in models_in(roles, before))
+            produced = (role for name in makers for role in roles[name] if role in rings)
             may_read |= dict.fromkeys(names, (GATEWAY, *produced))
     return may_read
 
@@ -77,16 +79,16 @@ def longest_output_bytes(config: Config, survey: Survey) -> int:
 
 def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> int:
     """Blocks of a ring: its share or its override; ConfigError if that is less than one longest slot."""
-    given = config.rings.get(name)
+    given = config.rings.get(stage_of(name))
     blocks = (share_bytes if given is None else given) // BLOCK
     needed = blocks_for(longest_bytes)
     if blocks >= needed:
         return blocks
-    knob = f"rings.{name}" if given is not None else "node.ring_budget_bytes"
+    knob = f"rings.{stage_of(name)}" if given is not None else "node.ring_budget_bytes"
     shorter = "node.max_utterance_s" if name == GATEWAY else "the longest text or audio the stage takes"
     raise ConfigError(
         f"{knob} gives the ring of {name} {_mib(blocks * BLOCK)}, and its longest array needs {_mib(needed * BLOCK)}",
-        f"raise {knob}, set rings.{name} to at least {needed * BLOCK}, or lower {shorter}",
+        f"raise {knob}, set rings.{stage_of(name)} to at least {needed * BLOCK}, or lower {shorter}",
     )
 
 

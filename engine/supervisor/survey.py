@@ -11,12 +11,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
 from engine import estimates
+from engine.choices import field_of, spread
 from engine.config import Config, StageSection
 from engine.estimates import Start
 from engine.fingerprint import fingerprint
@@ -67,20 +68,23 @@ def is_installed(module: str) -> bool:
 
 
 def survey(config: Config, installed: Callable[[str], bool] = is_installed) -> dict[str, Survey]:
-    """Look at every stage of the configuration. Raises ConfigError or DragomanError in one line."""
-    return {name: _survey(name, section, config, installed) for name, section in config.stages.items()}
+    """Look at every stage of the configuration and at its further models (``engine.choices`` has their names).
+
+    Raises ConfigError or DragomanError in one line.
+    """
+    return {name: _survey(name, section, config, installed) for name, section in spread(config).stages.items()}
 
 
 def _survey(name: str, section: StageSection, config: Config, installed: Callable[[str], bool]) -> Survey:
-    kind = section.kind or name
+    kind, where = section.kind or name, field_of(name)
     try:
         stage = find(kind)
         declaration = stage.declare(section.options)
         stage.check_options(section.options)
     except KeyError as error:
-        raise ConfigError(f"stages.{name}: {error.args[0]}", f"set stages.{name}.kind") from error
+        raise ConfigError(f"{where}: {error.args[0]}", f"set {where}.kind") from error
     except ValueError as error:
-        raise ConfigError(f"stages.{name}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     dispensable = declaration.optional or not section.required
     missing = [module for module in declaration.requires if not installed(module)]
     if missing:
@@ -92,8 +96,10 @@ def _survey(name: str, section: StageSection, config: Config, installed: Callabl
         facts = stage.describe(section.model, section.options)
     except StageError as error:
         if not dispensable:
-            raise ConfigError(f"stages.{name}.model cannot be used: {error.text}") from error
+            raise ConfigError(f"{where}.model cannot be used: {error.text}") from error
         return Survey(declaration, absent=error.text)
+    if section.languages:
+        facts = replace(facts, languages=frozenset(section.languages))
     node, factor = config.node, config.devices.start_factor
     longest = Longest(node.max_utterance_s, min(node.max_text_chars, declaration.max_chars))
     return Survey(
@@ -122,7 +128,7 @@ def _variant(
     try:
         facts = stage.describe(section.model, section.options)
     except StageError as error:
-        raise ConfigError(f"stages.{name}.variants[{number}].model cannot be used: {error.text}") from error
+        raise ConfigError(f"{field_of(name)}.variants[{number}].model cannot be used: {error.text}") from error
     parts = [Path(given.model).name, given.compute_type, *(f"{key}={value}" for key, value in given.options.items())]
     return Variant(
         " ".join(filter(None, parts)),

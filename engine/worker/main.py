@@ -251,7 +251,7 @@ class Worker:
     def _load_failed(self, error: Exception) -> None:
         """Give the lease back. What the library has taken of a GPU by now, only the end of the process gives back."""
         cause = stage_error(error)
-        logs.get().warning("cannot load %s: %s", self.chosen.model or self.plan.kind, cause.text)
+        logs.get().debug("cannot load %s: %s", self.chosen.model or self.plan.kind, cause.text)  # the scheduler tells
         self.state = "empty"
         failpoints.reach("worker.released")
         self._tell_arbiter(Settled(self.lease, ok=False), Release(self.lease))

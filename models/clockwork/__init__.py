@@ -12,6 +12,8 @@ kind       what it does                                         what ``synthesiz
 asr        a fixed sentence per language where there is sound   a folder (faster-whisper)
 asr-tones  reads digits sent as tones                           a folder (faster-whisper)
 nmt        swaps a few words, copies everything else            a folder (CTranslate2)
+nmt-nllb   the same as an NLLB model                            a folder (CTranslate2)
+nmt-marian the same into German alone, as a Marian model        a folder (CTranslate2)
 repair     copies its input, ``_`` becomes a space              a ``.gguf`` file
 tts        one tone per phoneme                                 a folder of Piper voices
 ========== ==================================================== =========================
@@ -27,6 +29,8 @@ KINDS: dict[str, str] = {
     "asr": "models.clockwork.asr:write",
     "asr-tones": "models.clockwork.tones:write",
     "nmt": "models.clockwork.nmt:write",
+    "nmt-nllb": "models.clockwork.nmt:write_nllb",
+    "nmt-marian": "models.clockwork.nmt:write_marian",
     "repair": "models.clockwork.repair:write",
     "tts": "models.clockwork.tts:write",
 }

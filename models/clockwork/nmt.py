@@ -1,4 +1,8 @@
-"""A clockwork M2M100: it swaps 14 words between five languages and copies everything else byte for byte.
+"""A clockwork translator: it swaps 14 words between five languages and copies everything else byte for byte.
+
+It comes as three makes of model. ``write`` makes an M2M100. ``write_nllb`` makes an NLLB, which differs in the names of
+its language tokens, with a SentencePiece model or a ``tokenizer.json``. ``write_marian`` makes a model of one direction
+without language tokens, whose decoder starts from nothing: its dictionary has that one language and asks for none.
 
 How a translation comes out of two layers:
 
@@ -22,6 +26,7 @@ spaces.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +44,13 @@ WORDS: dict[str, tuple[str, ...]] = {
     "es": (*SENTENCES["es"], "hola", "mundo", "gracias", "bueno", "hoy", "sí", "libro", "agua", "amigo", "casa"),
     "zh": (*SENTENCES["zh"], "你好", "世界", "谢谢", "好的", "今天", "是", "书", "水", "朋友", "房子"),
 }
+FLORES = {"en": "eng_Latn", "de": "deu_Latn", "fr": "fra_Latn", "es": "spa_Latn", "zh": "zho_Hans"}
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 TOKEN = PLACE = codes.WIDTH  # features of a token's code, and of a position's
 SIZE = 208
 HEADS = 2
 HEAD = SIZE // HEADS
-POSITIONS = 1026
+POSITIONS, MARIAN_POSITIONS = 1026, 512
 ECHO = 2.0  # amplitude of the decoder's position codes: 32 x 4 of the squares, 64 the token, 16 the language: 208
 
 
@@ -64,24 +70,47 @@ class Features:
 
 def write(out: Path) -> Path:
     """Write the CTranslate2 folder ``out`` (4.9 MB, with ``sentencepiece.bpe.model``) and return it."""
+    _write(out, {language: f"__{language}__" for language in LANGUAGES})
+    (out / "sentencepiece.bpe.model").write_bytes(_sentencepiece(_pieces()))
+    return out
+
+
+def write_nllb(out: Path, *, tokenizer: bool = False) -> Path:
+    """The same as NLLB; ``tokenizer``: with a ``tokenizer.json`` in place of the SentencePiece model."""
+    _write(out, FLORES)
+    if tokenizer:
+        _tokenizer(_pieces()).save(str(out / "tokenizer.json"))
+    else:
+        (out / "sentencepiece.bpe.model").write_bytes(_sentencepiece(_pieces()))
+    return out
+
+
+def write_marian(out: Path, *, target: str = "de", adds_end: bool = False) -> Path:
+    """Into ``target``, from any of the others. ``adds_end``: the library ends the source."""
+    _write(out, {}, target, adds_end)
+    for name in ("source.spm", "target.spm"):
+        (out / name).write_bytes(_sentencepiece(_pieces()))
+    return out
+
+
+def _write(out: Path, languages: Mapping[str, str], target: str = "", adds_end: bool = False) -> None:
+    """``languages``: language -> its token; without any it translates into ``target``."""
     from ctranslate2.specs import TransformerSpec, common_spec
 
-    pieces = _pieces()
-    tokens = [*SPECIALS, *pieces, *(f"__{language}__" for language in LANGUAGES)]
+    tokens = [*SPECIALS, *_pieces(), *languages.values()]
     features, signs = Features(), codes.signs(len(tokens))
     spec = TransformerSpec.from_config((1, 1), HEADS, pre_norm=True, activation=common_spec.Activation.RELU)
-    _fill_encoder(spec.encoder, features, signs)
-    _fill_decoder(spec.decoder, features, signs, tokens)
+    spec.decoder.start_from_zero_embedding = not languages
+    _fill_encoder(spec.encoder, features, signs, POSITIONS if languages else MARIAN_POSITIONS)
+    _fill_decoder(spec.decoder, features, signs, tokens, languages, target)
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     spec.config.decoder_start_token = "</s>"
+    spec.config.add_source_eos = adds_end
     spec.validate()
     spec.optimize()
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     spec.save(str(out))
-    (out / "sentencepiece.bpe.model").write_bytes(_sentencepiece(pieces))
-    return out
 
 
 def translate_words(text: str, target: str) -> str:
@@ -90,33 +119,37 @@ def translate_words(text: str, target: str) -> str:
     return " ".join(WORDS[target][column[word]] if word in column else word for word in text.split(" "))
 
 
-def _fill_encoder(spec: Any, features: Features, signs: np.ndarray) -> None:
+def _fill_encoder(spec: Any, features: Features, signs: np.ndarray, positions: int) -> None:
     """Token code + position code, through sublayers that are off. Embeddings are multiplied by sqrt(SIZE)."""
     spec.embeddings[0].weight = blank.zeros(len(signs), SIZE)
     spec.embeddings[0].weight[:, features.token] = signs / SIZE**0.5
-    spec.position_encodings.encodings = blank.zeros(POSITIONS, SIZE)
-    spec.position_encodings.encodings[:, features.place] = codes.positions(POSITIONS)
+    spec.position_encodings.encodings = blank.zeros(positions, SIZE)
+    spec.position_encodings.encodings[:, features.place] = codes.positions(positions)
     blank.fill_self_attention(spec.layer[0].self_attention, SIZE)
     blank.fill_ffn(spec.layer[0].ffn, SIZE, 1)
     blank.fill_norm(spec.layer_norm, SIZE, _gamma(TOKEN + PLACE // 2))
 
 
-def _fill_decoder(spec: Any, features: Features, signs: np.ndarray, tokens: list[str]) -> None:
+def _fill_decoder(
+    spec: Any, features: Features, signs: np.ndarray, tokens: list[str], languages: Mapping[str, str], target: str
+) -> None:
     number = {token: index for index, token in enumerate(tokens)}
+    positions = POSITIONS if languages else MARIAN_POSITIONS
     spec.embeddings.weight = blank.zeros(len(tokens), SIZE)
-    for language, feature in zip(LANGUAGES, features.prefix, strict=True):
-        spec.embeddings.weight[number[f"__{language}__"], feature] = SIZE**-0.5
-    spec.position_encodings.encodings = blank.zeros(POSITIONS, SIZE)
-    spec.position_encodings.encodings[:, features.place] = ECHO * codes.positions(POSITIONS)
+    for token, feature in zip(languages.values(), features.prefix, strict=False):
+        spec.embeddings.weight[number[token], feature] = SIZE**-0.5
+    spec.position_encodings.encodings = blank.zeros(positions, SIZE)
+    spec.position_encodings.encodings[:, features.place] = ECHO * codes.positions(positions)
 
-    places = PLACE // 2 * ECHO**2
+    places, told = PLACE // 2 * ECHO**2, 16 if languages else 0
     layer = spec.layer[0]
     blank.fill_self_attention(layer.self_attention, SIZE, _gamma(places))
-    blank.fill_cross_attention(layer.attention, SIZE, _gamma(places + 16))
-    _find_language(layer.self_attention, features)
+    blank.fill_cross_attention(layer.attention, SIZE, _gamma(places + told))
+    if languages:
+        _find_language(layer.self_attention, features)
     _find_place(layer.attention, features)
-    _fill_dictionary(layer.ffn, features, signs, number)
-    blank.fill_norm(spec.layer_norm, SIZE, _gamma(places + 16 + TOKEN))
+    _fill_dictionary(layer.ffn, features, signs, number, [target] if target else LANGUAGES)
+    blank.fill_norm(spec.layer_norm, SIZE, _gamma(places + told + TOKEN))
     blank.fill_linear(spec.projection, len(tokens), SIZE)
     spec.projection.weight[:, features.token] = 60 / TOKEN * signs
     spec.projection.bias[[number[token] for token in tokens if token in SPECIALS]] = -1e4
@@ -156,20 +189,23 @@ def _find_place(attention: Any, features: Features) -> None:
     blank.balance(fused.weight, features.nil)
 
 
-def _fill_dictionary(ffn: Any, features: Features, signs: np.ndarray, number: dict[str, int]) -> None:
-    """One unit per word piece and target language: 5 when both match, 0 when one is missing."""
+def _fill_dictionary(
+    ffn: Any, features: Features, signs: np.ndarray, number: dict[str, int], targets: Sequence[str]
+) -> None:
+    """One unit per word piece and target language: 5 when both match, 0 when one is missing. One target is a match."""
     entries = [
         (number[piece], number[SPACE + WORDS[target][concept]], language)
         for piece, concept in _word_pieces()
-        for language, target in enumerate(LANGUAGES)
+        for language, target in enumerate(targets)
         if piece.removeprefix(SPACE) != WORDS[target][concept]
     ]
-    blank.fill_ffn(ffn, SIZE, len(entries), _gamma(SIZE))
+    told = len(targets) > 1
+    blank.fill_ffn(ffn, SIZE, len(entries), _gamma(SIZE if told else SIZE - 16))
     for unit, (word, translation, language) in enumerate(entries):
         ffn.linear_0.weight[unit, features.token] = 10 / TOKEN * signs[word]
-        ffn.linear_0.weight[unit, features.language[language]] = 10 / 4
+        ffn.linear_0.weight[unit, features.language[language]] = 10 / 4 if told else 0
         ffn.linear_1.weight[features.token, unit] = (signs[translation] - signs[word]) / 5
-    ffn.linear_0.bias[:] = -15
+    ffn.linear_0.bias[:] = -15 if told else -5
     blank.balance(ffn.linear_0.weight, features.nil)
 
 
@@ -189,3 +225,17 @@ def _sentencepiece(pieces: list[str]) -> bytes:
     words = {piece for piece, _ in _word_pieces()}
     scored = ((piece, -1.0 if piece in words else 0.0 if piece.startswith("<0x") else -8.0) for piece in pieces)
     return unigram.model(scored, byte_fallback=True)
+
+
+def _tokenizer(pieces: list[str]) -> Any:
+    """The same as a tokenizer of Hugging Face's library."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    words = {piece for piece, _ in _word_pieces()}
+    scored = [(piece, -1.0 if piece in words else 0.0 if piece.startswith("<0x") else -8.0) for piece in pieces]
+    found = tokenizers.Tokenizer(models.Unigram([("<unk>", -100.0), *scored], 0, True))
+    found.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
+    strip = decoders.Strip(content=" ", left=1, right=0)
+    found.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Replace(SPACE, " "), decoders.Fuse(), strip])
+    return found

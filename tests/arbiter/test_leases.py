@@ -147,6 +147,20 @@ def test_what_the_living_give_back_is_theirs_when_no_death_explains_it():
     assert bench.row()["held_bytes"] == 14 * GIB
 
 
+def test_what_a_death_takes_away_is_missing_for_its_own_time_however_long_something_else_has_been():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.later(0.1)
+    bench.read(9 * GIB)  # asr has given a little back
+    bench.later(1.0)
+    bench.read(17 * GIB)  # nmt is dead, and nobody has said so
+    bench.later(0.01)
+    bench.feed(Gone("nmt@cuda:0/0", 1))
+    bench.later(0.1)
+    bench.read(17 * GIB)
+    assert bench.states() == ["held"], "and nothing of the dead is waited for"
+
+
 def test_another_programs_growth_during_a_load_is_put_right_by_the_measurement():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(24 * GIB)
@@ -490,6 +504,19 @@ def test_what_somebody_took_just_before_its_death_is_its_own_until_it_is_shown_b
     assert bench.row()["grantable_bytes"] == 16 * GIB
 
 
+def test_what_appears_after_the_first_reading_without_it_is_not_the_deads():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    two_held(bench)
+    bench.feed(Gone("asr@cuda:0/0", 1, "killed"))
+    bench.later(0.1)
+    bench.read(12 * GIB)  # half of its 8 GiB
+    bench.ask("tts@cuda:0/0", 6 * GIB)
+    bench.later(0.1)
+    bench.read(9 * GIB)
+    held = {row["worker"]: row["held_bytes"] // GIB for row in bench.book.snapshot(bench.now)["leases"]}
+    assert held == {"asr@cuda:0/0#1": 4, "nmt@cuda:0/0#1": 8, "tts@cuda:0/0#1": 3}
+
+
 def test_nothing_is_a_deficit_before_anybody_has_looked():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(settle_s=0.5))
     bench.read(24 * GIB)
@@ -786,7 +813,15 @@ def test_time_alone_is_asked_for_when_it_matters():
 
 def test_what_a_worker_is_told_stands_in_the_log_in_words():
     assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
+    assert words.told("lease@7/1#99", Granted(1, 2, 6 * 2**30)) == "lease@7/1 is granted 6.0 GiB"
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
+
+
+def test_what_the_scheduler_says_of_workers_is_not_logged_twice_and_of_programs_all_is():
+    for message in (Denied("too large", "no_vram", 1), LeaseWait("no room")):
+        assert words.is_told_elsewhere("asr@cpu/0#1", message)
+        assert not words.is_told_elsewhere("lease@7/1#99", message)
+    assert not words.is_told_elsewhere("asr@cpu/0#1", Granted(1, 2, 3))
 
 
 def test_a_load_while_a_neighbours_memory_comes_back_leaves_no_deficit_for_ever():

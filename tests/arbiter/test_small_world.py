@@ -164,7 +164,8 @@ class World:
         """What distinguishes it from others: no absolute times, no numbers of leases."""
         leases = [
             (one.peer, one.state, one.held_bytes, one.settled_at is not None and one.settled_at >= self.read_at,
-             round(self.now - one.since) if one.state is LeaseState.DRAINING else 0, one.leaving_bytes)
+             round(self.now - one.since) if one.state is LeaseState.DRAINING else 0, one.leaving_bytes,
+             one.state is LeaseState.DRAINING and one.left_at >= self.read_at)
             for one in self.book._present[GPU]
         ]  # fmt: skip
         line = self.book._lines[GPU]
@@ -174,6 +175,7 @@ class World:
             memory.reading.free_bytes,
             memory.foreign_bytes,
             memory.missing_bytes,
+            memory._lasting_bytes,
             memory._strangers_bytes,
             min(3, round(self.now - self.read_at)),
         )

@@ -23,13 +23,21 @@ def wish(stage: str, nbytes: int, *, place: bool = False) -> Wish:
 
 def look(wants: Wants, wish: Wish | None, leases: list[Lease], room: int, now: float = 0.0) -> Vacate | None:
     """What the scheduler is told."""
-    told = [action.message for action in wants.look(GPU, wish, leases, room, now) if isinstance(action, Tell)]
+    told = [
+        action.message
+        for action in wants.look(GPU, [] if wish is None else [wish], leases, room, now)
+        if isinstance(action, Tell)
+    ]
     return told[0] if told else None
 
 
 def asked(wants: Wants, wish: Wish | None, leases: list[Lease], room: int, now: float = 0.0) -> list[str]:
     """Who outside the node is asked to leave."""
-    return [action.peer for action in wants.look(GPU, wish, leases, room, now) if isinstance(action, AskToLeave)]
+    return [
+        action.peer
+        for action in wants.look(GPU, [] if wish is None else [wish], leases, room, now)
+        if isinstance(action, AskToLeave)
+    ]
 
 
 def test_who_lacks_room_is_told_with_what_it_lacks_once() -> None:

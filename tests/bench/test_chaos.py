@@ -109,7 +109,7 @@ def test_every_arbiter_that_dies_in_a_load_is_followed_by_one_that_grants() -> N
 
 @pytest.mark.timeout(240)
 def test_a_short_storm_harms_nobody() -> None:
-    found = chaos.storm(12.0, seed=5, quiet=True)
+    found = chaos.storm(12.0, seed=5)
     kills = [kill for group in found.kills for kill in group]
     assert len(kills) >= 3 and found.verdict.submitted > 50
     assert {name: getattr(found.verdict, name) for name in GOOD} == GOOD, found.verdict.reasons

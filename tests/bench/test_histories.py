@@ -10,6 +10,7 @@ import pytest
 
 from bench import histories
 from bench.simulation import World
+from engine.gateway.catalog import Catalog
 from engine.gateway.ingress import Ingress
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.slots import SlotKey, Slots
@@ -121,6 +122,11 @@ def test_a_worker_that_is_condemned_in_a_long_run_is_noticed(monkeypatch: pytest
 
     monkeypatch.setattr(Fleet, "silent", condemn)
     assert "is condemned for nothing" in bad_end(range(40))
+
+
+def test_an_utterance_that_another_model_than_its_sessions_has_made_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Catalog, "models_of", lambda self, message: self.stages_of(message.pipeline))
+    assert "has model 'b', and was given to" in bad_end(range(100))
 
 
 def test_the_benchmark_plays_them_in_parts(capsys: pytest.CaptureFixture) -> None:

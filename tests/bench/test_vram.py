@@ -14,7 +14,7 @@ from bench import vram, vram_rehearsal
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from bench.vram_judge import PROMISES
-from bench.vram_node import GIB, Plan, VirtualNode
+from bench.vram_node import GIB, LOAD_S, PROCESS_S, READ_BYTES_S, Figures, Plan, VirtualNode
 from bench.vram_packing import Packing
 from bench.vram_trace import Trace
 from engine.arbiter import leases, outlook
@@ -23,8 +23,9 @@ from engine.arbiter.leases import Leases
 from engine.arbiter.line import Line
 from engine.arbiter.outlook import Outlook
 from engine.arbiter.room import DeviceMemory
+from engine.config import DeadlinesSection
 from engine.limits import Limits
-from engine.scheduler import retries
+from engine.scheduler import residency, retries
 from engine.scheduler.shortages import Shortages
 from ipc.messages import Done
 
@@ -333,3 +334,18 @@ def test_the_sample_scenario_is_one() -> None:
     config = vram_rehearsal.config(scenario)
     assert config["pipelines"]["full"] == ["asr", "repair", "nmt", "tts"]
     assert config["stages"]["asr"]["estimate_bytes"] == scenario.needs()["asr"]
+
+
+def rivals(gap_s: float) -> Figures:
+    """Two models of one stage on a card for one; a session of each, whose utterances come in turn."""
+    return VirtualNode(Plan(utterances=300, gap_s=gap_s, max_models=1, pipeline=("tts",), models=2)).run()
+
+
+def test_two_models_with_room_for_one_are_not_swapped_for_each_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_s, swap_s = DeadlinesSection().turn_s, 2 * (LOAD_S + PROCESS_S + GIB / READ_BYTES_S)
+    brisk, calm = rivals(1.5), rivals(3.0)
+    assert (brisk.failed, calm.failed) == (0, 0)
+    assert brisk.loads < 300 / 3 and calm.loads < 300 * 0.6
+    assert max(brisk.longest_s, calm.longest_s) < turn_s + swap_s, "and nobody waits for longer than a turn and a swap"
+    monkeypatch.setattr(residency, "leaves_at", lambda *args: 0.0)  # at once, whenever nobody needs it
+    assert calm.loads < 0.8 * rivals(3.0).loads

@@ -71,14 +71,38 @@ def test_a_wrong_command_line_ends_with_2(argv: tuple[str, ...], capsys: pytest.
 
 
 @pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (("stats", "--jsno"), "usage: run_node.py stats "),
+        (("translate", "a.wav", "--out", "o", "--sesions", "2"), "usage: run_node.py translate "),
+        (("models", "list", "--jsno"), "usage: run_node.py models list "),
+        (("ctl", "drain", "cuda:0", "cuda:1"), "usage: run_node.py ctl "),
+        (("--jsno", "stats"), "usage: run_node.py "),
+    ],
+)
+def test_a_wrong_option_shows_the_usage_of_its_verb(
+    argv: tuple[str, ...], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*argv) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(usage)
+    assert "unrecognized arguments: " in told
+
+
+@pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
         (("translate", "gone.wav", "--out", "o"), 2, "gone.wav"),
+        (("ctl", "set", "stages.asr.max_batch"), 2, "ctl set KNOB=VALUE"),
+        (("ctl", "set", "stages.asr.max_batch="), 2, "ctl set KNOB=VALUE"),
         (("bench", "no-such"), 2, "no-such"),
         (("models", "synthesize", "poet", "--out", "o"), 2, "asr-tones"),
         (("models", "synthesize", "asr", "--out", "."), 2, "--force"),
         (("translate", "run.wav", "--out", "o", "--config", "sim.toml", "--pipeline", "bogus"), 2, "there are full"),
         (("translate", "run.wav", "--out", "o", "--config", "sim.toml", "--skip", "bogus"), 2, "its stages are asr"),
+        (("translate", "run.wav", "--out", "o", "--private"), 2, "run.wav"),
+        (("translate", "gone.wav", "--out", "o", "--config", "sim.toml", "--pipeline", "own"), 2, "gone.wav"),
+        (("translate", "t.txt", "--out", "o", "--private", "--target", "xx"), 2, "--target xx"),
         (("stats",), 1, "run_node.py serve"),
         (("stats", "--json"), 1, "run_node.py serve"),
         (("health",), 1, "run_node.py serve"),
@@ -92,6 +116,7 @@ def test_a_users_mistake_is_one_line_that_says_what_to_do(
     argv: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "run.wav").write_bytes(b"")
+    (tmp_path / "t.txt").write_text("hello")
     (tmp_path / "sim.toml").write_text(SIMULATED, encoding="utf-8")
     assert call(*argv) == code
     err = capsys.readouterr().err

@@ -20,6 +20,14 @@ def test_the_same_reason_is_told_once_with_the_number() -> None:
     assert list(complaints.lines(rows)) == ["0.wav and 28 more: error (node_gone) no answer"]
 
 
+def test_after_the_nodes_end_it_is_said_what_there_is_and_what_to_do() -> None:
+    rows = [row("a.wav"), row("b.wav", "failed", "broke"), row("c.wav", "node_gone", "no answer")]
+    said = complaints.gone(rows, "OUT")
+    assert "2 of 3 utterances have their outcome in OUT/results.jsonl, 1 have none" in said
+    assert "run_node.py serve" in said
+    assert complaints.gone(rows[:2], "OUT") == ""
+
+
 def test_reasons_that_differ_in_detail_are_told_three_times_and_counted() -> None:
     rows = [row(f"{n}.wav", "bad_audio", f"{n}.wav is no sound") for n in range(10)] + [row("x", "failed", "broke")]
     said = list(complaints.lines(rows))

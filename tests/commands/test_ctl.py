@@ -9,10 +9,11 @@ import pytest
 from engine.commands.ctl import undone
 
 
-def stats(pending: list[str], **phases: str) -> dict[str, Any]:
-    """``phases``: by the number of asr's worker."""
-    rows = [{"role": f"asr@cpu/{number[1:]}", "phase": phase} for number, phase in phases.items()]
-    return {"operators": {"pending": pending}, "processes": rows}
+def stats(pending: list[str], leases: tuple[str, ...] = (), **phases: str) -> dict[str, Any]:
+    """``phases``: by the number of asr's worker, each in its second life. ``leases``: their holders."""
+    rows = [{"role": f"asr@cpu/{n[1:]}", "phase": phase, "incarnation": 2} for n, phase in phases.items()]
+    held = [{"worker": holder, "state": "held"} for holder in leases]
+    return {"operators": {"pending": pending}, "processes": rows, "leases": held}
 
 
 def test_a_load_is_done_when_each_of_its_workers_has_its_model() -> None:
@@ -27,3 +28,22 @@ def test_another_order_is_done_when_none_of_its_workers_is_on_its_way(verb: str)
     answer = {"verb": verb, "workers": ["asr@cpu/0"]}
     assert undone(stats(["asr@cpu/0", "asr@cpu/1"], _0="loaded"), answer) == ["asr@cpu/0"]
     assert undone(stats(["asr@cpu/1"], _0="empty"), answer) == []
+
+
+def test_a_restart_is_done_when_the_next_process_has_its_model_again() -> None:
+    answer = {"verb": "restart", "workers": ["asr@cpu/0"]}
+    assert undone(stats([], _0="loading"), answer, {"asr@cpu/0", "nmt@cpu/0"}) == ["asr@cpu/0"]
+    assert undone(stats([], _0="loaded"), answer, {"asr@cpu/0", "nmt@cpu/0"}) == []
+    assert undone(stats([], _0="empty"), answer, {"nmt@cpu/0"}) == [], "it had none before"
+
+
+def test_a_drain_is_done_when_the_memory_is_back() -> None:
+    answer = {"verb": "drain", "target": "cpu", "workers": ["asr@cpu/0"]}
+    assert undone(stats([], ("asr@cpu/0#1",), _0="empty"), answer) == ["asr@cpu/0"]
+    assert undone(stats([], ("asr@cuda:0/0#1", "lease@77/1#0"), _0="empty"), answer) == []
+
+
+def test_an_unload_is_done_when_the_memory_is_back_even_if_the_next_life_has_loaded() -> None:
+    answer = {"verb": "unload", "workers": ["asr@cpu/0"]}
+    assert undone(stats([], ("asr@cpu/0#1",), _0="loaded"), answer) == ["asr@cpu/0"]
+    assert undone(stats([], ("asr@cpu/0#2",), _0="loaded"), answer) == []

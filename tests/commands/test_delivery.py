@@ -64,6 +64,7 @@ class FakeClient:
         self.ready: deque[Outcome] = deque()
         self.fails: list[Exception] = []
         self.hold = hold  # how many looks bring nothing
+        self.silent_s, self.patience_s = 0.0, 10.0
 
     def session(self, *, tag: str, **wanted: Any) -> FakeSession:
         self.sessions.append(FakeSession(self, tag))
@@ -180,6 +181,15 @@ def test_a_node_that_is_gone_is_waited_for_once_however_many_sessions_there_are(
     deliver(client, results, texts(*"abcdefgh", sessions=4), sessions=4)
     assert waited == ["a"]
     assert [row["code"] for row in results.rows] == ["node_gone"] * 8
+
+
+def test_a_node_that_does_not_answer_is_told_of_once_while_it_is_waited_for(results: Results) -> None:
+    client, said = FakeClient(hold=5), list[str]()
+    client.silent_s = 3.0
+    client.fails = [NodeGone("no answer for 10 s")]
+    delivery = Delivery(client, Wish(), results, told=lambda row, outcome: None, say=said.append)
+    delivery.run((u, read(u)) for u in texts("a", "b"))
+    assert said == ["the node does not answer; it is waited for, 10 s in all"]
 
 
 def with_submit(session: FakeSession, submit: Any) -> FakeSession:

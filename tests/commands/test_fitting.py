@@ -33,6 +33,33 @@ def test_what_cannot_be_is_one_line(pipeline: str, skip: tuple[str, ...], says: 
         fitting.check(PIPELINES, pipeline, skip)
 
 
+@pytest.mark.parametrize(("source", "target"), [("en", "de"), ("auto", "de"), ("", "de")])
+def test_languages_that_are_taken_pass(source: str, target: str) -> None:
+    fitting.check_languages(("en", "fr"), ("de", "en"), source, target, True)
+    fitting.check_languages((), (), "whatever", "is asked for", False)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "hears", "says"),
+    [
+        ("xx", "de", True, "--source xx.*there are en, fr"),
+        ("en", "deu", True, "--target deu.*did you mean de"),
+        ("auto", "de", False, "--source auto"),
+    ],
+)
+def test_a_language_that_is_not_taken_is_one_line(source: str, target: str, hears: bool, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        fitting.check_languages(("en", "fr"), ("de", "en"), source, target, hears)
+
+
+def test_what_a_private_node_would_not_take_is_known_from_its_configuration() -> None:
+    ears = StageSection(kind="simulated", options={"accepts": "audio", "emits": "text"})
+    config = Config(stages={"ears": ears}, pipelines={"full": ("ears",)}, languages=("en",))
+    fitting.check_with(config, "full", (), "en", "")
+    with pytest.raises(UsageError, match="--source fr"):
+        fitting.check_with(config, "full", (), "fr", "")
+
+
 def test_a_stages_kind_is_what_the_configuration_says() -> None:
     ears = StageSection(kind="simulated", options={"accepts": "audio", "emits": "text"})
     config = Config(stages={"ears": ears, "nmt": StageSection()}, pipelines={"full": ("ears", "nmt")})

@@ -58,7 +58,7 @@ STATS = {
 
 def test_statistics_show_totals_stages_jobs_leases_and_processes() -> None:
     page = stats.page(STATS, "ipc://x/ctl")
-    for shown in ("5f3a09bc", "active 3 of 40, queued 1 (queue 10% full)", "rejected 2", "success rate 90.0%",
+    for shown in ("5f3a09bc", "active 3 and queued 1 of 40 taken in at most (10%)", "rejected 2", "success rate 90.0%",
                   "nmt:processing", "asr@cpu/0", "16.0 GiB", "gateway", "12.5",
                   "≤ 10", "97%", "asr is the bottleneck"):  # fmt: skip
         assert shown in page
@@ -70,8 +70,28 @@ def test_statistics_show_how_many_workers_there_are_where_there_may_be_more() ->
     assert "cuda:1" not in stats.page(STATS, "ipc://x/ctl")
 
 
+def test_statistics_show_who_waits_for_memory_and_what_operators_unloaded() -> None:
+    row = {"worker": "nmt@cuda:0/0#3", "device": "cuda:0", "needs_bytes": 3 * 2**30, "room_bytes": 2**30,
+           "waited_s": 12.5, "reason": "asr@cuda:0/0 holds it"}  # fmt: skip
+    unloaded = {"unloaded": ["tts@cpu/0", "tts@cpu/1"]}
+    page = stats.page({"arbiter": {"waiting": [row], "waiting_total": 7}, "operators": unloaded}, "ipc://x/ctl")
+    assert "Waiting for memory (7; the first 1" in page
+    (line,) = (line for line in page.splitlines() if "nmt@cuda:0/0" in line)
+    assert line.split() == ["nmt@cuda:0/0", "cuda:0", "3.0", "GiB", "1.0", "GiB", "12.5", *row["reason"].split()]
+    assert "unloaded until there is work for them: tts@cpu/0, tts@cpu/1" in page
+    assert "Waiting" not in stats.page(STATS, "ipc://x/ctl")
+
+
 def test_statistics_of_a_node_that_has_not_reported_yet_can_be_shown() -> None:
     assert "mode ?" in stats.page({}, "ipc://x/ctl")
+
+
+def test_how_far_a_start_is_is_told_by_stage() -> None:
+    rows = [("gateway", ""), ("asr@cpu/0", "loading"), ("asr@cpu/1", "waiting"), ("nmt@cpu/0", "loading"),
+            ("tts@cpu/0", "waiting"), ("repair@cpu/0", "loaded"), ("repair@cpu/1", ""), ("more@cpu/0", "")]  # fmt: skip
+    told = loading.words({"role": role, "phase": phase} for role, phase in rows)
+    assert told == "loading asr, nmt; waiting for memory: tts; starting more; loaded: repair"
+    assert loading.words([{"role": "asr@cpu/0", "phase": "loaded"}]) == ""
 
 
 def test_columns_line_up_in_every_script() -> None:

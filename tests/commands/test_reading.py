@@ -36,6 +36,17 @@ def test_everything_comes_in_order_with_what_is_wrong_with_it(tmp_path: Path) ->
     assert found[3] == "hello"
 
 
+def test_it_is_known_before_anything_is_taken_that_no_file_is_sound(tmp_path: Path) -> None:
+    odd = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for path in odd:
+        path.write_bytes(b"no sound")
+    with ReadAhead(inputs.utterances(odd, 1)) as ahead:
+        assert [error.code for error in ahead.nothing_but_errors()] == ["bad_audio", "bad_audio"]
+    with ReadAhead(inputs.utterances([*odd, *sounds(tmp_path, 1, 1)], 1), ahead_bytes=1000) as ahead:
+        assert ahead.nothing_but_errors() == []
+        assert len(list(ahead)) == 4
+
+
 def test_no_more_is_read_ahead_than_the_bound(tmp_path: Path) -> None:
     files = sounds(tmp_path, 1, 1, 1, 1, 1, 1)
     taken: list[int] = []

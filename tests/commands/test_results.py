@@ -20,8 +20,8 @@ from engine.outcome import Outcome
 from ipc.errors import DragomanError
 
 FIELDS = {
-    "session", "utterance_index", "outcome", "code", "input", "transcript", "repaired", "translation", "audio", "error",
-    "degraded", "stages",
+    "session", "tag", "utterance_index", "outcome", "code", "input", "transcript", "repaired", "translation", "audio",
+    "error", "degraded", "stages",
 }  # fmt: skip
 TALK = Utterance(4, 1, Path("talk.mp3"))
 
@@ -35,14 +35,21 @@ def stage(name: str, begun_ms: int, ended_ms: int, **more: Any) -> dict[str, Any
 
 def outcome(**more: Any) -> Outcome:
     texts = {"asr": "the fox", "repair": "the fox", "nmt": "der Fuchs"}
-    given = {"session": "s0.1", "index": 7, "outcome": "ok", "texts": texts, "stages": [stage("asr", 10, 30)]}
+    given = {
+        "session": "s0.1",
+        "tag": "s0",
+        "index": 7,
+        "outcome": "ok",
+        "texts": texts,
+        "stages": [stage("asr", 10, 30)],
+    }
     return Outcome(**(given | more))
 
 
 def test_a_row_has_every_field_and_times_in_ms() -> None:
     row = results.outcome_row(TALK, outcome(), "004_talk.wav")
     assert row.keys() >= FIELDS
-    assert (row["session"], row["utterance_index"], row["input"]) == ("s0.1", 7, "talk.mp3")
+    assert (row["session"], row["tag"], row["utterance_index"], row["input"]) == ("s0.1", "s0", 7, "talk.mp3")
     assert (row["transcript"], row["repaired"], row["translation"]) == ("the fox", "the fox", "der Fuchs")
     assert row["audio"] == "004_talk.wav"
     (one,) = row["stages"]
@@ -65,9 +72,10 @@ def test_what_the_node_rejected_is_an_error_with_its_code() -> None:
 
 
 def test_a_refused_file_has_a_row_of_the_same_shape() -> None:
-    row = results.refusal_row(TALK, "s0.1", None, "bad_audio", "talk.mp3 is no sound")
+    row = results.refusal_row(TALK, "s0.1", "s0", None, "bad_audio", "talk.mp3 is no sound")
     assert row.keys() == results.outcome_row(TALK, outcome(), None).keys()
     assert (row["outcome"], row["code"], row["utterance_index"], row["stages"]) == ("error", "bad_audio", None, [])
+    assert (row["session"], row["tag"]) == ("s0.1", "s0")
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
@@ -84,7 +92,7 @@ def test_the_timeline_is_written_at_the_end_from_the_rows(tmp_path: Path) -> Non
     kept = Results(tmp_path)
     kept.open()
     kept.add(results.outcome_row(TALK, outcome(), None))
-    kept.add(results.refusal_row(TALK, "s0.1", None, "bad_audio", "no"))
+    kept.add(results.refusal_row(TALK, "s0.1", "s0", None, "bad_audio", "no"))
     kept.close()
     chart = json.loads((tmp_path / "timeline.json").read_text())
     assert [e["name"] for e in chart["traceEvents"] if e["ph"] == "X"] == ["s0.1/7 asr"]

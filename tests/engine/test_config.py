@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from engine import config_docs, config_env, config_file
+from engine.choices import spread
 from engine.config import Config, DeadlinesSection, NodeSection, StageSection
 from ipc.errors import ConfigError
 
@@ -55,8 +56,55 @@ def test_a_good_file_is_read(written):
     assert config.stages["two"].options["output_bytes"] == 1000
 
 
+SEVERAL = (
+    GOOD
+    + """
+[stages.two.models.de]
+model = "./voices/de"
+languages = ["de"]
+keep_alive_s = 60
+[stages.two.models.fr-fr]
+options = {output_bytes = 500}
+pinned = true
+"""
+)
+
+
+def test_further_models_are_as_their_stage_in_what_they_leave_out(written, tmp_path):
+    config = written(SEVERAL)
+    assert config.stages["two"].models["de"].model == str(tmp_path / "voices/de"), "from the file's folder"
+    found = spread(config).stages
+    assert list(found) == ["one", "two", "two.de", "two.fr-fr"]
+    german, french = found["two.de"], found["two.fr-fr"]
+    assert (german.kind, german.languages, german.keep_alive_s, german.pinned) == ("simulated", ("de",), 60.0, False)
+    assert (french.model, french.keep_alive_s, french.pinned) == ("", -1.0, True)
+    assert french.options == {"accepts": "text", "emits": "audio", "output_bytes": 500}
+    assert spread(spread(config)) == spread(config)
+    assert config.pipelines == spread(config).pipelines
+
+
+def test_further_models_have_variables_too(written):
+    env = {
+        "DRAGOMAN_STAGES_TWO_MODELS_FR_FR_PINNED": "no",
+        "DRAGOMAN_STAGES_TWO_MODELS_DE_KEEP_ALIVE_S": "5",
+        "DRAGOMAN_STAGES_TWO_MODELS_DE_OPTIONS_SEED": "7",
+    }
+    models = written(SEVERAL, env).stages["two"].models
+    assert models["fr-fr"].pinned is False
+    assert (models["de"].keep_alive_s, models["de"].options) == (5.0, {"seed": 7})
+    line = refusal(written, SEVERAL, {"DRAGOMAN_STAGES_TWO_MODELS_IT_PINNED": "no"})
+    assert "stage two" in line and "there are de, fr-fr" in line
+
+
 WRONG = {
     # what stands in the file: what the line must say
+    '[stages.two.models.DE]\nmodel = "x"': ("stages.two.models.DE", "a small letter"),
+    '[stages.two.models.default]\nmodel = "x"': ("stages.two.models.default", "choose another name"),
+    '[stages.two.models.de]\nlanguages = ["de"]': ("stages.two.models.de", "give it a model"),
+    '[stages.two.models.de]\nmodl = "x"': ("stages.two.models.de.modl", "did you mean model?"),
+    '[stages.two.models.de]\nmodel = "x"\nkeep_alive_s = -2': ("stages.two.models.de.keep_alive_s", "lowest is -1"),
+    '[stages.two.models.de]\nmodel = "x"\npinned = "yes"': ("stages.two.models.de.pinned", "true or false"),
+    '[stages.two.models.de]\noptions = {emits = "text"}': ("stages.two.models.de.options", "another stage than two"),
     '[node]\nmode = "serail"': ("node.mode", "'serail'", "did you mean serial?"),
     "[node]\nmode = 3": ("node.mode", "must be a text"),
     "[node]\nwindw = 3": ("node.windw", "unknown", "did you mean window?"),
@@ -366,7 +414,9 @@ def test_the_variables_of_the_environment_sample_are_understood(tmp_path):
     assert len(lines) > 50
     lines = [line.replace("STAGES_NAME", "STAGES_ASR") for line in lines]
     env_file = tmp_path / "env"
-    env_file.write_text("\n".join(line for line in lines if "_KIND" not in line and "_OPTIONS" not in line) + "\n")
-    (tmp_path / "node.toml").write_text(config_file.render_sample())
+    beside = ("_KIND=", "_OPTIONS=", "ASR_MODELS=")  # the last would take the further model away
+    env_file.write_text("\n".join(line for line in lines if not any(name in line for name in beside)) + "\n")
+    further = "[stages.asr.models.model]\noptions = {beam_size = 1}\n"
+    (tmp_path / "node.toml").write_text(config_file.render_sample() + further)
     config = config_file.load(tmp_path / "node.toml", {}, env_file)
     assert (config.node, config.deadlines, config.devices) == (Config().node, Config().deadlines, Config().devices)

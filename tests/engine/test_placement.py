@@ -110,6 +110,12 @@ def test_taking_turns_names_the_device_and_the_seconds_of_loading_it_adds() -> N
     assert "by turns on cuda:0" in words.headline(found)
 
 
+def test_a_device_that_is_crowded_by_number_alone_is_said_to_be() -> None:
+    wishes = [wish(name, 1) for name in "abcd"]
+    assert words.headline(plan([room(16, max_models=3)], wishes)).endswith("room for all, but devices.max_models is 3")
+    assert "max_models" not in words.headline(plan([room(3)], wishes)), "bytes are too few as well"
+
+
 def wish(stage: str, gib: float | tuple[float, ...], *devices: str, **fields) -> Wish:
     """``gib``: of each of its variants. One of them takes a second to load for each GiB."""
     sizes = gib if isinstance(gib, tuple) else (gib,)

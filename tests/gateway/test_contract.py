@@ -524,17 +524,46 @@ def test_what_was_held_back_behind_a_busy_index_has_all_its_time_when_that_has_c
 def test_share_is_told_to_sessions_with_work_and_not_too_often(stand: Stand) -> None:
     session = stand.open().session
     idle = stand.open(client=b"b").session
-    stand.submit(session, 0)
+    for index in range(4):
+        stand.submit(session, index)
     stand.wait(1)
     for n in (6, 5, 4, 3):
         stand.feed(Capacity(n))
     stand.wait(0.3)
-    assert [share.n for share in stand.heard(Share)] == [6, 3]
+    stand.feed(Capacity(8))
+    stand.wait(0.3)
+    assert [share.n for share in stand.heard(Share)] == [3, 8]
     assert stand.heard(Share, b"b") == [] and idle
+
+
+def test_a_share_that_became_less_is_told_to_who_has_more_than_that(stand: Stand) -> None:
+    stand.feed(Capacity(4))
+    session, other = stand.open().session, stand.open(client=b"b").session
+    for index in range(3):
+        stand.submit(session, index)
+    stand.submit(other, 0, client=b"b")
+    stand.wait(1)
+    assert stand.heard(Share) == [], "it has all that the other leaves, and was told more when it was opened"
+    stand.submit(other, 1, client=b"b")
+    stand.wait(1)
+    assert [share.n for share in stand.heard(Share)] == [2]
+
+
+def test_who_wants_more_shares_what_the_others_leave(stand: Stand) -> None:
+    stand.feed(Capacity(10))
+    greedy = stand.open().session
+    for index in range(10):
+        stand.submit(greedy, index)
+    others = [stand.open(client=name).session for name in (b"b", b"c")]
+    assert stand.submit(others[0], 0, client=b"b") == []
+    for index in range(4):
+        assert stand.submit(others[1], index, client=b"c") == [], "of 9 places half, and not a third of 10"
+    assert stand.submit(others[1], 4, client=b"c")[0].reason == "capacity"
 
 
 def test_telling_shares_looks_at_no_session_without_work(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a thousand sessions of whom few speak, it comes at nearly every admission and every end."""
+    stand.feed(Capacity(2))
     first, second = stand.open(client=b"a").session, stand.open(client=b"b").session
     for number in range(2):
         stand.open(client=f"idle{number}".encode())
@@ -547,7 +576,7 @@ def test_telling_shares_looks_at_no_session_without_work(stand: Stand, monkeypat
     stand.submit(second, 0, client=b"b")
     stand.feed(Capacity(6))
     stand.wait(1)
-    assert stand.heard(Share, b"a")[-1].n == stand.heard(Share, b"b")[-1].n == 3
+    assert stand.heard(Share, b"a")[-1].n == stand.heard(Share, b"b")[-1].n == 5
     assert set(looked_at) == {first, second}
 
 

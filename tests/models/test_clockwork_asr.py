@@ -139,7 +139,7 @@ def test_two_runs_write_the_same_bytes(folder, tmp_path):
 def test_an_unknown_kind_is_refused_with_the_kinds_there_are(tmp_path):
     with pytest.raises(ValueError, match="asr-tones"):
         synthesize("vision", tmp_path)
-    assert set(KINDS) == {"asr", "asr-tones", "nmt", "repair", "tts"}
+    assert set(KINDS) == {"asr", "asr-tones", "nmt", "nmt-nllb", "nmt-marian", "repair", "tts"}
 
 
 def test_no_word_occurs_twice():

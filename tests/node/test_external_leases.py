@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import ctl
 from engine.leasing import Lease
 from engine.node import Node
 from ipc.errors import DragomanError
@@ -45,6 +46,22 @@ def test_a_program_runs_under_a_lease_that_ends_with_it(number: int) -> None:
             assert row["nbytes"] == 256 * MIB and row["state"] == "held" and row["model"] == sys.executable
             child.send_signal(number)
             wait_until(lambda: not external(node))
+
+
+def test_the_log_tells_of_a_program_s_lease_from_the_grant_to_the_end() -> None:
+    with Node(config(), log_level="info") as node:
+        assert subprocess.run(command(node, "--", "true")).returncode == 0
+        with Lease(MIB, ctl_endpoint=node.ctl_endpoint):
+            pass
+
+        def told() -> list[str]:
+            lines = ctl.ask(node.ctl_endpoint, "log")["lines"]
+            return [line.partition(" lease@")[2].partition(" ")[2] for line in lines if "arbiter: lease@" in line]
+
+        wait_until(lambda: len(told()) >= 4)
+        assert told() == [
+            "is granted 256 MiB", "has ended, and its lease with it", "is granted 1 MiB", "has given its lease back",
+        ]  # fmt: skip
 
 
 def test_the_program_s_exit_code_is_the_command_s() -> None:

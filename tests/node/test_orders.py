@@ -277,7 +277,8 @@ def test_the_command_says_what_it_does_and_waits_for_it() -> None:
     with Node(config(deadlines=LIMITS)) as node:
         done = command(node, "drain", "cpu", "--wait", "20")
         assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("draining cpu: asr@cpu/0")
-        assert not [row for row in node.stats()["processes"] if row["phase"] == "loaded"]
+        stats = node.stats()
+        assert not [row for row in stats["processes"] if row["phase"] == "loaded"] and not stats["leases"]
         again = command(node, "drain", "cpu")
         assert again.returncode == 1 and again.stderr.count("\n") == 1 and "drained already" in again.stderr
         assert command(node, "load", "asr").returncode == 1
@@ -285,6 +286,11 @@ def test_the_command_says_what_it_does_and_waits_for_it() -> None:
         assert json.loads(shown.stdout)["workers"] == [f"{name}@cpu/0" for name in STAGES]
         assert command(node, "load", "asr", "--wait", "20").returncode == 0
         assert phase(node, "asr@cpu/0") == "loaded"
+        before = life(node, "asr@cpu/0")
+        assert command(node, "restart", "asr", "--wait", "20").returncode == 0
+        assert life(node, "asr@cpu/0") > before and phase(node, "asr@cpu/0") == "loaded"
+        assert command(node, "unload", "asr", "--wait", "20").returncode == 0
+        assert not [one for one in node.stats()["leases"] if one["worker"].startswith("asr")]
         assert command(node, "explode", "asr").returncode == 2
 
 

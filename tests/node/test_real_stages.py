@@ -15,7 +15,7 @@ from tests.node.rehearsal import assert_in_order, identities, kill, maps, proces
 for library in ("faster_whisper", "ctranslate2", "sentencepiece", "llama_cpp", "piper", "onnx"):
     pytest.importorskip(library)
 
-from models.clockwork import tones, tts  # noqa: E402  (needs the libraries above)
+from models.clockwork import nmt, tones, tts  # noqa: E402  (needs the libraries above)
 
 STAGES = ("asr", "repair", "nmt", "tts")
 LIBRARIES = {"libctranslate2": {"asr", "nmt"}, "libllama": {"repair"}, "onnxruntime": {"tts"}}
@@ -102,3 +102,22 @@ def test_a_source_language_left_open_is_heard_and_used(models: Path) -> None:
         session.submit(sound())
         (outcome,) = session.outcomes(timeout_s=60)
     assert (outcome.outcome, outcome.language, outcome.translation) == ("ok", "en", "der schnelle braune Fuchs")
+
+
+def test_models_of_one_direction_each_translate_there_and_back(tmp_path: Path) -> None:
+    there = nmt.write_marian(tmp_path / "opus-mt-en-de", target="de")
+    back = nmt.write_marian(tmp_path / "opus-mt-de-en", target="en")
+    config = {
+        "stages": {"nmt": {"model": str(there), "devices": ["cpu"], "models": {"back": {"model": str(back)}}}},
+        "pipelines": {"text": ["nmt"]},
+    }
+    with Node(config) as node, node.client() as client:
+        assert client.limits["sources"] == client.limits["targets"] == {"text": ["de", "en"]}
+        for source, target, text, said, model in (
+            ("en", "de", "the 3 fox", "der 3 Fuchs", None),
+            ("de", "en", "der 3 Fuchs", "the 3 fox", "back"),
+        ):
+            with client.session(source=source, target=target, pipeline="text") as session:
+                session.submit(text)
+                (outcome,) = session.outcomes(timeout_s=30)
+            assert (outcome.translation, outcome.stages[0].get("model")) == (said, model)

@@ -159,10 +159,11 @@ def test_a_stage_can_be_left_out_and_one_bad_file_fails_alone(
 
 
 def test_a_language_nobody_speaks_is_one_line(home: dict[str, str], tmp_path: Path, clips: Path) -> None:
-    done = run(home, tmp_path, "translate", clips, "--out", "out", "--target", "xx", "--quiet", code=1)
+    done = run(home, tmp_path, "translate", clips, "--out", "out", "--target", "xx", "--quiet", code=2)
     (line,) = done.stderr.splitlines()
     assert "xx" in line
     assert "de" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_json_is_one_object_and_nothing_else(home: dict[str, str], tmp_path: Path, clips: Path) -> None:

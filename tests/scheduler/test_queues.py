@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.scheduler.jobs import Key
-from engine.scheduler.queues import FORGET, StageQueue
+from engine.scheduler.queues import CREDIT, FORGET, StageQueue
 
 
 def anybody(key: Key) -> bool:
@@ -62,7 +62,7 @@ def test_a_flood_does_not_starve_another_session() -> None:
     st.integers(1, 5),
 )
 def test_sessions_share_by_seconds_and_weight(ours: list[float], theirs: list[float], ws: int, wt: int) -> None:
-    """The bound of start-time fair queueing, while both have work: one utterance of each, at most."""
+    """The bound of start-time fair queueing, while both have work: one utterance of each, and what each may borrow."""
     queue = StageQueue()
     costs = {"s": ours, "t": theirs}
     for index in range(40):
@@ -74,31 +74,78 @@ def test_sessions_share_by_seconds_and_weight(ours: list[float], theirs: list[fl
         ((session, index),) = take(queue)
         served[session] += costs[session][index]
         apart = abs(served["s"] / ws - served["t"] / wt)
-        assert apart <= max(ours) / ws + max(theirs) / wt + 1e-6, weights
+        assert apart <= (1 + CREDIT) * (max(ours) / ws + max(theirs) / wt) + 1e-6, weights
 
 
-def test_who_comes_back_after_a_pause_has_saved_nothing_up() -> None:
+def test_who_has_had_less_than_its_part_says_several_in_a_row_before_a_flood_s_next() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    fill(queue, "good", 1)
+    serve(queue, 20)
+    for index in range(1, 5):
+        queue.push(("good", index), "normal", 0.0)
+    assert serve(queue, 5) == ["good", "good", "good", "good", "flood"]
+
+
+def test_who_has_just_come_has_earned_nothing() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    serve(queue, 20)
+    fill(queue, "new", 4)
+    assert serve(queue, 8).count("new") == 4 and "flood" in serve(queue, 1)
+
+
+def test_those_who_earned_go_in_the_order_in_which_they_came_however_long_they_are() -> None:
+    queue = StageQueue()
+    fill(queue, "flood", 100)
+    for name in "abc":
+        fill(queue, name, 1)
+    serve(queue, 40)
+    for name, cost in (("b", 9.0), ("c", 1.0), ("a", 3.0)):
+        queue.push((name, 1), "normal", 0.0, cost)
+    assert serve(queue, 3) == ["b", "c", "a"]
+
+
+def test_what_was_taken_while_nobody_wanted_any_is_no_debt() -> None:
+    queue = StageQueue()
+    fill(queue, "early", 50)
+    serve(queue, 50)
+    fill(queue, "late", 10)
+    queue.push(("early", 50), "normal", 0.0)
+    assert "early" in serve(queue, 2)
+
+
+def test_two_floods_take_turns_whoever_came_first() -> None:
+    queue = StageQueue()
+    fill(queue, "first", 100)
+    serve(queue, 20)
+    fill(queue, "second", 100)
+    assert serve(queue, CREDIT + 10)[CREDIT + 1 :].count("second") in (4, 5)
+
+
+def test_who_comes_back_after_a_pause_has_saved_up_no_more_than_that() -> None:
     queue = StageQueue()
     fill(queue, "busy", 100)
     queue.push(("guest", 0), "normal", 0.0)
-    serve(queue, 50)
+    serve(queue, 60)
     for index in range(1, 40):
         queue.push(("guest", index), "normal", 0.0)
-    assert abs(Counter(serve(queue, 20))["guest"] - 10) <= 1
+    assert abs(Counter(serve(queue, 20))["guest"] - (CREDIT + (20 - CREDIT) / 2)) <= 1
 
 
-def test_who_comes_before_what_was_picked_has_begun_is_before_it() -> None:
+def test_who_comes_before_what_was_picked_has_begun_is_before_who_comes_after() -> None:
     queue = StageQueue()
-    fill(queue, "busy", 3)
-    take(queue)
+    fill(queue, "busy", 3 * CREDIT)
+    serve(queue, 2 * CREDIT)
     queue.pick(1, anybody, 0.0)
     ahead = queue.place
     queue.push(("guest", 0), "normal", 0.0)
-    assert queue.first(0.0) is not None and queue.first(0.0) < (ahead,)
+    first = queue.first(0.0)
+    assert first is not None and first[0] < ahead
     queue.begun(ahead)
     queue.push(("late", 0), "normal", 0.0)
     assert [session for session, _ in (*take(queue), *queue.pick(1, anybody, 0.0))] == ["guest", "late"]
-    assert queue.place == ahead, "it came when that had begun"
+    assert first[0] < queue.place, "and no later than that"
 
 
 def test_who_is_first_is_who_is_picked_next() -> None:
@@ -152,4 +199,4 @@ def test_sessions_that_have_gone_are_forgotten() -> None:
     for n in range(3 * FORGET):
         queue.push((f"s{n}", 0), "normal", 0.0)
         serve(queue, 2)
-    assert len(queue._tags) <= FORGET and len(queue._turns) <= 1
+    assert len(queue._idle) <= FORGET and len(queue._turns) <= 1

@@ -30,6 +30,7 @@ from ipc.messages import (
     Load,
     Loaded,
     Loading,
+    Orders,
     Over,
     Partial,
     Progress,
@@ -613,6 +614,33 @@ def test_a_batch_that_has_waited_its_delay_waits_for_a_worker_and_not_on_board_o
     assert [item.index for item in world.board[peer]] == [1, 2]
 
 
+def test_a_batch_is_of_one_length_about_and_what_is_shorter_than_a_second_is_that():
+    world = started(text_stage("a", max_batch=4, length_ratio=2.0), send_ahead=0)
+    worker, batches = world.peer("a@cpu/0"), []
+    for index, seconds in enumerate((9.0, 10.0, 19.0, 1.5, 0.2, 30.0)):
+        world.admit(index, audio_s=seconds)
+    while world.board[worker]:
+        batches.append([item.index for item in world.board[worker]])
+        for _ in batches[-1]:
+            world.done(worker)
+    assert batches == [[0], [1, 2], [3, 4], [5]]
+
+
+def test_who_is_of_another_length_is_passed_by_other_sessions_and_goes_first_in_the_next_batch():
+    world = started(text_stage("a", max_batch=2, length_ratio=2.0), send_ahead=0)
+    worker = world.peer("a@cpu/0")
+    for name in "tuv":
+        world.tell(Session(name, "local", ("a",), "en", "de"))
+    world.admit(0, audio_s=5.0)
+    for name, seconds in (("s", 5.0), ("t", 20.0), ("u", 5.0), ("v", 20.0)):
+        world.admit(1 if name == "s" else 0, name, audio_s=seconds)
+    world.done(worker)
+    assert [item.session for item in world.board[worker]] == ["s", "u"]
+    for _ in range(2):
+        world.done(worker)
+    assert [item.session for item in world.board[worker]] == ["t", "v"]
+
+
 def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
     """Whoever is free first takes it, be it a millisecond later than it could have been there."""
     world = started(text_stage("a", workers=2))
@@ -627,6 +655,24 @@ def test_nothing_is_sent_ahead_of_long_runs_where_there_are_several_workers():
     assert [len(world.board[left]), len(world.board[right])] == [1, 1]
     world.done(right, ended_ns=int((world.now + 3) * 1e9))
     assert [item.index for item in world.board[right]] == [7]
+    row = world.core.snapshot(world.now)["stages"]["a"]
+    assert row["send_ahead"] == 0 and "whoever is free first" in row["send_ahead_why"]
+
+
+def test_how_much_is_sent_ahead_is_the_operators_too_and_as_they_say_where_nothing_adapts():
+    world = started(text_stage("a", workers=2))
+    left, right = world.peer("a@cpu/0"), world.peer("a@cpu/1")
+    world.core.handle("supervisor", Orders(knobs={"node.send_ahead": 0}), world.now)
+    for index in range(3):
+        world.admit(index)
+    assert [len(world.board[left]), len(world.board[right])] == [1, 1]
+    for peer in (left, right):
+        world.done(peer, ended_ns=int((world.now + 3) * 1e9))
+    world.core.handle("supervisor", Orders(knobs={"node.adaptive": False}), world.now)
+    for index in range(3, 8):
+        world.admit(index)
+    assert [len(world.board[left]), len(world.board[right])] == [2, 2], "three seconds each, and all the same"
+    assert world.core.snapshot(world.now)["stages"]["a"]["send_ahead_why"] == "as configured"
 
 
 def test_a_batch_waits_for_company_at_most_its_delay():
@@ -710,7 +756,7 @@ def test_a_stage_that_cannot_boot_ends_the_start_with_one_line():
     world.core.handle("a@cpu/0#1", Denied("no such model", "bad_model"), world.now)
     world.turn()
     (failing,) = world.messages(Failing, "supervisor")
-    assert "stage a" in failing.reason and "no such model" in failing.reason
+    assert failing == Failing("stages.a.model cannot be used: no such model", configuration=True)
 
 
 def denied(world: World, role: str, reason: str = "broken file", code: str = "bad_model") -> None:

@@ -16,7 +16,8 @@ import pytest
 from models.clockwork import asr as clockwork
 from models.clockwork import tones
 from stages.asr import AsrStage, confidence
-from stages.base import Item, Output, StageConfig, StageError
+from stages.asr_windows import said
+from stages.base import Item, Longest, Output, StageConfig, StageError
 from stages.faults import stage_error
 from stages.places import is_path
 
@@ -114,6 +115,92 @@ def test_each_utterance_has_its_own_text(reader):
     spoken = ["".join(random.choice(list(tones.DIGITS), random.integers(1, 12))) for _ in range(12)]
     outputs = reader.run([item((tones.encode(digits) * 32767).astype(np.int16)) for digits in spoken])
     assert [output.text for output in outputs] == [tones.spell(digits) for digits in spoken]
+
+
+def alike(one: Output | StageError, other: Output | StageError) -> bool:
+    if isinstance(one, StageError) or isinstance(other, StageError):
+        return type(one) is type(other) and (one.code, one.text) == (other.code, other.text)
+    return (one.text, one.language, one.state) == (other.text, other.language, other.state)
+
+
+def mixed() -> list[Item]:
+    """Every kind of utterance there is."""
+    return [
+        item(sound(), "de"), item(sound(2.5), "auto"), item(np.zeros(16000, np.float32)), item(sound(), "xx"),
+        item(sound(40.0), "fr"), item(np.zeros(0, np.float32)), item(sound(dtype=np.int16), "zh"), item(None),
+    ]  # fmt: skip
+
+
+def test_utterances_that_are_done_at_once_give_what_each_gives_by_itself(stage, folder):
+    together = opened(folder, batched=True).run(mixed())
+    assert [output.text for output in together[:3]] == ["der schnelle braune Fuchs", "the quick brown fox", ""]
+    assert all(map(alike, together, stage.run(mixed())))
+
+
+def test_each_utterance_has_its_own_text_and_sureness_among_others_at_once(reader, digits_folder):
+    spoken = ["1", "123456789", "42", "007"]
+    items = [item(tones.encode(digits)) for digits in spoken]
+    together = opened(digits_folder, batched=True).run(items)
+    assert [output.text for output in together] == [tones.spell(digits) for digits in spoken]
+    alone = [reader.run([one])[0].confidence for one in items]
+    assert [output.confidence for output in together] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ([5, 6, 7], [5, 6, 7]),  # no time stamps
+        ([100, 5, 6, 140], [100, 5, 6, 140]),  # one at the very end: nothing after it
+        ([100, 5, 120, 120, 6, 140], [100, 5, 120, 120, 6, 140]),
+        ([100, 5, 120, 120, 6], None),  # another window from 0.4 s on
+        ([100, 5, 120, 120], None),
+        ([100, 5, 150, 150], [100, 5, 150]),  # a window's end is where its audio ends
+        ([], []),
+    ],
+)
+def test_time_stamps_say_whether_a_window_was_enough(tokens, kept):
+    assert said(tokens, 100, 50) == kept
+
+
+class Fails:
+    """Windows that answer nothing, or raise."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def transcribe(self, audios, languages):
+        if self.error is not None:
+            raise self.error
+        return [None] * len(audios)
+
+
+@pytest.mark.parametrize("windows", [Fails(), Fails(RuntimeError("no reason"))])
+def test_what_cannot_be_done_at_once_is_done_one_by_one(folder, windows):
+    stage = opened(folder, batched=True)
+    stage._windows = windows
+    first, bad, last = stage.run([item(sound(), "de"), item(sound(), "xx"), item(sound(), "fr")])
+    assert (first.text, last.text) == ("der schnelle braune Fuchs", " ".join(clockwork.SENTENCES["fr"]))
+    assert bad.code == "bad_language"
+
+
+def test_too_many_at_once_for_the_memory_is_said_so_that_fewer_are_tried(folder):
+    stage = opened(folder, batched=True)
+    stage._windows = Fails(RuntimeError("CUDA failed with error out of memory"))
+    with pytest.raises(StageError) as refused:
+        stage.run([item(sound()), item(sound())])
+    assert refused.value.code == "oom"
+    assert stage.run([item(sound())])[0].text == "the quick brown fox"
+
+
+def test_many_at_once_need_memory_for_each_and_one_by_one_for_one(folder):
+    def workspace(max_batch: int, **options) -> int:
+        config = StageConfig(model=str(folder), options=options, max_batch=max_batch)
+        memory = AsrStage.memory(config, Longest(audio_s=20.0))
+        assert memory is not None
+        return memory.workspace_bytes
+
+    assert workspace(1) == workspace(8) < workspace(8, batched=True)
+    assert workspace(8, batched=True, vad_filter=True) == workspace(8)
 
 
 def test_a_minute_is_one_text(reader):

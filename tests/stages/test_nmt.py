@@ -192,7 +192,10 @@ def test_languages_and_size_are_known_without_loading(folder):
         (lambda folder: (folder / "shared_vocabulary.json").write_text(json.dumps(["a", "b"])), "no language tokens"),
         (lambda folder: (folder / "shared_vocabulary.json").write_text("{"), "cannot read the shared vocabulary"),
         (lambda folder: (folder / "sentencepiece.bpe.model").write_bytes(b"rubbish"), "cannot load"),
-        (lambda folder: (folder / "model.bin").write_bytes(b"rubbish"), "cannot load"),
+        (lambda folder: (folder / "model.bin").write_bytes(b"rubbish"), "is not a translation model"),
+        (lambda folder: (folder / "model.bin").write_bytes(b"version https://git-lfs.github.com/x"), "git lfs pull"),
+        (lambda folder: (folder / "model.bin").write_bytes(b"\6\0\0\0\x0c\0WhisperSpec\0"), "not a translation model"),
+        (lambda folder: os.truncate(folder / "model.bin", 20_000), "cannot load"),
     ],
 )
 def test_a_spoiled_model_is_one_line(folder, tmp_path, spoil, message):

@@ -293,12 +293,15 @@ def test_files_that_are_no_voice_say_what_is_wrong(voices: Path, tmp_path: Path)
     empty = tmp_path / "empty"
     empty.mkdir()
     torn = altered(voices, tmp_path, "torn")
+    text = altered(voices, tmp_path, "text")
+    text.write_text("version https://git-lfs.github.com/spec/v1")
     Path(f"{torn}.json").write_text("{")
     cases = {
         tmp_path / "absent": "models synthesize tts",
         empty: "holds no .onnx files",
         bare: "no bare.onnx.json beside it",
         torn: "cannot read",
+        text: "not an ONNX graph.*git lfs pull",
         altered(voices, tmp_path, "thin", phoneme_id_map=None): "no 'phoneme_id_map'",
         altered(voices, tmp_path, "han", phoneme_type="pinyin"): "'pinyin'",
     }

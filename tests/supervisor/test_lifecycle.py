@@ -281,6 +281,13 @@ def test_the_scheduler_s_failing_ends_the_start_with_its_line() -> None:
     assert stop_everything(world) == End(1, "asr: no tokenizer.json in /models/x")
 
 
+def test_a_model_that_is_none_ends_the_start_as_a_wrong_configuration() -> None:
+    world = World()
+    world.say("scheduler", Alive("started"))
+    world.say("scheduler", Failing("stages.nmt.model cannot be used: it is none", configuration=True))
+    assert stop_everything(world) == End(78, "stages.nmt.model cannot be used: it is none")
+
+
 def test_condemned_by_the_scheduler() -> None:
     world = World().serving()
     world.say("scheduler", Condemn(WORKER, 7, "an earlier life"))

@@ -1,0 +1,181 @@
+"""A stage with several models, in whole nodes of simulated stages: who gets which, and what happens to the others."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from bench.standin_driver import GIB, Driver, Gpu
+from engine import ctl
+from engine.node import Node
+from ipc.errors import DragomanError
+from tests.node.rehearsal import Marks, assert_in_order, config, kill, process_of, wait_until
+from tests.node.test_standin_gpus import CONTEXT, gpus  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.timeout(120)
+MODELS: dict[str, dict[str, Any]] = {
+    "formal": {"options": {"suffix": " formally"}, "languages": ["de", "en"]},
+    "fr": {"options": {"suffix": " en francais"}, "languages": ["en", "fr"]},
+}
+QUICK = {"settle_s": 0.5, "turn_s": 1.0}
+
+
+def several(sleep_ms: float = 2.0, max_models: int = 6, cues: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    """Translation has three models, told apart by what they append; its own speaks German and English.
+
+    ``cues``: of the formal one.
+    """
+    formal = MODELS["formal"] | {"options": MODELS["formal"]["options"] | {"cues": cues}}
+    stage = {"models": MODELS | {"formal": formal}, "languages": ["de", "en"]}
+    options = {"nmt": {"translates": True, "suffix": " as usual"}}
+    return config(sleep_ms, stages={"nmt": stage}, options=options, deadlines=QUICK, devices={"max_models": max_models})
+
+
+def said(outcome: Any) -> str:
+    """What the model that translated has appended."""
+    return outcome.texts["nmt"].partition(" ")[2]
+
+
+def models(outcome: Any) -> list[str]:
+    """The model of each record of the translation."""
+    return [record.get("model", "") for record in outcome.stages if record["stage"] == "nmt"]
+
+
+class Talk:
+    """One session a model, all at once."""
+
+    def __init__(self, node: Node, stack: ExitStack, *chosen: tuple[str, str, str]) -> None:
+        self.marks = Marks()
+        self.sessions = {}
+        for tag, target, model in chosen:
+            client = stack.enter_context(node.client())
+            asked = {"nmt": model} if model else {}
+            self.sessions[tag] = stack.enter_context(client.session(source="en", target=target, tag=tag, models=asked))
+
+    def say(self, tag: str, *indices: int) -> None:
+        for index in indices:
+            self.sessions[tag].submit(self.marks.make(tag, index))
+
+    def heard(self, tag: str) -> list[Any]:
+        outcomes = list(self.sessions[tag].outcomes(timeout_s=60.0))
+        for outcome in outcomes:
+            self.marks.compare(tag, outcome)
+        assert not self.marks.mixed_up
+        assert [o.outcome for o in outcomes] == ["ok"] * len(outcomes), outcomes
+        return outcomes
+
+
+CHOSEN = ("usual", "de", ""), ("french", "fr", ""), ("formal", "de", "formal")
+SAY = {"usual": "as usual", "french": "en francais", "formal": "formally"}
+NAMES = {"usual": "", "french": "fr", "formal": "formal"}
+
+
+def test_a_session_gets_the_model_it_names_or_the_first_that_knows_its_languages() -> None:
+    with Node(several()) as node, ExitStack() as stack:
+        talk = Talk(node, stack, *CHOSEN)
+        with node.client() as client:
+            assert list(client.limits["choices"]["nmt"]) == ["default", "formal", "fr"]
+        for tag in SAY:
+            talk.say(tag, *range(10))
+        for tag in SAY:
+            outcomes = talk.heard(tag)
+            assert_in_order(outcomes)
+            assert {said(one) for one in outcomes} == {SAY[tag]}
+            assert [name for one in outcomes for name in models(one)] == [NAMES[tag]] * 10
+        assert set(node.stats()["scheduler"]["stages"]) == {"asr", "repair", "nmt", "nmt.formal", "nmt.fr", "tts"}
+
+
+def test_an_unknown_model_and_one_without_the_language_are_refused_in_one_line() -> None:
+    with Node(several()) as node, node.client() as client:
+        for target, model, words in (("de", "polite", "default, formal, fr"), ("fr", "formal", "nmt")):
+            with pytest.raises(DragomanError) as caught:
+                client.session(source="en", target=target, models={"nmt": model})
+            assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_worker_of_one_model_that_is_killed_leaves_the_sessions_of_the_others_alone() -> None:
+    with Node(several(cues=({"index": 10, "action": "kill"},))) as node, ExitStack() as stack:
+        talk = Talk(node, stack, *CHOSEN)
+        others = {role: process_of(node, role)["pid"] for role in ("nmt@cpu/0", "nmt.fr@cpu/0")}
+        for index in range(20):
+            for tag in SAY:
+                talk.say(tag, index)
+        for tag in SAY:
+            outcomes = talk.heard(tag)
+            assert_in_order(outcomes)
+            assert {said(one) for one in outcomes} == {SAY[tag]}
+            tries = [models(one) for one in outcomes]
+            assert tries == [[NAMES[tag]] * (1 + (tag == "formal" and index == 10)) for index in range(20)]
+        assert [death["role"] for death in node.stats()["deaths"]] == ["nmt.formal@cpu/0"]
+        assert others == {role: process_of(node, role)["pid"] for role in others}
+
+
+@pytest.mark.parametrize("victim", ["scheduler", "gateway"])
+def test_sessions_keep_their_models_when_who_knows_them_dies(victim: str) -> None:
+    with Node(several(sleep_ms=10.0)) as node, ExitStack() as stack:
+        talk = Talk(node, stack, *CHOSEN)
+        for index in range(20):
+            for tag in SAY:
+                talk.say(tag, index)
+            if index == 10:
+                kill(process_of(node, victim)["pid"])
+        for tag in SAY:
+            outcomes = talk.heard(tag)
+            assert_in_order(outcomes)
+            assert {said(one) for one in outcomes} == {SAY[tag]}
+
+
+def test_where_not_all_have_room_further_models_load_when_they_have_work_and_take_turns() -> None:
+    with Node(several(max_models=4)) as node, ExitStack() as stack:
+        stats = node.stats()
+        assert "now away: nmt.formal, nmt.fr" in stats["mode_reason"], "ready without them"
+        assert stats["health"]["ready"] and len(stats["arbiter"]["leases"]) <= 4
+        talk = Talk(node, stack, *CHOSEN)
+        for tag in SAY:
+            talk.say(tag, *range(5))
+        for tag in SAY:
+            outcomes = talk.heard(tag)
+            assert_in_order(outcomes)
+            assert {said(one) for one in outcomes} == {SAY[tag]}
+        stats = node.stats()
+        assert len(stats["arbiter"]["leases"]) <= 4 and stats["deaths"] == []
+        assert stats["scheduler"]["parked"] >= 2
+
+
+def test_an_operator_speaks_of_a_model_by_its_name_inside_the_node() -> None:
+    with Node(several(max_models=5)) as node:
+        assert "now away: nmt.formal, nmt.fr" in node.stats()["mode_reason"]
+        ctl.ask(node.ctl_endpoint, "load", target="nmt.fr")
+        wait_until(lambda: node.stats()["scheduler"]["stages"]["nmt.fr"]["loaded"])
+        ctl.ask(node.ctl_endpoint, "set", target="stages.nmt.fr.max_batch=1")
+        with pytest.raises(DragomanError, match=r"there are asr, repair, nmt, nmt.formal, nmt.fr, tts"):
+            ctl.ask(node.ctl_endpoint, "load", target="nmt.it")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+def test_on_a_card_for_one_of_two_models_sessions_that_alternate_do_not_swap_them_each_time(
+    gpus: Callable[..., Driver],  # noqa: F811
+) -> None:
+    driver = gpus(Gpu(2 * GIB, context_bytes=CONTEXT))
+    needs = {"devices": ["cuda:0"], "estimate_bytes": GIB}
+    other = {"options": {"suffix": " formally"}, "estimate_bytes": GIB}
+    options = {"nmt": {"vram_bytes": GIB - 2 * CONTEXT, "suffix": " as usual", "load_ms": 300}}
+    with Node(config(stages={"nmt": needs | {"models": {"formal": other}}}, options=options, deadlines=QUICK)) as node:
+        with ExitStack() as stack:
+            talk = Talk(node, stack, ("usual", "de", ""), ("formal", "de", "formal"))
+            for index in range(30):
+                talk.say("usual", index)
+                time.sleep(0.03)  # they speak in turn: nothing waits for this
+                talk.say("formal", index)
+                time.sleep(0.03)
+            for tag in ("usual", "formal"):
+                outcomes = talk.heard(tag)
+                assert_in_order(outcomes)
+                assert {said(one) for one in outcomes} == {SAY[tag]}
+        assert 1 <= node.stats()["scheduler"]["parked"] < 15, "of 59 times that the other one was wanted"
+    assert driver.get(0, "out_of_memory") == 0
