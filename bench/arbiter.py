@@ -1,9 +1,12 @@
 """bench arbiter: how long the book of leases takes to decide, with many requests waiting.
 
-The real book over one GPU of 80 GiB, without processes: models come, load, and leave, and whoever waits is served. A
+The real book over GPUs of 80 GiB, without processes: models come, load, and leave, and whoever waits is served. A
 *decision* is the call into the book that ends in a grant. Half of those that wait are programs outside the node, each
 with a size of its own, the others are forty models of the node's, of three priorities. Medians, since what else runs on
 this machine would be in a mean.
+
+Twice: in a line in front of one GPU, where everybody names it (``named``), and in those in front of four, where
+programs would do with any (``mixed``). ``decision_us_N`` is the longer of the two, with N waiting in all.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from engine.arbiter.room import Limits, Reading
 from ipc.messages import Granted, LeaseRequest, Release, Settled
 
 GPU, GIB = "cuda:0", 2**30
+GPUS = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
 TOTAL = 80 * GIB
 LENGTHS = (1, 10, 100, 1000, 10_000)
 GOALS = {1000: Goal(at_most=50.0)}
@@ -30,23 +34,26 @@ STEP_S = 0.25  # between two events, as between two readings of a driver
 
 
 class Bench:
-    """A book with a line of constant length, and the true device beside it."""
+    """A book with lines of constant length in all, and the true devices beside it.
 
-    def __init__(self, waiting: int, seed: int) -> None:
+    Of one device everybody names it; of several, programs name none.
+    """
+
+    def __init__(self, waiting: int, seed: int, devices: Sequence[str] = (GPU,)) -> None:
         self._random = random.Random(seed)
-        self.book = Leases([Limits(GPU, TOTAL, max_models=64)], Waits(lease_wait_s=1e9))
+        self._devices = devices
+        self.book = Leases([Limits(name, TOTAL, max_models=64) for name in devices], Waits(lease_wait_s=1e9))
         self.now = 1.0
         self._numbers = itertools.count(1)
         self._sizes: dict[str, int] = {}  # by peer, of those that wait
-        self._held: dict[str, tuple[int, int]] = {}  # peer -> lease, bytes
+        self._held: dict[str, tuple[str, int, int]] = {}  # peer -> device, lease, bytes
         self._waiting = waiting
         self.decisions_us: list[float] = []
         self.other_us: list[float] = []
 
     def decide(self, count: int) -> None:
         """Let ``count`` requests be served."""
-        self._read()
-        while self._used() < TOTAL // 2:
+        while any(self._used(device) < TOTAL // 2 for device in self._devices):
             self._come()
         while len(self._sizes) < self._waiting:
             self._come()
@@ -57,28 +64,38 @@ class Bench:
             while len(self._sizes) < self._waiting:
                 self._come()
 
-    def _used(self) -> int:
-        return sum(nbytes for _, nbytes in self._held.values())
+    def _used(self, device: str) -> int:
+        return sum(nbytes for where, _, nbytes in self._held.values() if where == device)
 
     def _come(self) -> None:
-        number = next(self._numbers)
+        number, device = next(self._numbers), self._random.choice(self._devices)
+        among: Sequence[str] = ()
         if self._random.random() < 0.5:
             peer, model, nbytes = f"lease@{number}/1#1", "a program", self._random.randrange(GIB, 12 * GIB)
+            if len(self._devices) > 1:
+                device, among = "", self._devices
         else:
             kind = self._random.randrange(40)
-            peer, model, nbytes = f"stage{kind}@{GPU}/{number}#1", f"model {kind}", (2 + kind % 8) * GIB
+            peer, model, nbytes = f"stage{kind}@{device}/{number}#1", f"model {kind}", (2 + kind % 8) * GIB
         self._sizes[peer] = nbytes
         priority = self._random.choice(list(PRIORITIES))
-        self._feed(FromWorker(peer, LeaseRequest(number, peer, GPU, nbytes, model, priority=priority)))
+        request = LeaseRequest(number, peer, device, nbytes, model, priority=priority, among=tuple(among))
+        self._read_all()
+        self._feed(FromWorker(peer, request))
 
     def _leave(self) -> None:
         peer = next(iter(self._held))
-        lease, _ = self._held.pop(peer)
+        _, lease, _ = self._held.pop(peer)
         self._feed(FromWorker(peer, Release(lease)))
-        self._read()
+        self._read_all()
 
-    def _read(self) -> None:
-        self._feed(Reading(GPU, TOTAL, TOTAL - self._used(), self.now + STEP_S))
+    def _read_all(self) -> None:
+        """So often that no reading is too old."""
+        for device in self._devices:
+            self._read(device)
+
+    def _read(self, device: str) -> None:
+        self._feed(Reading(device, TOTAL, TOTAL - self._used(device), self.now + STEP_S))
 
     def _feed(self, event: Event) -> None:
         self.now += STEP_S
@@ -92,21 +109,26 @@ class Bench:
     def _load(self, granted: Sequence[Action]) -> None:
         for action in granted:
             assert isinstance(action, Send) and isinstance(action.message, Granted)
-            self._held[action.peer] = action.message.lease, self._sizes.pop(action.peer)
+            device, lease = action.message.device, action.message.lease
+            self._held[action.peer] = device, lease, self._sizes.pop(action.peer)
             if not action.peer.startswith("lease@"):
-                self._feed(FromWorker(action.peer, Settled(action.message.lease, action.message.nbytes)))
-        if granted:
-            self._read()
+                self._feed(FromWorker(action.peer, Settled(lease, action.message.nbytes)))
+            self._read(device)
 
 
 def measure(lengths: Sequence[int], decisions: int, seed: int) -> Report:
     report = Report("arbiter")
     for length in lengths:
-        bench = Bench(length, seed)
-        bench.decide(decisions)
-        report.add(f"decision_us_{length}", median(bench.decisions_us), "µs", GOALS.get(length))
-        report.add(f"decision_p99_us_{length}", quantiles(bench.decisions_us, n=100)[98], "µs")
-        report.add(f"other_us_{length}", median(bench.other_us), "µs")
+        timed = {}
+        for kind, devices in (("named", (GPU,)), ("mixed", GPUS)):
+            timed[kind] = Bench(length, seed, devices)
+            timed[kind].decide(decisions)
+        worst = max(timed.values(), key=lambda one: median(one.decisions_us))
+        report.add(f"decision_us_{length}", median(worst.decisions_us), "µs", GOALS.get(length))
+        for kind, bench in timed.items():
+            report.add(f"decision_{kind}_us_{length}", median(bench.decisions_us), "µs")
+        report.add(f"decision_p99_us_{length}", quantiles(worst.decisions_us, n=100)[98], "µs")
+        report.add(f"other_us_{length}", median(worst.other_us), "µs")
     return report
 
 

@@ -35,6 +35,7 @@ from itertools import chain, islice
 from typing import Any
 
 from engine.arbiter import words
+from engine.arbiter.among import Among
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
@@ -66,7 +67,7 @@ class Leases:
         self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
         self._aside: dict[str, Line] = {}  # drained device -> those who wait for it to be used again
         self._by_role: dict[str, list[Lease]] = {}  # all of these
-        self._among: dict[Lease, tuple[str, ...]] = {}  # of those who wait, the devices that would do as well
+        self._among = Among()  # of those who wait, who would do with several devices
         self._next_number = 1
         self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
         self._lost: dict[str, str] = {}  # quarantined device -> why
@@ -141,7 +142,7 @@ class Leases:
         self._by_role.setdefault(_role(peer), []).append(lease)
         self._line(lease).add(lease, now, message.wait_s)
         if not message.device:
-            self._among[lease] = message.among
+            self._among.add(lease, message.among)
         return self._serve(device, now, lease)
 
     def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
@@ -160,9 +161,9 @@ class Leases:
 
     def _elsewhere(self, device: str, outlook: Outlook) -> tuple[Lease, str] | None:
         """A request that waits for another device and that this one has room for, and its name for this one."""
-        for lease, names in self._among.items():
-            if lease.device != device and outlook.takes(lease.nbytes):
-                for name in names:
+        for lease in self._among.fitting(outlook.room) if outlook.takes(0) else ():
+            if lease.device != device:
+                for name in self._among.names(lease):
                     if self._book(name) == device and name not in self._lost and name not in self._aside:
                         return lease, name
         return None
@@ -232,7 +233,7 @@ class Leases:
 
     def _grant(self, lease: Lease, now: float) -> Action:
         self._lines[lease.device].remove(lease)
-        self._among.pop(lease, None)
+        self._among.discard(lease)
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
@@ -282,7 +283,7 @@ class Leases:
         for lease in moving:
             name = lease.home or lease.device
             if name in self._aside:
-                name = self._best(self._among.get(lease, ()), lease.nbytes, now) or name
+                name = self._best(self._among.names(lease), lease.nbytes, now) or name
             self._enter(lease, name, left_s[lease], now)
         return [action for device in self._devices for action in self._serve(device, now)]
 
@@ -383,7 +384,7 @@ class Leases:
                 if lease.state is not LeaseState.LOST:
                     move(lease, LeaseState.LOST, now)
                     self.wants.again(lease)
-            elif (other := self._best(self._among.get(lease, ()), lease.nbytes, now)) and other not in self._lost:
+            elif (other := self._best(self._among.names(lease), lease.nbytes, now)) and other not in self._lost:
                 self._move(lease, other, now)
                 moved.append(lease)
             else:
@@ -432,7 +433,7 @@ class Leases:
         """It is over, or never began."""
         if lease.state is LeaseState.REQUESTED:
             self._line(lease).remove(lease)
-            self._among.pop(lease, None)
+            self._among.discard(lease)
         else:
             self._present[lease.device].remove(lease)
         namesakes = self._by_role[_role(lease.peer)]
@@ -573,7 +574,7 @@ class Leases:
         numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
         known = [lease for leases in self._by_role.values() for lease in leases]
-        assert all(lease.state is LeaseState.REQUESTED for lease in self._among), "one that has a device looks for one"
+        self._among.check()
         assert len(known) == len(numbers) + sum(map(len, self._all_lines())), "a lease nobody finds, or a ghost"
 
 

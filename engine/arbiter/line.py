@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from typing import Any
 
 from engine.arbiter.lease import Lease
@@ -29,6 +30,8 @@ AGEING = 0.5  # of the node's lease_wait_s: what a priority is worth
 PASSING = 0.5  # of the node's lease_wait_s: a request of the node's own that has waited so long lets nobody pass
 HOLDING = 0.5  # of its patience, or of the node's lease_wait_s: the last part, in which a program's lets nobody pass
 PRIORITIES = {"high": -AGEING, "normal": 0.0, "low": AGEING}
+
+NEAR = 32  # so many at the head of the line are looked at one by one, before all that fit are
 
 Model = tuple[str, str]  # Lease.kind_of_model
 
@@ -113,10 +116,12 @@ class Line:
         fitting = bisect_right(self._sized, room, key=_size)
         if not fitting:
             return None
-        if models is not None:
+        near = (one for one in islice(self._ranked, NEAR) if one.nbytes <= room)
+        found = next((one for one in near if models is None or one.external or one.kind_of_model in models), None)
+        if found is None and models is not None:
             allowed = [one for one in self._sized[:fitting] if one.external or one.kind_of_model in models]
             found = min(allowed, default=None, key=_rank)
-        else:
+        elif found is None:
             found = self._sized[self._ranks.index(min(self._ranks[:fitting]))]
         return None if found is None or (before is not None and found.rank > before.rank) else found
 

@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.arbiter import line
 from engine.arbiter.lease import Lease, LeaseState
 from engine.arbiter.line import AGEING, HOLDING, PASSING, PRIORITIES, Line
 
@@ -17,10 +18,14 @@ class LineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.line = Line(WAIT_S)
+        self.near, line.NEAR = line.NEAR, 3  # so that some stand further back
         self.now = self.clock = 0.0
         self.running = False
         # (rank, end of patience, limit of being passed, lease), in the order they came
         self.came: list[tuple[float, float, float, Lease]] = []
+
+    def teardown(self) -> None:
+        line.NEAR = self.near
 
     @rule(
         nbytes=st.integers(1, 9),
