@@ -12,9 +12,9 @@ from typing import Any
 
 ALL_LOADED_S = 5.0  # how long a private node may take from ready to all workers loaded
 LOOK_S = 0.05
-TOLD = LOADING, WAITING, STARTING, LOADED = ("loading", "waiting for memory:", "starting", "loaded:")
+TOLD = LOADING, WAITING, NOT_BEGUN, LOADED = ("loading", "waiting for memory:", "not begun:", "loaded:")
 PHASES = {  # how a worker's heartbeat begins, the furthest first -> what is said of its stage
-    "loaded": LOADED, "running": LOADED, "loading": LOADING, "waiting": WAITING, "": STARTING,
+    "loaded": LOADED, "running": LOADED, "loading": LOADING, "waiting": WAITING, "": NOT_BEGUN,
 }  # fmt: skip
 
 

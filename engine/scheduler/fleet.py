@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.choices import field_of
 from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
@@ -256,7 +257,7 @@ class Fleet:
     def _without(self, stage: str, reason: str, now: float, bad_model: bool = False) -> None:
         """No worker of this stage will load: the node goes on without it if it may, else it does not start."""
         if not self.book.stages[stage].optional:
-            what = f"stages.{stage}.model cannot be used" if bad_model else f"stage {stage} cannot start"
+            what = f"{field_of(stage)}.model cannot be used" if bad_model else f"stage {stage} cannot start"
             return self._fail(f"{what}: {reason}", bad_model)
         if stage not in self.book.absent:
             self.book.note("warning", f"stage {stage} is absent from here on, its utterances skip it: {reason}")

@@ -90,7 +90,7 @@ def test_how_far_a_start_is_is_told_by_stage() -> None:
     rows = [("gateway", ""), ("asr@cpu/0", "loading"), ("asr@cpu/1", "waiting"), ("nmt@cpu/0", "loading"),
             ("tts@cpu/0", "waiting"), ("repair@cpu/0", "loaded"), ("repair@cpu/1", ""), ("more@cpu/0", "")]  # fmt: skip
     told = loading.words({"role": role, "phase": phase} for role, phase in rows)
-    assert told == "loading asr, nmt; waiting for memory: tts; starting more; loaded: repair"
+    assert told == "loading asr, nmt; waiting for memory: tts; not begun: more; loaded: repair"
     assert loading.words([{"role": "asr@cpu/0", "phase": "loaded"}]) == ""
 
 

@@ -746,17 +746,18 @@ def test_a_stage_without_any_worker_left_fails_its_jobs_and_the_rest_serves_on()
     assert world.ended() == {("s", 0): "error(failed)", ("short", 0): "ok"}
 
 
-def test_a_stage_that_cannot_boot_ends_the_start_with_one_line():
+@pytest.mark.parametrize(("name", "field"), [("a", "stages.a.model"), ("a.b", "stages.a.models.b.model")])
+def test_a_stage_that_cannot_boot_ends_the_start_with_one_line(name, field):
     from ipc.messages import Denied
 
-    world = World(text_stage("a"))
-    world.core.handle("a@cpu/0#1", Here(), world.now)
+    world = World(text_stage(name))
+    world.core.handle(f"{name}@cpu/0#1", Here(), world.now)
     world.turn()
     assert [s.message for s in world.sent if isinstance(s.message, Load)]
-    world.core.handle("a@cpu/0#1", Denied("no such model", "bad_model"), world.now)
+    world.core.handle(f"{name}@cpu/0#1", Denied("no such model", "bad_model"), world.now)
     world.turn()
     (failing,) = world.messages(Failing, "supervisor")
-    assert failing == Failing("stages.a.model cannot be used: no such model", configuration=True)
+    assert failing == Failing(f"{field} cannot be used: no such model", configuration=True)
 
 
 def denied(world: World, role: str, reason: str = "broken file", code: str = "bad_model") -> None:
