@@ -53,6 +53,7 @@ class WorkerLife(Life):
         self.arbiter = ""
         self.request: LeaseRequest | None = None
         self.last_words: Any = None
+        self.load_ms = 0.0
 
     def phase(self) -> str:
         return self.state
@@ -130,6 +131,7 @@ class WorkerLife(Life):
         seconds = self._seconds(world.chance.uniform(0.01, 0.3), LONG_LOADS)
         world.paths["a load outlasts silence"] += seconds > DEADLINES.silent_s
         self.busy_until = world.now + seconds
+        self.load_ms = 1000 * seconds if world.shared else 0.0  # else nobody has a rival to wait for
         world.at(self.busy_until, self._loaded, lease)
 
     def _loaded(self, lease: int) -> None:
@@ -144,7 +146,7 @@ class WorkerLife(Life):
         self.last_words = Settled(lease, MODEL_BYTES)
         self._ask(self.last_words)
         self.tell_supervisor(Alive("loaded"), quickly=True)  # first: who loads has nothing to do yet
-        self._say(Loaded(""))
+        self._say(Loaded("", load_ms=self.load_ms))
         return self.wake(world.now)
 
     # ---------------------------------------------------------------- the work

@@ -119,6 +119,7 @@ class Client:
     ) -> Session:
         """Open a session. Raises Rejected with the node's reason, NodeGone.
 
+        ``models``: stage -> which of its models (``limits["choices"]``); else the first that knows the languages.
         ``window``: most utterances between the last one in our hands and the newest. ``on_progress`` is called, inside
         other calls and without calling back, with each ``Progress`` when given (which asks for ``partials``).
         ``on_deadline``: what is given up for an utterance that is late: "fail" all of it, "skip_repair" the repair of
