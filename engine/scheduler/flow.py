@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.boot import StagePlan
 from engine.choices import model_of
 from engine.scheduler import haste, retries
@@ -30,8 +32,9 @@ NOTHING_SAID = "nothing was said"
 class Flow:
     """See the module's docstring."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, chance: Callable[[], float]) -> None:
         self.book = book
+        self._chance = chance
 
     # ---------------------------------------------------------------- in
 
@@ -290,6 +293,7 @@ class Flow:
 
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
         """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""
+        wait = None if wait is None else retries.spread(wait, self._chance())
         if wait is None or now + wait >= job.deadline:
             self._record(job, worker, result, State.FAILED.value, result.error)
             leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)

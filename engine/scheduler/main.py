@@ -6,6 +6,7 @@ the end of its stream, for at most ``DRAIN_S``, and only then tells the core.
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from engine import failpoints, logs
@@ -28,7 +29,7 @@ class Shell:
 
     def __init__(self, boot: Boot) -> None:
         assert isinstance(boot.body, SchedulerBoot)
-        self.core = Scheduler(boot.body, boot.deadlines, boot.incarnation, boot.hooks)
+        self.core = Scheduler(boot.body, boot.deadlines, boot.incarnation, boot.hooks, random.random)
         self.core.book.trace = boot.log_level == "debug"
         self.router = Router(boot.endpoints["scheduler"], boot.incarnation, ToScheduler, epoch=boot.incarnation)
         self.lifeline = Lifeline(boot)

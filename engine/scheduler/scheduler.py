@@ -7,6 +7,7 @@ capacity) and returns everything decided since the last turn. The shell calls ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from engine import policies
@@ -69,13 +70,14 @@ FRESH_S = 0.5  # news of a silence that are older, and than a heartbeat, may hav
 
 
 class Scheduler:
-    """See the module's docstring. ``epoch`` is this process's incarnation."""
+    """See the module's docstring. ``epoch`` is this process's incarnation; ``chance`` gives numbers from 0 to 1."""
 
     def __init__(
-        self, boot: SchedulerBoot, deadlines: DeadlinesSection, epoch: int, hooks: dict[str, str] | None = None
-    ) -> None:
+        self, boot: SchedulerBoot, deadlines: DeadlinesSection, epoch: int, hooks: dict[str, str] | None = None,
+        chance: Callable[[], float] = lambda: 0.0,
+    ) -> None:  # fmt: skip
         self.book = Book(boot, deadlines, epoch, hooks)
-        self.flow = Flow(self.book)
+        self.flow = Flow(self.book, chance)
         self.fleet = Fleet(self.book, self.flow)
         self.dispatch = Dispatch(self.book, self.flow, self.fleet, policies.find(boot.placement)())
         self.residency = Residency(self.book, self.fleet)

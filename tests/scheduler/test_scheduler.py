@@ -208,6 +208,20 @@ def test_a_retry_is_never_behind_later_indices_of_its_session():
     assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [0]
 
 
+def test_who_failed_together_does_not_come_back_together():
+    chances = iter([0.0, 1.0])
+    world = started(text_stage("a", max_batch=2, max_delay_ms=10), send_ahead=0, chance=lambda: next(chances))
+    worker = world.peer("a@cpu/0")
+    world.admit(0), world.admit(1)
+    assert len(world.board[worker]) == 2
+    world.fail(worker), world.fail(worker)
+    world.advance(0.52)  # half of retry_delay_s, and what a batch waits for company
+    assert [item.index for item in world.board[worker]] == [0]
+    world.done(worker)
+    world.advance(0.05)  # a tenth more
+    assert [item.index for item in world.board[worker]] == [1]
+
+
 def test_the_deadline_ends_the_job_now_and_leaves_the_worker_alone():
     world = started(text_stage("a"), audio_stage("b"))
     world.admit(0, budget_ms=1000, audio=0)

@@ -64,13 +64,14 @@ class World:
     def __init__(
         self, *stages: StagePlan, mode: str = "pipelined", send_ahead: int = 1, max_retries: int = 3, hooks=None,
         epoch: int = 1, ring_users: dict[str, tuple[str, ...]] | None = None, books: dict[str, str] | None = None,
+        chance=lambda: 0.0,
     ):  # fmt: skip
         pipeline = tuple(stage.name for stage in stages)
         boot = SchedulerBoot(
             stages=stages, pipelines={"full": pipeline}, mode=mode, mode_reason="asked", send_ahead=send_ahead,
             max_retries=max_retries, capacity_factor=10, ring_users=ring_users or {}, books=books or {},
         )  # fmt: skip
-        self.core = Scheduler(boot, DEADLINES, epoch, hooks)
+        self.core = Scheduler(boot, DEADLINES, epoch, hooks, chance)
         self.now = 100.0
         self.pipeline = pipeline
         self.outcomes: list[JobOutcome] = []
