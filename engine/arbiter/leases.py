@@ -8,9 +8,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
   ``lease_wait_s``): then it holds back those behind it;
 * its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
-* one that would do with several devices stands in one line, and leaves it for whichever of them has room first;
-* who asks for a device that operators keep empty (*drained*) stands aside, in nobody's way, until it is used again; one
-  that would do with another device waits there. What a loaded model grows by is not held up: batches end;
+* one that would do with several devices leaves its line for whichever of them has room first (``lines``, where also
+  those stand aside who wait for a device that operators keep empty);
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
   device is denied at once.
 
@@ -31,15 +30,15 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from engine.arbiter import words
-from engine.arbiter.among import Among
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
 from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
 from engine.arbiter.line import PRIORITIES, Line
+from engine.arbiter.lines import Lines
 from engine.arbiter.outlook import Outlook, look
 from engine.arbiter.room import DOUBT_S, DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
@@ -61,13 +60,10 @@ class Leases:
 
     def __init__(self, limits: Iterable[Limits], waits: Waits, books: Mapping[str, str] | None = None) -> None:
         self._waits = waits
-        self._books = books or {}  # device -> the one whose memory it shares
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
-        self._lines = {name: Line(waits.lease_wait_s) for name in self._devices}  # those who wait
-        self._aside: dict[str, Line] = {}  # drained device -> those who wait for it to be used again
-        self._by_role: dict[str, list[Lease]] = {}  # all of these
-        self._among = Among()  # of those who wait, who would do with several devices
+        self._lines = Lines(self._devices, books or {}, waits.lease_wait_s)  # those who wait
+        self._by_role: dict[str, list[Lease]] = {}  # all of both
         self._next_number = 1
         self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
         self._lost: dict[str, str] = {}  # quarantined device -> why
@@ -100,7 +96,7 @@ class Leases:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until time alone changes something here; None: never."""
-        dues = [due for line in self._all_lines() if (due := line.due_in(now)) is not None]
+        dues = [due for line in self._lines.all() if (due := line.due_in(now)) is not None]
         for lease in self._all_present():
             if lease.state is LeaseState.DRAINING:
                 if (due := lease.since + self._waits.settle_s - now) > 0:  # from then on it is a matter of readings
@@ -119,13 +115,13 @@ class Leases:
         if known:
             return self._repeat(known[0], now)
         name = message.device or self._best(message.among, message.nbytes, now)
-        device = self._book(name)
+        device = self._lines.book(name)
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
             pid=message.pid,
-            home=name if name in self._books else "",
+            home=name if name != device else "",
         )  # fmt: skip
         if memory is None:
             return [self._deny(lease, f"this node has no device {name!r}", now)]
@@ -140,9 +136,7 @@ class Leases:
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._line(lease).add(lease, now, message.wait_s)
-        if not message.device:
-            self._among.add(lease, message.among)
+        self._lines.add(lease, now, message.wait_s, () if message.device else message.among)
         return self._serve(device, now, lease)
 
     def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
@@ -152,48 +146,14 @@ class Leases:
         """
 
         def worth(name: str) -> tuple[bool, bool, bool, bool, bool, int]:
-            memory, present = self._devices[self._book(name)], self._present[self._book(name)]
-            outlook = look(memory, present, self._lines[self._book(name)], self._waits.unreadable_s, now)
+            device = self._lines.book(name)
+            memory, present, line = self._devices[device], self._present[device], self._lines.in_front_of(device)
+            outlook = look(memory, present, line, self._waits.unreadable_s, now)
             ever = name not in self._lost, nbytes <= memory.limits.most_bytes
-            return *ever, name not in self._aside, outlook.takes(nbytes), outlook.readable, memory.room(present)
+            used = name not in self._lines.drained
+            return *ever, used, outlook.takes(nbytes), outlook.readable, memory.room(present)
 
-        return max((name for name in names if self._book(name) in self._devices), key=worth, default="")
-
-    def _elsewhere(self, device: str, outlook: Outlook) -> tuple[Lease, str] | None:
-        """A request that waits for another device and that this one has room for, and its name for this one."""
-        for lease in self._among.fitting(outlook.room) if outlook.takes(0) else ():
-            if lease.device != device:
-                for name in self._among.names(lease):
-                    if self._book(name) == device and name not in self._lost and name not in self._aside:
-                        return lease, name
-        return None
-
-    def _move(self, lease: Lease, name: str, now: float) -> None:
-        """Let a request wait for another device, as long as it would have waited for this one."""
-        self._enter(lease, name, self._leave(lease, now), now)
-
-    def _leave(self, lease: Lease, now: float) -> float:
-        """Take a request out of its line; returns the patience it has left."""
-        line = self._line(lease)
-        left_s = max(0.0, line.patience(lease, now))
-        line.remove(lease)
-        return left_s
-
-    def _enter(self, lease: Lease, name: str, wait_s: float, now: float) -> None:
-        """Let a request that stands in no line wait for this device."""
-        lease.device, lease.home, lease.obstacle = self._book(name), name if name in self._books else "", ""
-        self._line(lease).add(lease, now, wait_s)
-
-    def _line(self, lease: Lease) -> Line:
-        """Where a request stands."""
-        aside = None if lease.grows else self._aside.get(lease.home or lease.device)
-        return self._lines[lease.device] if aside is None else aside
-
-    def _all_lines(self) -> Iterator[Line]:
-        return chain(self._lines.values(), self._aside.values())
-
-    def _book(self, name: str) -> str:
-        return self._books.get(name, name)
+        return max((name for name in names if self._lines.book(name) in self._devices), key=worth, default="")
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""
@@ -205,16 +165,16 @@ class Leases:
     def _serve(self, device: str, now: float, asking: Lease | None = None) -> list[Action]:
         """Grant what may be granted, end what has waited too long, and tell the others, ``asking`` at once, why."""
         self._age(device, now)
-        line, actions, left = self._lines[device], [], []
+        line, actions, left = self._lines.in_front_of(device), [], []
         while True:
             outlook = self._outlook(device, now)
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
                 actions.append(self._expire(expired, outlook.reason(expired), now))
-            elif found := self._elsewhere(device, outlook):
+            elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
-                self._move(*found, now)  # and it is next
+                self._lines.move(*found, now)  # and it is next
             else:
                 break
         actions += self._hold_aside(device, now)
@@ -222,8 +182,14 @@ class Leases:
         actions += self._wish(device, outlook, now)
         return actions + [action for other in left for action in self._serve(other, now)]
 
+    def _from_elsewhere(self, device: str, outlook: Outlook) -> tuple[Lease, str] | None:
+        """A request that waits for another device and that this one has room for, and its name for this one."""
+        if not outlook.takes(0):
+            return None
+        return self._lines.for_room(device, outlook.room, lambda name: name not in self._lost)
+
     def _outlook(self, device: str, now: float) -> Outlook:
-        line = self._lines[device]
+        line = self._lines.in_front_of(device)
         outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
         if outlook.closed and outlook.closed.kind == "turn":  # nobody's patience runs out over somebody else's load
             line.stop(now)
@@ -232,8 +198,7 @@ class Leases:
         return outlook
 
     def _grant(self, lease: Lease, now: float) -> Action:
-        self._lines[lease.device].remove(lease)
-        self._among.discard(lease)
+        self._lines.remove(lease)
         self._present[lease.device].append(lease)
         lease.number, self._next_number = self._next_number, self._next_number + 1
         move(lease, LeaseState.GRANTED, now)
@@ -270,32 +235,18 @@ class Leases:
 
     def _drain(self, drained: Collection[str], now: float) -> list[Action]:
         """These devices are drained now, and no others: who asks for one of them stands aside, and nobody else."""
-        changed = self._aside.keys() ^ drained
-        if not changed:
+        if not self._lines.drain(drained, now, lambda one: self._best(self._lines.others(one), one.nbytes, now)):
             return []
-        waiting = [one for line in self._lines.values() for one in line if not one.grows]
-        moving = [one for one in waiting if any(map(one.is_on, changed))]
-        moving += [one for name, line in self._aside.items() for one in line if name in changed or one in self._among]
-        left_s = {one: self._leave(one, now) for one in moving}
-        self._aside = {name: self._aside.get(name, Line(self._waits.lease_wait_s)) for name in drained}
-        for line in self._aside.values():
-            line.run(now)
-        for lease in moving:
-            name = lease.home or lease.device
-            if name in self._aside:
-                name = self._best(self._among.names(lease), lease.nbytes, now) or name
-            self._enter(lease, name, left_s[lease], now)
         return [action for device in self._devices for action in self._serve(device, now)]
 
     def _hold_aside(self, device: str, now: float) -> list[Action]:
         """End what has stood aside too long, and tell the others of it."""
         actions: list[Action] = []
-        for name, line in self._aside.items():
-            if self._book(name) == device:
-                actions += [self._expire(lease, words.drained(name), now) for lease in line.spent(now)]
-                for lease in [one for one in line if one.obstacle != DRAINED]:
-                    lease.obstacle = DRAINED
-                    actions.append(Send(lease.peer, LeaseWait(words.drained(name), lease.id)))
+        for name, line in self._lines.aside_of(device):
+            actions += [self._expire(lease, words.drained(name), now) for lease in line.spent(now)]
+            for lease in [one for one in line if one.obstacle != DRAINED]:
+                lease.obstacle = DRAINED
+                actions.append(Send(lease.peer, LeaseWait(words.drained(name), lease.id)))
         return actions
 
     # ------------------------------------------------------------ telling
@@ -322,7 +273,7 @@ class Leases:
 
     def _wishes(self, device: str, outlook: Outlook) -> Iterator[Wish]:
         """Of those who wait, in order, as far as they may be served."""
-        for lease in islice(self._lines[device], TOLD):
+        for lease in islice(self._lines.in_front_of(device), TOLD):
             yield Wish(lease.peer, lease.nbytes, outlook.lacks_place(lease))
             if lease is outlook.elder:
                 return  # nobody passes it
@@ -372,20 +323,20 @@ class Leases:
 
     def _lose(self, event: DeviceLost, now: float) -> list[Action]:
         """Quarantine a device: what lies there is lost, and who waits for it waits in vain."""
-        book = self._book(event.device)
+        book = self._lines.book(event.device)
         if event.device in self._lost or book not in self._devices:
             return []
         self._lost[event.device] = event.reason
         actions: list[Action] = [Alarm(Quarantine(event.device, event.reason))]
         moved: list[Lease] = []
-        waiting = *self._lines[book], *self._aside.get(event.device, ())
-        for lease in [one for one in (*waiting, *self._present[book]) if one.is_on(event.device)]:
+        present = [one for one in self._present[book] if one.is_on(event.device)]
+        for lease in (*self._lines.waiting_for(event.device), *present):
             if lease.state is not LeaseState.REQUESTED:
                 if lease.state is not LeaseState.LOST:
                     move(lease, LeaseState.LOST, now)
                     self.wants.again(lease)
-            elif (other := self._best(self._among.names(lease), lease.nbytes, now)) and other not in self._lost:
-                self._move(lease, other, now)
+            elif (other := self._best(self._lines.others(lease), lease.nbytes, now)) and other not in self._lost:
+                self._lines.move(lease, other, now)
                 moved.append(lease)
             else:
                 self._forget(lease)
@@ -432,8 +383,7 @@ class Leases:
     def _forget(self, lease: Lease) -> None:
         """It is over, or never began."""
         if lease.state is LeaseState.REQUESTED:
-            self._line(lease).remove(lease)
-            self._among.discard(lease)
+            self._lines.remove(lease)
         else:
             self._present[lease.device].remove(lease)
         namesakes = self._by_role[_role(lease.peer)]
@@ -480,7 +430,7 @@ class Leases:
         known = {name: memory for name, memory in self._devices.items() if memory.current(self._present[name])}
         return {
             name: 0
-            if self._lines[name] or name in self._lost or name in self._aside
+            if self._lines.in_front_of(name) or name in self._lost or name in self._lines.drained
             else max(0, memory.room(self._present[name]))
             for name, memory in known.items()
         }
@@ -513,19 +463,19 @@ class Leases:
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
             "leases": [words.lease_row(one, overdue=self.wants.is_overdue(one, now)) for one in self._all_present()],
-            "waiting": [self.explain(lease, now) for line in self._all_lines() for lease in islice(line, SHOWN)],
-            "waiting_total": sum(map(len, self._all_lines())),
+            "waiting": [self.explain(lease, now) for line in self._lines.all() for lease in islice(line, SHOWN)],
+            "waiting_total": len(self._lines),
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
             "quarantined": dict(self._lost),
-            "drained": sorted(self._aside),
+            "drained": sorted(self._lines.drained),
         }
 
     def explain(self, lease: Lease, now: float) -> dict[str, Any]:
         """Why this request waits, in words and numbers; bytes and seconds."""
-        line, name = self._line(lease), lease.home or lease.device
+        line, name = self._lines.where(lease), lease.home or lease.device
         outlook = look(self._devices[lease.device], self._present[lease.device], line, self._waits.unreadable_s, now)
-        aside = {"kind": DRAINED, "reason": words.drained(name)} if line is self._aside.get(name) else {}
+        aside = {"kind": DRAINED, "reason": words.drained(name)} if self._lines.stands_aside(lease) else {}
         return {
             "id": lease.id,
             "worker": lease.peer,
@@ -560,22 +510,16 @@ class Leases:
         """Invariants: the book adds up, one load at a time per device, nothing finished is kept, nobody dead holds."""
         for name, leases in self._present.items():
             self._devices[name].check(leases)
-            self._lines[name].check()
             assert sum(lease.state is LeaseState.GRANTED for lease in leases) <= 1, f"two loads at once on {name}"
             for lease in leases:
                 assert lease.device == name and lease.state in ON_DEVICE, "a lease that is over, or not begun, is kept"
                 assert lease.state not in ALIVE or not self._is_gone(lease.peer), "a dead worker holds a lease"
                 assert lease.state is LeaseState.LOST or not self._is_lost(lease), "a lease on a lost device"
-            assert all(one.state is LeaseState.REQUESTED and one.device == name for one in self._lines[name])
-        for name, line in self._aside.items():
-            line.check()
-            assert all(one.state is LeaseState.REQUESTED and one.is_on(name) for one in line)
-        assert all(self._line(one) is line for line in self._all_lines() for one in line), "in a line of others"
+        self._lines.check()
         numbers = [lease.number for lease in self._all_present()]
         assert len(numbers) == len(set(numbers)), "two leases with one number"
         known = [lease for leases in self._by_role.values() for lease in leases]
-        self._among.check()
-        assert len(known) == len(numbers) + sum(map(len, self._all_lines())), "a lease nobody finds, or a ghost"
+        assert len(known) == len(numbers) + len(self._lines), "a lease nobody finds, or a ghost"
 
 
 def _role(peer: str) -> str:

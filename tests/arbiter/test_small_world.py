@@ -168,7 +168,7 @@ class World:
              one.state is LeaseState.DRAINING and one.left_at >= self.read_at)
             for one in self.book._present[GPU]
         ]  # fmt: skip
-        line = self.book._lines[GPU]
+        line = self.book._lines.in_front_of(GPU)
         waiting = [(one.peer, round(line.patience(one, self.now))) for one in line]
         memory = self.book._devices[GPU]
         figures = (
@@ -218,7 +218,7 @@ class World:
         """With true figures and nobody loading, nobody stands first in line whom the room would do for."""
         if any(one.phase == "loading" for one in self.holders):
             return
-        head = self.book._lines[GPU].head
+        head = self.book._lines.in_front_of(GPU).head
         if head is not None and not head.external:
             taken = sum(one.nbytes for one in self.holders if one.phase == "holding")
             models = sum(one.phase == "holding" and not one.role.startswith("lease@") for one in self.holders)
