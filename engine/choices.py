@@ -37,6 +37,15 @@ def field_of(name: str) -> str:
     return f"stages.{stage}.models.{model}" if model else f"stages.{stage}"
 
 
+def choices(config: Config) -> dict[str, dict[str, str]]:
+    """Stage with several models -> what a session calls them -> the models."""
+    return {
+        name: {OWN: stage.model} | {model: section.model for model, section in stage.models.items()}
+        for name, stage in config.stages.items()
+        if stage.models
+    }
+
+
 def models_in(names: Iterable[str], stage: str) -> list[str]:
     """Those of ``names`` that are models of this stage, in their order."""
     return [name for name in names if stage_of(name) == stage]

@@ -9,7 +9,7 @@ Ctrl-C once: nothing more is submitted, what is in flight is waited for. Twice: 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,7 @@ class Wish:
     pipeline: str = "full"
     languages: Sequence[tuple[str, str]] = (("en", "de"),)
     skip: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)  # stage -> which of its models
     budget_s: float | None = None
     max_utterance_s: float = 120.0
 
@@ -87,7 +88,12 @@ class Delivery:
         source, target = self._wish.languages[number % len(self._wish.languages)]
         wanted: dict[str, Any] = {"partials": True, "on_progress": self._heard} if self._heard else {}
         return self._client.session(
-            source=source, target=target, pipeline=self._wish.pipeline, tag=f"s{number}", **wanted
+            source=source,
+            target=target,
+            pipeline=self._wish.pipeline,
+            models=self._wish.models,
+            tag=f"s{number}",
+            **wanted,
         )
 
     def _close(self, lane: Lane) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import stages
+from engine import choices
 from engine.commands.inputs import UsageError
 from engine.config import Config
 from engine.config_rules import nearest
@@ -44,11 +45,26 @@ def check_languages(sources: Sequence[str], targets: Sequence[str], source: str,
             raise UsageError(f"{option} {wanted}: this pipeline does not take that language", mend)
 
 
-def check_with(config: Config, pipeline: str, skip: Sequence[str], source: str, target: str) -> None:
+def check_models(several: Mapping[str, Mapping[str, str]], members: Sequence[str], models: Mapping[str, str]) -> None:
+    """Raise UsageError for a model that a stage does not have. ``several``: stage that has several -> name -> model."""
+    for stage, name in models.items():
+        option, known = f"--model {stage}={name}", several.get(stage, {})
+        if stage not in members:
+            raise UsageError(f"{option}: the pipeline has no such stage", f"its stages are {', '.join(members)}")
+        if not known:
+            raise UsageError(f"{option}: stage {stage} has but one model", "leave the option out")
+        if name not in known and name not in known.values():
+            raise UsageError(f"{option}: stage {stage} has no such model", f"there are {', '.join(known)}")
+
+
+def check_with(
+    config: Config, pipeline: str, skip: Sequence[str], models: Mapping[str, str], source: str, target: str
+) -> None:
     """All of it for a node that would run with this configuration. Raises UsageError, ConfigError or DragomanError."""
     from engine.supervisor import plan, survey
 
     check(config.pipelines, pipeline, skip, config)
+    check_models(choices.choices(config), config.pipelines[pipeline], models)
     surveys = survey.survey(config)
     hears = surveys[config.pipelines[pipeline][0]].declaration.accepts == "audio"
     check_languages(*plan.languages(config, pipeline, surveys), source, target, hears)

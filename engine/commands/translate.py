@@ -55,6 +55,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--skip", action="append", default=[], metavar="STAGE", help="leave a stage out; may be repeated"
     )
     parser.add_argument(
+        "--model", type=_choice, action="append", default=[], metavar="STAGE=NAME",
+        help="which of a stage's models, where it has several (default: the first that knows the languages); may be "
+             "repeated",
+    )  # fmt: skip
+    parser.add_argument(
         "--budget", type=_seconds, metavar="S", help="seconds each utterance may take (default: the node's)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
@@ -76,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         client = stack.enter_context(nodes.client(args, say, lambda config: _check(args, pipeline, config, read)))
         limits = client.limits
         fitting.check(limits["pipelines"], pipeline, args.skip)
+        fitting.check_models(limits.get("choices", {}), limits["pipelines"][pipeline], dict(args.model))
         spoken, hears = languages(pipeline, args.source, args.target), nodes.takes(pipeline, limits) == "audio"
         fitting.check_languages(
             limits["sources"].get(pipeline, ()), limits["targets"].get(pipeline, ()), *spoken, hears
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, pipeline: str, config: Config, read: ReadAhead | None) -> None:
     """Raise UsageError for what a private node would be started for in vain."""
-    fitting.check_with(config, pipeline, args.skip, *languages(pipeline, args.source, args.target))
+    fitting.check_with(config, pipeline, args.skip, dict(args.model), *languages(pipeline, args.source, args.target))
     if read is not None:
         _check_sound(read)
 
@@ -130,6 +136,7 @@ def wish(args: argparse.Namespace, pipeline: str, sessions: int, limits: Mapping
         pipeline=pipeline,
         languages=(languages(pipeline, args.source, args.target),),
         skip=tuple(args.skip),
+        models=dict(args.model),
         budget_s=args.budget,
         max_utterance_s=float(limits["max_utterance_s"]),
     )
@@ -222,6 +229,13 @@ def exit_code(interrupted: bool, results: Results) -> int:
 def speaker(silent: bool) -> Callable[[str], None]:
     """Where lines for the user go while the work is under way: standard error, or nowhere."""
     return (lambda line: None) if silent else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _choice(text: str) -> tuple[str, str]:
+    stage, equals, name = text.partition("=")
+    if not (stage and equals and name):
+        raise argparse.ArgumentTypeError(f"{text!r} chooses no model: write STAGE=NAME, as tts=de")
+    return stage, name
 
 
 def _count(text: str) -> int:

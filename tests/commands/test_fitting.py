@@ -8,6 +8,7 @@ from engine.commands import fitting
 from engine.commands.inputs import UsageError
 from engine.config import Config, StageSection
 
+SEVERAL = {"tts": {"default": "voices/en.onnx", "de": "voices/de.onnx"}}
 PIPELINES = {"full": ("asr", "repair", "nmt", "tts"), "speak": ("tts",)}
 
 
@@ -55,9 +56,29 @@ def test_a_language_that_is_not_taken_is_one_line(source: str, target: str, hear
 def test_what_a_private_node_would_not_take_is_known_from_its_configuration() -> None:
     ears = StageSection(kind="simulated", options={"accepts": "audio", "emits": "text"})
     config = Config(stages={"ears": ears}, pipelines={"full": ("ears",)}, languages=("en",))
-    fitting.check_with(config, "full", (), "en", "")
+    fitting.check_with(config, "full", (), {}, "en", "")
     with pytest.raises(UsageError, match="--source fr"):
-        fitting.check_with(config, "full", (), "fr", "")
+        fitting.check_with(config, "full", (), {}, "fr", "")
+    with pytest.raises(UsageError, match="ears has but one model"):
+        fitting.check_with(config, "full", (), {"ears": "large"}, "en", "")
+
+
+@pytest.mark.parametrize("name", ["default", "de", "voices/de.onnx"])
+def test_a_stage_s_models_go_by_name_and_by_path(name: str) -> None:
+    fitting.check_models(SEVERAL, PIPELINES["full"], {"tts": name})
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ({"tts": "fr"}, "--model tts=fr: stage tts has no such model.*there are default, de"),
+        ({"nmt": "large"}, "nmt has but one model"),
+        ({"vad": "de"}, "no such stage.*its stages are asr, repair, nmt, tts"),
+    ],
+)
+def test_a_model_that_a_stage_does_not_have_is_one_line(models: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        fitting.check_models(SEVERAL, PIPELINES["full"], models)
 
 
 def test_a_stages_kind_is_what_the_configuration_says() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import time
+import wave
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from ipc.errors import DragomanError
 from tests.node.rehearsal import Marks, assert_in_order, config, kill, process_of, wait_until
 from tests.node.test_standin_gpus import CONTEXT, gpus  # noqa: F401 - a fixture
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(120)
 MODELS: dict[str, dict[str, Any]] = {
     "formal": {"options": {"suffix": " formally"}, "languages": ["de", "en"]},
@@ -88,6 +94,24 @@ def test_a_session_gets_the_model_it_names_or_the_first_that_knows_its_languages
             assert {said(one) for one in outcomes} == {SAY[tag]}
             assert [name for one in outcomes for name in models(one)] == [NAMES[tag]] * 10
         assert set(node.stats()["scheduler"]["stages"]) == {"asr", "repair", "nmt", "nmt.formal", "nmt.fr", "tts"}
+
+
+def test_the_command_line_chooses_a_model_too(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "said.wav"), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
+        file.writeframes(Marks().make("a", 0).tobytes())
+    with Node(several()) as node:
+
+        def translate(model: str) -> subprocess.CompletedProcess[str]:
+            words = [sys.executable, str(ROOT / "run_node.py"), "translate", str(tmp_path / "said.wav"), "--quiet",
+                     "--out", str(tmp_path / "out"), "--model", model, "--connect", node.endpoint]  # fmt: skip
+            return subprocess.run(words, capture_output=True, text=True)
+
+        assert translate("nmt=formal").returncode == 0
+        row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+        assert row["translation"].endswith(" formally")
+        refused = translate("nmt=polite")
+        assert refused.returncode == 2 and "there are default, formal, fr" in refused.stderr
 
 
 def test_an_unknown_model_and_one_without_the_language_are_refused_in_one_line() -> None:
