@@ -31,6 +31,7 @@ from ipc.errors import PeerGone
 from ipc.messages import (
     Denied,
     Drain,
+    Failing,
     Gone,
     Granted,
     LeaseRequest,
@@ -81,6 +82,10 @@ class Arbiter:
 
     def run(self) -> None:
         """Serve until told to stop."""
+        try:
+            self._remember()
+        except ValueError as error:
+            return self._give_up(f"the arbiter cannot read what the one before it kept ({error})")
         self._start()
         while not self._stopping:
             readable = self._wait()
@@ -102,8 +107,20 @@ class Arbiter:
                 failpoints.reach("arbiter.told")
                 self._granting = False
 
+    def _give_up(self, why: str) -> None:
+        """Say so, and wait to be stopped: who does not know what was granted must not grant it again."""
+        self._lifeline.start()
+        self._poll.add(self._lifeline.link)
+        self._poll.add(self._lifeline.death_fd)
+        mend = "was the program replaced while the node ran? start the node again"
+        self._lifeline.post(Failing(f"{why}; {mend}"))
+        while not self._stopping:
+            self._lifeline.beat("serving", process.now())
+            self._lifeline.flush()
+            self._wait()
+            self._stopping = any(isinstance(message, Stop) for message in self._lifeline.read())
+
     def _start(self) -> None:
-        self._remember()
         self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
@@ -115,15 +132,11 @@ class Arbiter:
             sampler.start()
 
     def _remember(self) -> None:
-        """Go on where the arbiter before this one died."""
+        """Go on where the arbiter before this one died. Raises ValueError when another version has kept it."""
         state = self._journal.read()
         if state is None:
             return
-        try:
-            book = kept.decode(state)
-        except ValueError as error:
-            self._log.error("the journal is not of this version; leases granted so far are not known: %s", error)
-            return
+        book = kept.decode(state)
         self._leases.restore(book)
         self._samples = Samples(book.next_number - 1)
         for peer in [one.peer for device in book.devices for one in device.leases if one.external]:
