@@ -1307,6 +1307,24 @@ def test_a_lost_device_is_chosen_by_nobody_and_said_when_there_is_no_other():
     assert isinstance(denied, Denied) and "quarantined" in denied.reason
 
 
+def test_who_waits_for_any_of_two_is_not_moved_to_one_that_was_lost_however_much_room_it_shows():
+    bench = on_two(8 * GIB, 8 * GIB)
+    bench.ask("lease@7/1", 10 * GIB, device="", among=TWO)
+    bench.feed(DeviceLost("cuda:1", "2 uncorrectable ECC errors in its memory"))
+    assert bench.read(24 * GIB, device="cuda:1") == []
+    assert bench.read(20 * GIB, device="cuda:0")[0].device == "cuda:0"
+
+
+def test_who_waits_for_any_of_two_does_not_pass_an_elder_one_there():
+    bench = on_two(4 * GIB, 8 * GIB)
+    bench.ask("nmt@cuda:1/0", 12 * GIB, device="cuda:1")
+    bench.later(Waits().lease_wait_s * 0.6)  # from half of it on nobody passes
+    bench.read(4 * GIB, device="cuda:0"), bench.read(4 * GIB, device="cuda:1")
+    bench.ask("lease@7/1", 5 * GIB, device="", among=TWO)
+    assert bench.read(8 * GIB, device="cuda:1") == [], "there would be room"
+    assert isinstance(bench.read(14 * GIB, device="cuda:1")[0], Granted)
+
+
 def test_of_devices_that_this_node_has_not_none_is_chosen():
     bench = on_two(8 * GIB, 9 * GIB)
     assert bench.ask("lease@7/1", GIB, device="", among=("cuda:9", "cuda:0"))[0].device == "cuda:0"

@@ -125,6 +125,18 @@ def test_that_nobody_has_anything_is_not_the_same_as_not_being_told(rows, told, 
     assert reading.processes == told
 
 
+@pytest.mark.parametrize("code", [15, 16], ids=["GPU_IS_LOST", "RESET_REQUIRED"])
+def test_a_gpu_that_computes_no_more_is_lost_by_either_of_the_driver_s_words(code, monkeypatch):
+    def gone(self, handle):
+        raise self.NVMLError("it is gone", code)
+
+    monkeypatch.setattr(FailingNvml, "nvmlDeviceGetMemoryInfo", gone)
+    sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a"), FailingNvml()), LONG_S)
+    sampler.start()
+    (lost,), _ = await_readings(sampler)
+    assert lost == DeviceLost("cuda:0", "it is gone")
+
+
 def test_a_driver_error_is_told_and_reading_goes_on():
     sampler = Sampler("gpu", nvml_source("cuda:0", Gpu("GPU-a"), FailingNvml()), LONG_S)
     sampler.start()

@@ -433,6 +433,14 @@ def test_it_leaves_when_it_ran_out_of_memory_and_nobody_makes_room_for_it() -> N
     assert found.parks(EXTRA) == 1 and found.core.snapshot(found.now)["parked"] == 1, "whoever else wants it gone"
 
 
+def test_it_leaves_when_it_ran_out_of_memory_though_nobody_wants_it_gone() -> None:
+    found = helped()
+    found.pile_up(6)
+    found.fail(found.peer(EXTRA), code="oom")
+    found.finish(EXTRA)
+    assert found.parks(EXTRA) == 1
+
+
 def test_one_that_dies_has_its_work_done_by_the_others_and_does_not_come_back_at_once() -> None:
     found = helped()
     found.pile_up(6)

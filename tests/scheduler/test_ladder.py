@@ -348,6 +348,14 @@ def test_a_busy_worker_does_its_work_first() -> None:
     assert found.told(GPU)[-1] == "Park"
 
 
+def test_a_worker_whose_batch_still_fills_does_that_first() -> None:
+    found = smaller(max_batch=4, max_delay_ms=1000.0 * (QUIET + 5))
+    found.admit(0, budget_ms=int(3000 * QUIET))
+    found.room(GPU, 1000)
+    found.advance(QUIET + 3)
+    assert "Park" not in found.told(GPU) and not found.board[found.peer("b@cuda:0/0")]
+
+
 def test_a_better_variant_that_finds_no_room_after_all_goes_down_again() -> None:
     found = smaller()
     found.room(GPU, 1000)
