@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench fairness", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument(
-        "--seconds", type=at_least(1), default=15, help="of speech, alone and beside the flood (default 15)"
+        "--seconds", type=at_least(1), default=12, help="of speech, alone and beside the flood (default 12)"
     )
-    found.add_argument("--rounds", type=at_least(1), default=1, help="of which the median is reported (default 1)")
+    found.add_argument("--rounds", type=at_least(1), default=3, help="of which the median is reported (default 3)")
     return found
 
 
