@@ -164,6 +164,8 @@ def test_a_divided_gpu_is_its_instances():
         ("GPU-", "'GPU-', which may be any of GPU-aaaa, GPU-bbbb"),
         ("0,GPU-aaaa", "names 0 (GPU-aaaa) twice"),
         ("0,,1", "'', which is no GPU here"),
+        ("0,--x", "'--x', which is no GPU here"),
+        pytest.param("9" * 5000, "99', which is no GPU here", id="5000 digits"),
     ],
 )
 def test_an_entry_that_means_nothing_is_told_in_one_line(visible, words):
