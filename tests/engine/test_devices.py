@@ -125,6 +125,11 @@ def test_a_driver_that_hangs_is_told_and_who_needs_no_gpu_does_not_ask_it(monkey
     assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging(TWO))] == ["cpu"]
 
 
+def test_names_that_mean_no_device_in_use_are_found():
+    found = discover(environ={}, nvml=FakeNvml(TWO))
+    assert devices.unknown(["cuda:0", "GPU-bbbb", "cuda:9", "cpu"], found) == ["cuda:9"]
+
+
 def test_an_empty_list_is_refused():
     with pytest.raises(ConfigError):
         discover((), environ={}, nvml=FakeNvml(TWO))
