@@ -20,7 +20,7 @@ record is about (``engine.supervisor.needs`` makes its key). Sizes in bytes, tim
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ from engine.estimates import Start, whole
 VERSION = 1  # of the history's format
 ALLOWANCE = 0.05  # on what was measured: two loads of one model are not the same to the byte
 RECENT = 3  # clean loads that count
+MOST_BYTES = 2**50  # a larger measurement is none
 SHOWN = 10  # newest loads that are kept to be looked at
 MODELS = 200  # newest records that are kept
 
@@ -39,7 +40,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """One measurement. ``note``: why it is not clean."""
 
     phase: Literal["load", "run"]
-    nbytes: int
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=MOST_BYTES)]
     at: float
     exact: bool = False
     note: str = ""
@@ -125,8 +126,13 @@ class History(msgspec.Struct, frozen=True):
 
 
 def judged(sample: Sample, before: Sequence[Sample]) -> Sample:
-    """This measurement with its verdict, after these."""
-    proven = sample.phase == "load" and sample.clean and (sample.exact or any(map(sample.confirms, before)))
+    """This measurement with its verdict, after these. No load takes nothing: who lists it so is not believed."""
+    proven = (
+        sample.phase == "load"
+        and sample.clean
+        and sample.nbytes > 0
+        and (sample.exact or any(map(sample.confirms, before)))
+    )
     return msgspec.structs.replace(sample, proven=proven)
 
 

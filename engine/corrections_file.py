@@ -62,6 +62,8 @@ def read(path: Path | None) -> History:
 def _read(path: Path) -> History:
     """Raises ValueError when the file cannot be used."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("is no regular file")
         data = path.read_bytes()
         found = msgspec.json.decode(data, type=_Version).version
         if found != VERSION:

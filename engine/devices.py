@@ -117,6 +117,12 @@ def look(
     return list(chosen.values())
 
 
+def unknown(named: Iterable[str], found: Iterable[Device]) -> list[str]:
+    """Those of the names (or UUIDs) that mean none of these devices."""
+    there = {word for device in found for word in (device.name, device.uuid)}
+    return [name for name in named if name not in there]
+
+
 def complaint(device: Device) -> DragomanError | None:
     """Why a device cannot be used, and what mends it; None: it can.
 

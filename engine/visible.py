@@ -8,6 +8,7 @@ on fewer GPUs than its user believes; here that is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ def visible(there: Sequence[Instance], wanted: str | None, lost: Collection[int]
         return list(there)
     chosen: list[Instance] = []
     for entry in [] if wanted.strip() in NONE else [part.strip() for part in wanted.split(",")]:
-        if entry.startswith("-"):
+        if re.fullmatch(r"-\d+", entry):
             break
         one = _meant(entry, there, lost)
         if one in chosen:
@@ -51,7 +52,7 @@ def visible(there: Sequence[Instance], wanted: str | None, lost: Collection[int]
 
 def _meant(entry: str, there: Sequence[Instance], lost: Collection[int]) -> Instance | None:
     """What an entry stands for; None: a GPU that does not answer."""
-    if entry.isdecimal():
+    if re.fullmatch(r"[0-9]{1,9}", entry):
         found = [one for one in there if one.index == int(entry)][:1]
         answers = int(entry) not in lost
     else:
@@ -65,7 +66,7 @@ def _meant(entry: str, there: Sequence[Instance], lost: Collection[int]) -> Inst
         raise DragomanError(f"{VARIABLE} has {entry!r}, which may be any of {names}", "write more of the UUID")
     if not found and answers:
         names = ", ".join(map(_shown, there)) or "none"
-        raise DragomanError(f"{VARIABLE} has {entry!r}, which is no GPU here", f"there are: {names}")
+        raise DragomanError(f"{VARIABLE} has {entry[:80]!r}, which is no GPU here", f"there are: {names}")
     return found[0] if found else None
 
 

@@ -2,7 +2,7 @@
 
 ``gather`` collects, ``written`` packs. Every text goes through ``without_secrets`` first: values of fields that are
 named like secrets, credentials in addresses, texts that a user wrote for a model, and the path of the home folder are
-replaced. No audio, no transcript and no model is ever in it.
+replaced, and of a stage's options every text but a few known ones. No audio, no transcript and no model is ever in it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,44 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from engine import config_env
 from engine.commands import asking, choosing, finding
+from engine.config import Config, ModelSection, StageSection
 from ipc.errors import DragomanError
 
 REMOVED = "(removed)"
-SECRET = re.compile(r"(^|_)(keys?|tokens?|auth|bearer|pwd|pin)($|_)|apikey|token$|secret|credential|authori[sz]ation")
-NUMBERS_TOO = re.compile(r"(^|_)(pwd|pin)($|_)|passw(or)?d|passphrase")  # others named like secrets count something
+SECRET = re.compile(
+    r"(^|_)(keys?|tokens?|auth|bearer|jwt|cookies?|sig|signature|private|sas|salt)($|_)"
+    r"|apikey|token$|secret|credential|authori[sz]ation"
+)
+NUMBERS_TOO = re.compile(  # others named like secrets count something
+    r"(^|_)(pass|pwd|pw|pin)($|_)|passw(or)?d|passphrase|passcode"
+)
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-|\s")
+SAID = r"""(?P<quote>\\*["'])(?:(?!(?P=quote))(?:\\.|.))*|[^\s"',;]+"""  # a value in quotes, or up to a blank
+HEADER = re.compile(
+    r"""\b((?:proxy-)?authorization|(?:set-)?cookie)(\\*["']?\s*[=:]\s*)(?:(\\*["']).*?(?=\3|$)|.+)""", re.I
+)
 IN_TEXT = re.compile(
-    r"""\b((?:api[-_]?|access[-_]?)?(?:key|token)|password|passwd|passphrase|pwd|secret|authorization)(["']?\s*[=:]\s*["']?)"""
-    r"""(?:(?:bearer|basic)\s+)?[^\s"',;]+""",
+    r"((?<![\w-])[\w-]*(?:key|token|pass|passw(?:or)?d|passphrase|passcode|pwd|secret|credentials?|jwt|signature|sig))"
+    rf"""(\\*["']?\s*[=:]\s*|\s+is\s+)(?:{SAID})""",
     re.IGNORECASE,
+)
+FLAG = re.compile(
+    r"((?<!\S)--?[\w-]*(?:key|token|pass|passw(?:or)?d|passphrase|pwd|secret|credentials?|jwt))(\s+)" rf"(?:{SAID})",
+    re.IGNORECASE,
+)
+BARE = re.compile(  # what looks like a secret wherever it stands
+    r"""(?i:\b(?:bearer|basic)\s+)(?!\(removed\))[^\s"',;\\]+"""
+    r"|\b(?:hf|sk|gh[pousr]|github_pat|glpat|xox[abp])[-_][\w-]{16,}|\beyJ[\w-]+\.[\w-]+\.[\w-]*"
 )
 WORDS = ("initial_prompt", "hotwords", "prompt", "system_prompt", "instructions")  # options that people write
 IN_ADDRESS = re.compile(r"://(?:[^/@\s\"']+|[^@\s\"']*:[^@\s\"']*)@")
+OPTIONS_SHOWN = frozenset(  # a stage's options are anybody's: of texts in them only these are shown
+    ("accepts", "emits", "source", "target", "dtype", "language", "speaker", "chat_format", "device", "compute_type")
+)
 PREFIXES = ("DRAGOMAN_", "CUDA_", "NVIDIA_", "OMP_", "XDG_RUNTIME_DIR", "TMPDIR")
 README = """\
 A bundle of `run_node.py doctor --bundle`: what somebody who helps has to see.
@@ -42,7 +66,8 @@ A bundle of `run_node.py doctor --bundle`: what somebody who helps has to see.
 {listing}
 
 Not in it: audio, transcripts, translations, models, keys. Removed: values of fields named like secrets, credentials in
-addresses, prompts and hotwords; the home folder is written as ~. Names of sessions and of files are as they are: look
+addresses, texts in a stage's options (but a few like source and target); the home folder is written as ~. Names of
+sessions and of files are as they are: look
 through it before you pass it on.
 """
 ABOUT = {
@@ -88,15 +113,18 @@ def written(path: Path, members: Mapping[str, str]) -> Path:
     return path
 
 
-def without_secrets(value: Any, name: str = "") -> Any:
-    """Plain values with what is nobody's business replaced; of numbers only passwords are (``max_tokens`` is none)."""
+def without_secrets(value: Any, name: str = "", *, option: bool = False) -> Any:
+    """Plain values with what is nobody's business replaced; of numbers only passwords are (``max_tokens`` is none).
+
+    ``option``: it is within a stage's ``options``, where a text is shown only under a name of OPTIONS_SHOWN.
+    """
     if value and (_is_secret(name, isinstance(value, (int, float))) or name in WORDS):
         return REMOVED
     if isinstance(value, Mapping):
-        return {key: without_secrets(one, str(key)) for key, one in value.items()}
+        return {key: without_secrets(one, str(key), option=option or key == "options") for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_secrets(one) for one in value]
-    return value
+        return [without_secrets(one, name if option else "", option=option) for one in value]
+    return REMOVED if option and value and isinstance(value, str) and name not in OPTIONS_SHOWN else value
 
 
 def _is_secret(name: str, number: bool) -> bool:
@@ -114,14 +142,33 @@ def _configuration(args: argparse.Namespace) -> str:
 
 
 def _environment(environ: Mapping[str, str]) -> str:
-    """Lines NAME=value. A stage's option is a name at the end of a variable's."""
-    lines = []
-    for name, value in sorted(environ.items()):
-        if name.startswith(PREFIXES):
-            field = name.lower()
-            hidden = _is_secret(field, False) or field.endswith(tuple(f"_{word}" for word in WORDS))
-            lines.append(f"{name}={REMOVED if hidden else value}")
+    """Lines NAME=value. Of the node's own only those that set a known field are shown."""
+    lines = [
+        f"{name}={value if _is_shown(name, value) else REMOVED}"
+        for name, value in sorted(environ.items())
+        if name.startswith(PREFIXES)
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _is_shown(name: str, value: str) -> bool:
+    section, _, field = name.removeprefix(config_env.PREFIX).lower().partition("_")
+    if _is_secret(name.lower(), False):
+        return False
+    if not name.startswith(config_env.PREFIX) or name in config_env.OTHERS or section in ("pipelines", "rings"):
+        return True
+    if "_options" in field:  # a stage's option is a name at the end of a variable's
+        option = field.partition("_options_")[2]
+        return bool(option in OPTIONS_SHOWN or re.fullmatch(r"[-+.\d]+|true|false", value, re.IGNORECASE))
+    return any(name.lower().endswith(f"_{known}") for known in _fields(section))
+
+
+def _fields(section: str) -> tuple[str, ...]:
+    """Fields of a section of the configuration that a variable may set."""
+    if section == "stages":
+        return (*StageSection.__struct_fields__, *ModelSection.__struct_fields__)
+    found = {one.name: one.type for one in msgspec.structs.fields(Config)}.get(section)
+    return getattr(found, "__struct_fields__", (section,) if found else ())
 
 
 def _versions() -> str:
@@ -147,7 +194,11 @@ def _json(value: Any) -> str:
 
 def _anonymous(text: str) -> str:
     home = os.path.expanduser("~")
-    text = IN_TEXT.sub(rf"\g<1>\g<2>{REMOVED}", IN_ADDRESS.sub(f"://{REMOVED}@", text))
+    text = IN_ADDRESS.sub(f"://{REMOVED}@", text)
+    text = HEADER.sub(lambda found: f"{found[1]}{found[2]}{found[3] or ''}{REMOVED}", text)
+    for named in (IN_TEXT, FLAG):
+        text = named.sub(lambda found: f"{found[1]}{found[2]}{found['quote'] or ''}{REMOVED}", text)
+    text = BARE.sub(REMOVED, text)
     return text.replace(home, "~") if len(home) > 1 else text
 
 

@@ -165,6 +165,9 @@ class Supervisor:
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
         found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
+        for name in devices.unknown(self.config.devices.max_bytes, found):
+            there = ", ".join(device.name for device in found)
+            logs.get().warning("devices.max_bytes bounds %s, which this node does not use: it uses %s", name, there)
         file = corrections_file.place(self.config.devices.estimates_file, os.environ)
         history = corrections_file.read(file)
         made = plan.make(

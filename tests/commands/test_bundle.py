@@ -86,6 +86,35 @@ def test_others_stay(name: str, value: object) -> None:
     assert bundling.without_secrets({name: value}) == {name: value}
 
 
+def test_of_a_stages_options_only_texts_with_known_names_are_shown() -> None:
+    options = {"beam_size": 5, "source": "en", "login": "hush", "headers": {"X": "hush"}, "more": ["hush"], "pass": 7}
+    left = {"beam_size": 5, "source": "en", "login": "(removed)", "headers": {"X": "(removed)"},
+            "more": ["(removed)"], "pass": "(removed)"}  # fmt: skip
+    assert bundling.without_secrets({"stages": {"asr": {"options": options}}}) == {"stages": {"asr": {"options": left}}}
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("DRAGOMAN_STAGES_ASR_OPTIONS_PASS=hush", False),
+        ("DRAGOMAN_STAGES_ASR_OPTIONS_USER_PASS=hush", False),
+        ("DRAGOMAN_STAGES_ASR_OPTIONS_LOGIN=hush", False),
+        ("DRAGOMAN_STAGES_ASR_OPTIONS={'initial_prompt': 'hush'}", False),
+        ("DRAGOMAN_MODEL_HOST=hush", False),
+        ("DRAGOMAN_STAGES_ASR_OPTIONS_BEAM_SIZE=5", True),
+        ("DRAGOMAN_STAGES_NMT_OPTIONS_SOURCE=en", True),
+        ("DRAGOMAN_STAGES_ASR_MAX_BATCH=4", True),
+        ("DRAGOMAN_NODE_MAX_TEXT_CHARS=900", True),
+        ("DRAGOMAN_DEVICES_USE=cuda:0", True),
+        ("DRAGOMAN_PIPELINES_FULL=asr,nmt", True),
+        ("CUDA_VISIBLE_DEVICES=0", True),
+    ],
+)
+def test_variables_are_shown_when_they_set_what_is_known(line: str, shown: bool) -> None:
+    name, _, value = line.partition("=")
+    assert bundling._environment({name: value}).strip() == (line if shown else f"{name}=(removed)")
+
+
 def test_the_running_nodes_statistics_and_last_lines_are_in_it(tmp_path: Path) -> None:
     with Node(config(), log_level="info", log_file=tmp_path / "log") as node:
         done = doctor(tmp_path, "--bundle", str(tmp_path / "help.tgz"), "--connect", node.ctl_endpoint)
@@ -119,7 +148,17 @@ def test_a_password_may_be_a_number() -> None:
     [
         ("http://u:p/w@h/", "http://(removed)@h/"),
         ("started with --api-key=hush --beam 5", "started with --api-key=(removed) --beam 5"),
-        ("Authorization: Bearer hush, then", "Authorization: (removed), then"),
+        ("Authorization: Bearer hush, then", "Authorization: (removed)"),
+        ("run --token hush --beam 5", "run --token (removed) --beam 5"),
+        ("run --api-key 'hush hush' -x", "run --api-key '(removed)' -x"),
+        ("sent Bearer hush", "sent (removed)"),
+        ("Authorization: Token hush", "Authorization: (removed)"),
+        ('{"Authorization": "Token hush", "a": 1}', '{"Authorization": "(removed)", "a": 1}'),
+        ('password="two words", x', 'password="(removed)", x'),
+        ('{"line": "password=\\"two words\\" x"}', '{"line": "password=\\"(removed)\\" x"}'),
+        ("https://x/y?sig=hush", "https://x/y?sig=(removed)"),
+        ("https://x/y?client_secret=hush", "https://x/y?client_secret=(removed)"),
+        ("got hf_hushhushhushhushhush.", "got (removed)."),
         ('{"token": "hush"}', '{"token": "(removed)"}'),
         ("asr@cpu/0 loaded in 3 s; 64 tokens", "asr@cpu/0 loaded in 3 s; 64 tokens"),
     ],

@@ -141,3 +141,10 @@ def test_rows_are_plain_and_say_what_the_next_start_asks_for():
     (row,) = corrections.rows(history)
     assert row["estimate_bytes"] == needed(guess, [load(2 * GIB)]) and row["stage"] == "asr" and row["loads"] == 1
     assert msgspec.json.decode(msgspec.json.encode(row)) == row
+
+
+def test_an_exact_load_of_nothing_proves_nothing():
+    """Some drivers list a process with 0 bytes."""
+    guess = Start(4 * GIB)
+    history = History().learn("k", SUBJECT, guess, Sample("load", 0, 1.0, exact=True))
+    assert history.estimate("k", guess, 8 * GIB).nbytes == 4 * GIB

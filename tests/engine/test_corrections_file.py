@@ -102,3 +102,16 @@ def test_its_place_is_the_configured_one_the_users_cache_or_none() -> None:
     assert place("/x/y.json", {}) == Path("/x/y.json")
     assert place("", {"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == Path("/c/dragoman/estimates.json")
     assert place("", {"HOME": "/h"}) == Path("/h/.cache/dragoman") / corrections_file.NAME
+
+
+@pytest.mark.parametrize("nbytes", [-1, 2**62])
+def test_a_size_that_no_model_has_is_damage(tmp_path: Path, nbytes: int) -> None:
+    file = tmp_path / "estimates.json"
+    change(file, learnt("a", 12345))
+    file.write_text(file.read_text().replace("12345", str(nbytes)))
+    assert read(file) == History()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert read(tmp_path / "pipe") == History()

@@ -125,6 +125,11 @@ def test_a_driver_that_hangs_is_told_and_who_needs_no_gpu_does_not_ask_it(monkey
     assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging(TWO))] == ["cpu"]
 
 
+def test_names_that_mean_no_device_in_use_are_found():
+    found = discover(environ={}, nvml=FakeNvml(TWO))
+    assert devices.unknown(["cuda:0", "GPU-bbbb", "cuda:9", "cpu"], found) == ["cuda:9"]
+
+
 def test_an_empty_list_is_refused():
     with pytest.raises(ConfigError):
         discover((), environ={}, nvml=FakeNvml(TWO))
@@ -164,6 +169,8 @@ def test_a_divided_gpu_is_its_instances():
         ("GPU-", "'GPU-', which may be any of GPU-aaaa, GPU-bbbb"),
         ("0,GPU-aaaa", "names 0 (GPU-aaaa) twice"),
         ("0,,1", "'', which is no GPU here"),
+        ("0,--x", "'--x', which is no GPU here"),
+        pytest.param("9" * 5000, "99', which is no GPU here", id="5000 digits"),
     ],
 )
 def test_an_entry_that_means_nothing_is_told_in_one_line(visible, words):
