@@ -117,6 +117,11 @@ class Router(_Link):
         for part in _parts(batch):
             stream.send_frame(messages.encode((self.incarnation, self.epoch, part)))
 
+    def dismiss(self, peer: str) -> None:
+        """End the stream of a peer that has no business here."""
+        if (stream := self._peers.get(peer)) is not None:
+            stream.close()
+
     def drain(self) -> list[tuple[str, int, list[Any]]]:
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
         found = []

@@ -67,6 +67,7 @@ class Arbiter:
         self._samples = Samples()
         self._plans = boot.body.devices
         self._drained = boot.body.drained  # when this life began
+        self._workers = frozenset(boot.body.workers)
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
@@ -176,6 +177,12 @@ class Arbiter:
 
     def _hear_workers(self) -> None:
         for peer, _, batch in self._router.drain():
+            if not peer.startswith(EXTERNAL) and split_peer(peer)[0] not in self._workers:
+                # Nobody would ever tell of its end, and it would keep its turn to load until then.
+                if peer in self._router:
+                    self._log.warning("%.200r is no worker of this node: it gets no memory, and is not heard", peer)
+                    self._router.dismiss(peer)
+                continue
             for message in batch:
                 if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
                     self._router.post(peer, Denied("the process that this lease is for is not there"))

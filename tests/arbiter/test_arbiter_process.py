@@ -39,6 +39,7 @@ from ipc.sockets import Dealer, Poll, Router
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 20.0
 MIB = 2**20
+WORKERS = "asr@cpu/0", "asr@cpu/1", "nmt@cpu/0"
 
 
 class Node:
@@ -60,7 +61,7 @@ class Node:
         boot = Boot(
             role="arbiter", incarnation=self.incarnation, node="test", parent_pid=os.getpid(), death_fd=self.death_end,
             endpoints=self.endpoints, rings=(), deadlines=DeadlinesSection(heartbeat_s=0.05, **deadlines),
-            journal_fd=self.journal_fd, body=ArbiterBoot((plan,)),
+            journal_fd=self.journal_fd, body=ArbiterBoot((plan,), workers=WORKERS),
         )  # fmt: skip
         fd = os.memfd_create("boot", 0)
         os.write(fd, msgspec.msgpack.encode(boot))
@@ -278,6 +279,20 @@ def test_a_journal_of_another_version_is_said_and_the_book_starts_empty(unstarte
     unstarted.kill()
     unstarted.start()
     assert leases(unstarted.await_message(Report)) == ["asr@cpu/0#1 granted"]
+
+
+def test_a_name_that_is_no_workers_of_this_node_gets_nothing_and_keeps_nobody_waiting(unstarted, capfd):
+    node = unstarted
+    node.start()
+    stranger = node.worker("nobody@cpu/0", 7)
+    stranger.link.send([LeaseRequest(1, "nobody@cpu/0", "cpu", MIB)])
+    poll = Poll()
+    poll.add(stranger.link)
+    assert poll.wait(PATIENCE_S)  # for the end of its stream
+    assert stranger.heard_now() == []
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+    assert leases(node.await_message(Report, lambda one: one.snapshot["leases"])) == ["asr@cpu/0#1 granted"]
+    assert capfd.readouterr().err.count("'nobody@cpu/0#7' is no worker of this node") == 1
 
 
 def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go_on(unstarted, capfd):
