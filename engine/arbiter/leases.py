@@ -114,7 +114,8 @@ class Leases:
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        name = message.device or self._best(message.among, message.nbytes, now)
+        among = tuple(one for one in dict.fromkeys(message.among) if self._lines.book(one) in self._devices)
+        name = message.device or self._best(among, message.nbytes, now)
         device = self._lines.book(name)
         memory = self._devices.get(device)
         lease = Lease(
@@ -136,7 +137,7 @@ class Leases:
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._lines.add(lease, now, message.wait_s, () if message.device else message.among)
+        self._lines.add(lease, now, message.wait_s, () if message.device else among)
         return self._serve(device, now, lease)
 
     def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
@@ -153,7 +154,7 @@ class Leases:
             used = name not in self._lines.drained
             return *ever, used, outlook.takes(nbytes), outlook.readable, memory.room(present)
 
-        return max((name for name in names if self._lines.book(name) in self._devices), key=worth, default="")
+        return max(names, key=worth, default="")
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""

@@ -49,6 +49,7 @@ from ipc.peers import split_peer
 from ipc.sockets import Dealer, Poll, Router
 
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
+MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
 
@@ -105,7 +106,9 @@ class Arbiter:
 
     def _start(self) -> None:
         self._remember()
-        self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
+        self._router = Router(
+            self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter, max_frame_bytes=MAX_FRAME_BYTES
+        )
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
         for alarm in self._leases.alarms():

@@ -177,6 +177,16 @@ def test_the_impossible_is_denied_over_the_wire(node):
     assert isinstance(denied, Denied) and denied.code == "no_vram" and "even when empty" in denied.reason
 
 
+def test_a_frame_of_many_thousand_requests_is_not_taken_and_the_others_are_served(node):
+    flood = node.worker("nmt@cpu/0")
+    flood.link.send([LeaseRequest(1, "nmt@cpu/0", "", MIB, among=("cpu",) * 100_000)])
+    poll = Poll()
+    poll.add(flood.link)
+    assert poll.wait(PATIENCE_S)  # for the end of its stream
+    assert flood.heard_now() == []
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+
+
 def test_stop_ends_it_with_0(node):
     node.say(Stop())
     assert node.process.wait(PATIENCE_S) == 0

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.arbiter import kept, words
+from engine.arbiter import kept, leases, words
 from engine.arbiter.events import DeviceLost, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, Leases
+from engine.arbiter.outlook import look
 from engine.arbiter.room import Reading
 from engine.arbiter.words import GIB
 from engine.limits import Limits
@@ -1506,3 +1507,12 @@ def test_nobody_leaves_for_one_that_may_not_pass_who_waits_before_it():
     bench.read(2 * GIB)
     bench.ask("nmt@cuda:0/0", 6 * GIB)
     assert not [told for told in bench.told if told.nbytes]
+
+
+def test_devices_named_twice_or_that_are_not_here_are_looked_at_once_or_never(monkeypatch):
+    bench, looks = Bench(), []
+    bench.read(24 * GIB)
+    monkeypatch.setattr(leases, "look", lambda *args: looks.append(args) or look(*args))
+    (granted,) = bench.ask("lease@5/0", GIB, "", among=(GPU, "nosuch") * 1000)
+    assert granted.device == GPU
+    assert len(looks) < 10
