@@ -120,7 +120,8 @@ class Leases:
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
-            variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
+            grows=message.grows and not peer.startswith(EXTERNAL),  # a program has no model that is loaded
             pid=message.pid,
             home=name if name != device else "",
         )  # fmt: skip

@@ -1516,3 +1516,11 @@ def test_devices_named_twice_or_that_are_not_here_are_looked_at_once_or_never(mo
     (granted,) = bench.ask("lease@5/0", GIB, "", among=(GPU, "nosuch") * 1000)
     assert granted.device == GPU
     assert len(looks) < 10
+
+
+def test_a_program_that_says_it_grows_is_not_let_onto_a_drained_device():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.feed(Orders(drained=(GPU,)))
+    (wait,) = bench.ask("lease@5/0", GIB, grows=True)
+    assert isinstance(wait, LeaseWait) and "drained" in wait.reason
