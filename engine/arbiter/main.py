@@ -197,7 +197,12 @@ class Arbiter:
                     self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
                     self._log.info("%s has given its lease back", peer.rpartition("#")[0])
-                    self._holders.forget(peer)
+                self._forget_idle(peer)
+
+    def _forget_idle(self, peer: str) -> None:
+        """A program that neither holds a lease nor waits for one is not watched: each takes a descriptor."""
+        if peer.startswith(EXTERNAL) and not self._leases.knows(peer):
+            self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
         for sampler in dict.fromkeys(self._samplers.values()):
@@ -230,6 +235,8 @@ class Arbiter:
                     level = logging.DEBUG if words.is_told_elsewhere(peer, message) else logging.INFO
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
+                    if isinstance(message, Denied):
+                        self._forget_idle(peer)
                 case AskToLeave(peer, message):
                     self._log.info("%s is asked to leave: its memory is needed", peer)
                     self._to_ask[peer] = message

@@ -19,6 +19,7 @@ from engine.arbiter.journal import Journal
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.config import DeadlinesSection
 from engine.devices import host_memory
+from engine.process import start_time
 from ipc import memory
 from ipc.messages import (
     Alive,
@@ -185,6 +186,14 @@ def test_a_frame_of_many_thousand_requests_is_not_taken_and_the_others_are_serve
     assert poll.wait(PATIENCE_S)  # for the end of its stream
     assert flood.heard_now() == []
     assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+
+
+def test_a_program_that_was_denied_is_not_watched_any_more(node):
+    for number in range(20):
+        program = node.worker(f"lease@{os.getpid()}/{number}", start_time(os.getpid()))
+        assert isinstance(program.ask(2**60), Denied)
+    folder = f"/proc/{node.process.pid}/fd"
+    assert not [fd for fd in os.listdir(folder) if "pidfd" in os.readlink(f"{folder}/{fd}")]
 
 
 def test_stop_ends_it_with_0(node):
