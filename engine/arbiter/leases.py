@@ -52,6 +52,7 @@ DRAINED = "drained"  # the obstacle of who stands aside
 
 # The book must fit its journal, half of the supervisor's JOURNAL_BYTES, and so what programs can fill it with.
 NAME_BYTES = 200  # of a model's or a program's name
+PEER_BYTES = 100  # of what a program calls itself by
 MOST_LEASES = 1000  # beyond which programs get no more; the node's own are bounded by its workers
 
 
@@ -133,6 +134,8 @@ class Leases:
             return [self._deny(lease, f"{message.wait_s} is no time to wait", now)]
         if lease.external and sum(map(len, self._by_role.values())) >= MOST_LEASES:
             return [self._deny(lease, f"{MOST_LEASES} leases are asked for or held, the most this node keeps", now)]
+        if lease.external and len(peer.encode()) > PEER_BYTES:
+            return [self._deny(lease, f"its name has more than {PEER_BYTES} bytes", now)]
         if message.priority not in PRIORITIES:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:

@@ -1524,3 +1524,10 @@ def test_a_program_that_says_it_grows_is_not_let_onto_a_drained_device():
     bench.feed(Orders(drained=(GPU,)))
     (wait,) = bench.ask("lease@5/0", GIB, grows=True)
     assert isinstance(wait, LeaseWait) and "drained" in wait.reason
+
+
+def test_a_program_whose_name_would_fill_the_journal_is_denied_in_words():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (denied,) = bench.ask("lease@5/" + "0" * 900, GIB)
+    assert isinstance(denied, Denied) and "more than 100 bytes" in denied.reason
