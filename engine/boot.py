@@ -135,6 +135,7 @@ class GatewayBoot(_Body, frozen=True):
 class ArbiterBoot(_Body, frozen=True):
     devices: tuple[DevicePlan, ...]
     drained: tuple[str, ...] = ()  # devices that operators keep empty
+    workers: tuple[str, ...] = ()  # the roles that may ask, besides programs outside the node
 
 
 class WorkerBoot(_Body, frozen=True):

@@ -44,15 +44,16 @@ _NOBODY = ("", 0)  # has not said yet who it is
 class _Link:
     """What Router and Dealer share."""
 
-    def __init__(self, incarnation: int, union: object, epoch: int) -> None:
+    def __init__(self, incarnation: int, union: object, epoch: int, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.incarnation = incarnation
+        self._max_frame_bytes = max_frame_bytes
         self.epoch = epoch
         self.bad_frames = 0
         self.stirred: list[Any] = []  # what the poll found readable since the last drain
         self._decode = messages.frame_decoder(union).decode
 
     def _stream(self, sock: socket.socket, opening: bytes) -> Stream:
-        return Stream(self, sock, opening, MAX_FRAME_BYTES, MAX_UNSENT_BYTES)
+        return Stream(self, sock, opening, self._max_frame_bytes, MAX_UNSENT_BYTES)
 
     def _arrivals(self) -> list[tuple[Stream, tuple[int, int, list[Any]]]]:
         """What has arrived where the poll found something: (stream, (incarnation, epoch, messages))."""
@@ -78,8 +79,10 @@ def _parts(batch: list[Any]) -> Iterable[list[Any]]:
 class Router(_Link):
     """The bound end of internal links: many peers, each by its name."""
 
-    def __init__(self, endpoint: str, incarnation: int, union: object, epoch: int = 0) -> None:
-        super().__init__(incarnation, union, epoch)
+    def __init__(
+        self, endpoint: str, incarnation: int, union: object, epoch: int = 0, max_frame_bytes: int = MAX_FRAME_BYTES
+    ) -> None:
+        super().__init__(incarnation, union, epoch, max_frame_bytes)
         self.endpoint = endpoint
         self._posted: dict[str, list[Any]] = {}
         self._peers: dict[str, Stream] = {}
@@ -116,6 +119,11 @@ class Router(_Link):
             raise PeerGone(peer)
         for part in _parts(batch):
             stream.send_frame(messages.encode((self.incarnation, self.epoch, part)))
+
+    def dismiss(self, peer: str) -> None:
+        """End the stream of a peer that has no business here."""
+        if (stream := self._peers.get(peer)) is not None:
+            stream.close()
 
     def drain(self) -> list[tuple[str, int, list[Any]]]:
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""

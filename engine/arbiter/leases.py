@@ -52,6 +52,7 @@ DRAINED = "drained"  # the obstacle of who stands aside
 
 # The book must fit its journal, half of the supervisor's JOURNAL_BYTES, and so what programs can fill it with.
 NAME_BYTES = 200  # of a model's or a program's name
+PEER_BYTES = 100  # of what a program calls itself by
 MOST_LEASES = 1000  # beyond which programs get no more; the node's own are bounded by its workers
 
 
@@ -114,12 +115,14 @@ class Leases:
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
         if known:
             return self._repeat(known[0], now)
-        name = message.device or self._best(message.among, message.nbytes, now)
+        among = tuple(one for one in dict.fromkeys(message.among) if self._lines.book(one) in self._devices)
+        name = message.device or self._best(among, message.nbytes, now)
         device = self._lines.book(name)
         memory = self._devices.get(device)
         lease = Lease(
             peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
-            variant=message.variant, priority=message.priority, preemptible=message.preemptible, grows=message.grows,
+            variant=message.variant, priority=message.priority, preemptible=message.preemptible,
+            grows=message.grows and not peer.startswith(EXTERNAL),  # a program has no model that is loaded
             pid=message.pid,
             home=name if name != device else "",
         )  # fmt: skip
@@ -131,12 +134,14 @@ class Leases:
             return [self._deny(lease, f"{message.wait_s} is no time to wait", now)]
         if lease.external and sum(map(len, self._by_role.values())) >= MOST_LEASES:
             return [self._deny(lease, f"{MOST_LEASES} leases are asked for or held, the most this node keeps", now)]
+        if lease.external and len(peer.encode()) > PEER_BYTES:
+            return [self._deny(lease, f"its name has more than {PEER_BYTES} bytes", now)]
         if message.priority not in PRIORITIES:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
         self._by_role.setdefault(_role(peer), []).append(lease)
-        self._lines.add(lease, now, message.wait_s, () if message.device else message.among)
+        self._lines.add(lease, now, message.wait_s, () if message.device else among)
         return self._serve(device, now, lease)
 
     def _best(self, names: Sequence[str], nbytes: int, now: float) -> str:
@@ -153,7 +158,7 @@ class Leases:
             used = name not in self._lines.drained
             return *ever, used, outlook.takes(nbytes), outlook.readable, memory.room(present)
 
-        return max((name for name in names if self._lines.book(name) in self._devices), key=worth, default="")
+        return max(names, key=worth, default="")
 
     def _repeat(self, lease: Lease, now: float) -> list[Action]:
         """The same question again: the same answer."""

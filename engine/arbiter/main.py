@@ -50,6 +50,7 @@ from ipc.peers import split_peer
 from ipc.sockets import Dealer, Poll, Router
 
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
+MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
 
@@ -68,6 +69,7 @@ class Arbiter:
         self._samples = Samples()
         self._plans = boot.body.devices
         self._drained = boot.body.drained  # when this life began
+        self._workers = frozenset(boot.body.workers)
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
@@ -121,7 +123,9 @@ class Arbiter:
             self._stopping = any(isinstance(message, Stop) for message in self._lifeline.read())
 
     def _start(self) -> None:
-        self._router = Router(self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter)
+        self._router = Router(
+            self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter, max_frame_bytes=MAX_FRAME_BYTES
+        )
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
         for alarm in self._leases.alarms():
@@ -189,6 +193,12 @@ class Arbiter:
 
     def _hear_workers(self) -> None:
         for peer, _, batch in self._router.drain():
+            if not peer.startswith(EXTERNAL) and split_peer(peer)[0] not in self._workers:
+                # Nobody would ever tell of its end, and it would keep its turn to load until then.
+                if peer in self._router:
+                    self._log.warning("%.200r is no worker of this node: it gets no memory, and is not heard", peer)
+                    self._router.dismiss(peer)
+                continue
             for message in batch:
                 if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
                     self._router.post(peer, Denied("the process that this lease is for is not there"))
@@ -200,7 +210,12 @@ class Arbiter:
                     self._samples.hear(peer, message)
                 if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
                     self._log.info("%s has given its lease back", peer.rpartition("#")[0])
-                    self._holders.forget(peer)
+                self._forget_idle(peer)
+
+    def _forget_idle(self, peer: str) -> None:
+        """A program that neither holds a lease nor waits for one is not watched: each takes a descriptor."""
+        if peer.startswith(EXTERNAL) and not self._leases.knows(peer):
+            self._holders.forget(peer)
 
     def _hear_samplers(self) -> None:
         for sampler in dict.fromkeys(self._samplers.values()):
@@ -233,6 +248,8 @@ class Arbiter:
                     level = logging.DEBUG if words.is_told_elsewhere(peer, message) else logging.INFO
                     self._log.log(level, "%s", words.told(peer, message))
                     self._router.post(peer, message)
+                    if isinstance(message, Denied):
+                        self._forget_idle(peer)
                 case AskToLeave(peer, message):
                     self._log.info("%s is asked to leave: its memory is needed", peer)
                     self._to_ask[peer] = message

@@ -174,7 +174,9 @@ def make(
             books=shared,
         ),
         gateway=_gateway(config, plans, surveys, client_endpoint),
-        arbiter=ArbiterBoot(tuple(placing.plan_device(config, device, devices, shared) for device in devices)),
+        arbiter=ArbiterBoot(
+            tuple(placing.plan_device(config, device, devices, shared) for device in devices), workers=tuple(workers)
+        ),
         workers=workers,
         uuids={role: kinds[body.device].uuid for role, body in workers.items()},
         rings=rings,

@@ -19,6 +19,7 @@ from engine.arbiter.journal import Journal
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.config import DeadlinesSection
 from engine.devices import host_memory
+from engine.process import start_time
 from ipc import memory
 from ipc.messages import (
     Alive,
@@ -40,6 +41,7 @@ from ipc.sockets import Dealer, Poll, Router
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 20.0
 MIB = 2**20
+WORKERS = "asr@cpu/0", "asr@cpu/1", "nmt@cpu/0"
 
 
 class Node:
@@ -62,7 +64,7 @@ class Node:
         boot = Boot(
             role="arbiter", incarnation=self.incarnation, node="test", parent_pid=os.getpid(), death_fd=self.death_end,
             endpoints=self.endpoints, rings=(), deadlines=DeadlinesSection(heartbeat_s=0.05, **deadlines),
-            journal_fd=self.journal_fd, body=ArbiterBoot((plan,)),
+            journal_fd=self.journal_fd, body=ArbiterBoot((plan,), workers=WORKERS),
         )  # fmt: skip
         fd = os.memfd_create("boot", 0)
         os.write(fd, msgspec.msgpack.encode(boot))
@@ -181,6 +183,24 @@ def test_the_impossible_is_denied_over_the_wire(node):
     assert isinstance(denied, Denied) and denied.code == "no_vram" and "even when empty" in denied.reason
 
 
+def test_a_frame_of_many_thousand_requests_is_not_taken_and_the_others_are_served(node):
+    flood = node.worker("nmt@cpu/0")
+    flood.link.send([LeaseRequest(1, "nmt@cpu/0", "", MIB, among=("cpu",) * 100_000)])
+    poll = Poll()
+    poll.add(flood.link)
+    assert poll.wait(PATIENCE_S)  # for the end of its stream
+    assert flood.heard_now() == []
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+
+
+def test_a_program_that_was_denied_is_not_watched_any_more(node):
+    for number in range(20):
+        program = node.worker(f"lease@{os.getpid()}/{number}", start_time(os.getpid()))
+        assert isinstance(program.ask(2**60), Denied)
+    folder = f"/proc/{node.process.pid}/fd"
+    assert not [fd for fd in os.listdir(folder) if "pidfd" in os.readlink(f"{folder}/{fd}")]
+
+
 def test_stop_ends_it_with_0(node):
     node.say(Stop())
     assert node.process.wait(PATIENCE_S) == 0
@@ -289,6 +309,20 @@ def test_who_cannot_read_what_was_granted_grants_nothing_and_has_the_node_end(un
     unstarted.await_message(Failing)
     unstarted.say(Stop())
     assert unstarted.process.wait(PATIENCE_S) == 0
+
+
+def test_a_name_that_is_no_workers_of_this_node_gets_nothing_and_keeps_nobody_waiting(unstarted, capfd):
+    node = unstarted
+    node.start()
+    stranger = node.worker("nobody@cpu/0", 7)
+    stranger.link.send([LeaseRequest(1, "nobody@cpu/0", "cpu", MIB)])
+    poll = Poll()
+    poll.add(stranger.link)
+    assert poll.wait(PATIENCE_S)  # for the end of its stream
+    assert stranger.heard_now() == []
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+    assert leases(node.await_message(Report, lambda one: one.snapshot["leases"])) == ["asr@cpu/0#1 granted"]
+    assert capfd.readouterr().err.count("'nobody@cpu/0#7' is no worker of this node") == 1
 
 
 def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go_on(unstarted, capfd):

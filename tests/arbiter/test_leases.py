@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.arbiter import kept, words
+from engine.arbiter import kept, leases, words
 from engine.arbiter.events import DeviceLost, FromWorker, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, Leases
+from engine.arbiter.outlook import look
 from engine.arbiter.room import Reading
 from engine.arbiter.words import GIB
 from engine.limits import Limits
@@ -1524,3 +1525,27 @@ def test_nobody_leaves_for_one_that_may_not_pass_who_waits_before_it():
     bench.read(2 * GIB)
     bench.ask("nmt@cuda:0/0", 6 * GIB)
     assert not [told for told in bench.told if told.nbytes]
+
+
+def test_devices_named_twice_or_that_are_not_here_are_looked_at_once_or_never(monkeypatch):
+    bench, looks = Bench(), []
+    bench.read(24 * GIB)
+    monkeypatch.setattr(leases, "look", lambda *args: looks.append(args) or look(*args))
+    (granted,) = bench.ask("lease@5/0", GIB, "", among=(GPU, "nosuch") * 1000)
+    assert granted.device == GPU
+    assert len(looks) < 10
+
+
+def test_a_program_that_says_it_grows_is_not_let_onto_a_drained_device():
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.feed(Orders(drained=(GPU,)))
+    (wait,) = bench.ask("lease@5/0", GIB, grows=True)
+    assert isinstance(wait, LeaseWait) and "drained" in wait.reason
+
+
+def test_a_program_whose_name_would_fill_the_journal_is_denied_in_words():
+    bench = Bench()
+    bench.read(24 * GIB)
+    (denied,) = bench.ask("lease@5/" + "0" * 900, GIB)
+    assert isinstance(denied, Denied) and "more than 100 bytes" in denied.reason
