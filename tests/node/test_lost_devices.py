@@ -46,9 +46,19 @@ def command(node: Node, verb: str, *arguments: str) -> subprocess.CompletedProce
 
 
 def loaded(node: Node, role: str) -> dict[str, Any]:
-    """The row of a worker that has loaded its model; it is waited for."""
-    rows = lambda: (row for row in node.stats()["processes"] if row["role"] == role and row["phase"] == "loaded")  # noqa: E731
-    return wait_until(lambda: next(rows(), None))
+    """The row of a worker that has loaded its model, and of whom the scheduler knows that; it is waited for.
+
+    To the scheduler one that loads may be silent for as long as that may take.
+    """
+
+    def row() -> dict[str, Any] | None:
+        stats = node.stats()
+        known = stats["scheduler"].get("workers", {}).get(role, {})
+        life = known.get("incarnation") if known.get("state") == "loaded" else None
+        rows = (one for one in stats["processes"] if one["role"] == role and one["phase"] == "loaded")
+        return next((one for one in rows if one["incarnation"] == life), None)
+
+    return wait_until(row)
 
 
 def both(**rest: Any) -> dict[str, Any]:
@@ -194,7 +204,7 @@ def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(g
     with Node(both(options=vram, deadlines=EAGER)) as node:
         wait_until(lambda: [row["state"] for row in node.stats()["leases"]] == ["held"] * 6)
         before = driver.truth(0)
-        worker = process_of(node, "asr@cuda:0/0")
+        worker = loaded(node, "asr@cuda:0/0")
         with stuck_in_its_exit(worker["pid"]):
             wait_until(lambda: process_of(node, "asr@cuda:0/0")["state"] == "stuck")
             lease = wait_until(lambda: [row for row in node.stats()["leases"] if row["state"] == "lost"])
