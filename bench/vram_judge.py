@@ -150,14 +150,20 @@ class Judge:
         self.counts["blind"] += not self._exact
 
     def _untaken(self, process: Process, before: int, arbiter: VirtualArbiter) -> int:
-        """The most that any book may put down to holders there, and they have not. ``before``: what ``process`` might
-        take. Growth counts once: first for the latest grants, as only what came later can be theirs."""
-        name, doubt = process.device, 0
+        """What the book put down to holders there that they have not, as far as any book may. ``before``: what
+        ``process`` might take. Growth counts once: first for the latest grants, as only what came later can be theirs.
+        """
+        name, believed = process.device, Counter[str]()
+        for memory, leases in arbiter.book.books():
+            if memory.limits.name == name:
+                for lease in leases:
+                    believed[lease.peer] += lease.held_bytes
+        thought = open_ = 0
         for one in sorted(self.present[name], key=lambda one: -one.grown_before):
-            may_take = before if one is process else one.granted_bytes
-            untaken = max(0, may_take - arbiter.held_read[name].get(one.peer, 0))
-            doubt += max(0, min(untaken, self._grown[name] - one.grown_before - doubt))
-        return doubt
+            may_take, held = before if one is process else one.granted_bytes, arbiter.held_read[name].get(one.peer, 0)
+            thought += max(0, min(may_take, believed[one.peer]) - held)
+            open_ += max(0, min(may_take - held, self._grown[name] - one.grown_before - open_))
+        return min(thought, open_)
 
     def _look_at_reading(self, name: str, arbiter: VirtualArbiter) -> None:
         """Add up whatever has grown, outsiders and holders; what fell meanwhile may have hidden it."""
