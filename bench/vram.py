@@ -48,8 +48,9 @@ SHOWN_COUNTS = (
     "restarts",
 )
 GOALS = {
-    "vram_used_over_packing": Goal(at_least=0.9),
-    "unseen_rate": Goal(at_most=0.1, fatal=True),
+    "vram_used_over_packing": Goal(at_least=0.9, fatal=True),
+    "unseen_rate": Goal(at_most=0.06, fatal=True),
+    "unseen_oom_rate": Goal(at_most=0.0005, fatal=True),
     "stalled_rate": Goal(at_most=0.02, fatal=True),
     "oom_rate": Goal(at_most=0.05, fatal=True),
     "throughput_gain": Goal(at_least=0.6, fatal=True),
@@ -204,6 +205,7 @@ def add_leases(report: Report, counts: Counter[str], used: float, packed: float,
         report.add(promise, counts[promise], "", ZERO)
     report.add("vram_used_over_packing", used / max(1.0, packed), "ratio", GOALS["vram_used_over_packing"])
     report.add("unseen_rate", counts["unseen"] / max(1, counts["blind"]), "ratio", GOALS["unseen_rate"])
+    report.add("unseen_oom_rate", counts["unseen_oom"] / max(1, counts["blind"]), "ratio", GOALS["unseen_oom_rate"])
     report.add("stalled_rate", counts["stalled"] / max(1, counts["requests"]), "ratio", GOALS["stalled_rate"])
     for name in SHOWN_COUNTS:
         report.add(name, counts[name], "")

@@ -46,6 +46,11 @@ class Grants:
         self._samples: list[deque[Sample]] = [deque() for _ in limits]
         self._judged: set[int] = set()  # numbers of leases
 
+    @property
+    def judged(self) -> int:
+        """How many leases were judged: those that lived to be in a report."""
+        return len(self._judged)
+
     def sample(self, gpu: int, sample: Sample) -> None:
         """What is there now."""
         self._samples[gpu].append(sample)

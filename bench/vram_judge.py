@@ -3,8 +3,10 @@
 * ``overcommitted``: a grant after which what living holders have and may yet take by their leases, what the dead have
   left and other programs' memory as the newest reading showed it are more than there is. ``above_ceiling``: likewise.
   A driver's sum cannot tell the growth of one from that of another who may grow too, so a book that has nothing else
-  may think that others have taken what they have not. An excess up to what it *does* think so is counted as ``unseen``
-  and not held against it; in a quiet trace, or where the driver lists our processes, there is no such doubt.
+  may think that others have taken what they have not. An excess up to what *any* book may think so is ``unseen`` and
+  not held against it: what holders had not taken at the newest reading of what they may take, as far as something
+  else has grown there since their grants. In a quiet trace, or where the driver lists our processes, there is no such
+  doubt.
 * ``oom``: an allocation within its lease that found too little, though other programs have not taken as much as it
   lacks since the reading upon which somebody was granted last there: then all that was granted had to fit. What
   outsiders have snatched is ``snatched``: no book can know of it before. And one beside a holder whose grant was unseen
@@ -61,6 +63,7 @@ class Process:
     idle: bool = False
     words: list[Any] = field(default_factory=list)
     is_stuck: bool = False  # dead, and its memory not free
+    grown_before: int = 0  # what had grown there, in all, when it was granted
     is_unseen: bool = False  # its grant was one too many, as the book could not know
     heard_at: float = -1.0  # when the arbiter of now heard the question; below 0: it has not
     turns_at: float = 0.0  # loading time on its device until then
@@ -96,6 +99,8 @@ class Judge:
         self._turns: dict[str, float] = dict.fromkeys(devices, 0.0)  # seconds in which somebody loaded
         self._loading_since: dict[str, float] = dict.fromkeys(devices, 0.0)
         self._foreign_known = dict.fromkeys(devices, 0)  # what outsiders had when all that is granted must have fit
+        self._seen: dict[str, dict[str, int]] = {name: {} for name in devices}  # the reading last looked at
+        self._grown = dict.fromkeys(devices, 0)  # what has grown from one to the next, in all
         self._answered_at: dict[str, float] = dict.fromkeys(devices, 0.0)
         self._stuck_s: dict[str, float] = dict.fromkeys(devices, 0.0)
 
@@ -130,6 +135,9 @@ class Judge:
     def _judge(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         device, before = self._devices[process.device], process.granted_bytes
         foreign_read = arbiter.foreign_read[process.device]
+        self._look_at_reading(process.device, arbiter)
+        if not before:
+            process.grown_before = self._grown[process.device]
         process.granted_bytes, self._foreign_known[process.device] = before + nbytes, foreign_read
         committed = self._committed(process.device) + device.lagging_bytes + foreign_read
         usable = self._limits[process.device].usable_bytes
@@ -142,18 +150,26 @@ class Judge:
         self.counts["blind"] += not self._exact
 
     def _untaken(self, process: Process, before: int, arbiter: VirtualArbiter) -> int:
-        """What holders there might take at the newest reading and the book put down to them. ``before``: what
-        ``process`` might."""
-        believed: Counter[str] = Counter()
+        """What the book put down to holders there that they have not, as far as any book may. ``before``: what
+        ``process`` might take. Growth counts once: first for the latest grants, as only what came later can be theirs.
+        """
+        name, believed = process.device, Counter[str]()
         for memory, leases in arbiter.book.books():
-            if memory.limits.name == process.device:
+            if memory.limits.name == name:
                 for lease in leases:
                     believed[lease.peer] += lease.held_bytes
-        held, untaken = arbiter.held_read[process.device], 0
-        for one in self.present[process.device]:
-            may_take = before if one is process else one.granted_bytes
-            untaken += max(0, min(may_take, believed[one.peer]) - held.get(one.peer, 0))
-        return untaken
+        thought = open_ = 0
+        for one in sorted(self.present[name], key=lambda one: -one.grown_before):
+            may_take, held = before if one is process else one.granted_bytes, arbiter.held_read[name].get(one.peer, 0)
+            thought += max(0, min(may_take, believed[one.peer]) - held)
+            open_ += max(0, min(may_take - held, self._grown[name] - one.grown_before - open_))
+        return min(thought, open_)
+
+    def _look_at_reading(self, name: str, arbiter: VirtualArbiter) -> None:
+        """Add up whatever has grown, outsiders and holders; what fell meanwhile may have hidden it."""
+        now = {"": arbiter.foreign_read[name], **arbiter.held_read[name]}
+        self._grown[name] += sum(max(0, nbytes - self._seen[name].get(peer, 0)) for peer, nbytes in now.items())
+        self._seen[name] = now
 
     def denied(self, process: Process) -> None:
         self.counts["denied"] += 1
@@ -182,6 +198,7 @@ class Judge:
 
     def look(self, arbiter: VirtualArbiter) -> None:
         for name in self._devices:
+            self._look_at_reading(name, arbiter)
             waiting = [one for one in self.present[name] if one.question is not None and one.heard_at >= 0]
             for process in waiting:
                 if self._is_overdue(process):

@@ -326,6 +326,8 @@ def summary(
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):
         report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
+    report.add("granted", stats["arbiter"]["counts"].get("granted", 0), "grants")
+    report.add("judged", rehearsal.grants.judged, "grants")  # fewer: some were over before the arbiter's next report
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")

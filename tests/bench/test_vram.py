@@ -18,7 +18,7 @@ from bench.vram_node import GIB, LOAD_S, PROCESS_S, READ_BYTES_S, Figures, Plan,
 from bench.vram_packing import Packing
 from bench.vram_trace import Trace
 from engine.arbiter import leases, outlook
-from engine.arbiter.lease import LEAVING
+from engine.arbiter.lease import ALIVE, LEAVING
 from engine.arbiter.leases import Leases
 from engine.arbiter.line import Line
 from engine.arbiter.outlook import Outlook
@@ -32,6 +32,7 @@ from ipc.messages import Done
 SAMPLE = Path(__file__).parents[2] / "docs/examples/evening.toml"
 QUIET, LOUD = 3, 1  # a seed without outsiders and programs, and one with both
 REQUESTS = 250
+WRONGLY = 5  # a loud seed whose driver tells sums, and in which outsiders have much
 
 
 def counts(seed: int = QUIET, requests: int = REQUESTS) -> Counter[str]:
@@ -95,6 +96,22 @@ def test_so_is_one_that_does_so_where_a_sum_is_all_there_is(seed: int, monkeypat
 
     monkeypatch.setattr(DeviceMemory, "room", room)
     assert counts(seed)["overcommitted"]
+
+
+def test_a_book_that_puts_all_foreign_memory_down_to_its_holders_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it believes wrongly does not excuse it."""
+    obeyed = DeviceMemory.take
+
+    def take(self: DeviceMemory, reading: Any, leases: Any) -> None:
+        obeyed(self, reading, leases)
+        for one in leases:
+            if one.state in ALIVE and not self.lists_us:
+                part = min(self._unlisted_bytes, one.promised_bytes)
+                one.held_bytes, self._unlisted_bytes = one.held_bytes + part, self._unlisted_bytes - part
+
+    assert not counts(WRONGLY, 1000)["above_ceiling"]
+    monkeypatch.setattr(DeviceMemory, "take", take)
+    assert counts(WRONGLY, 1000)["above_ceiling"]
 
 
 def test_a_book_that_overlooks_what_the_dead_have_left_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

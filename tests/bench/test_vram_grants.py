@@ -75,3 +75,13 @@ def test_what_is_granted_later_is_not_counted_against_it_before() -> None:
     grants.sample(0, there(10.1))
     grants.judge([lease(1, A, 5, 10.0), later])
     assert grants.counts["overcommitted"] == 1
+
+
+def test_each_lease_is_judged_once_whatever_its_number() -> None:
+    grants = Grants([Limits("cuda:0", 10)], known_s=2.0)
+    for number in range(1, 40):
+        grants.sample(0, there(number - 0.1))
+        grants.sample(0, there(number + 0.1))
+        grants.judge([lease(number, number, 11, float(number))])
+        grants.judge([lease(number, number, 11, float(number))])
+    assert grants.judged == grants.counts["overcommitted"] == 39

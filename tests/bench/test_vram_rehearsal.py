@@ -119,6 +119,7 @@ def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     code, found = rehearsed(["--gpus", "8GiB,24GiB", "--scenario", str(file)], capsys)
     assert code == 0
     assert (found["utterances"], found["oom"], found["failed"], found["overcommitted"]) == (20, 0, 0, 0)
+    assert 0 < found["judged"] <= found["granted"]
     assert 0 < found["vram_peak_0"] <= 8 and 0 < found["vram_used"] < 32
 
 
