@@ -17,7 +17,7 @@ def headline(placement: Placement) -> str:
     """The verdict in one line, with what belongs to it: the variants, the added latency, the bytes needed and there."""
     match placement.verdict:
         case Verdict.QUANTISED:
-            chosen = dict.fromkeys(f"{one.stage} {one.name}" for one in placement.places if one.variant)
+            chosen = dict.fromkeys(f"{one.stage} with {one.name}" for one in placement.places if one.variant)
             return f"{placement.verdict.value}: {', '.join(chosen)}"
         case Verdict.TURNS:
             if not placement.crowded:
@@ -53,7 +53,9 @@ def lines(placement: Placement) -> list[str]:
         here = [place for place in placement.places if place.device == device]
         if not here:
             continue
-        models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
+        models = ", ".join(
+            f"{one.stage}{f' (with {one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here
+        )
         found.append(
             f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
         )

@@ -59,7 +59,9 @@ def _stages(config: Config) -> Iterator[Finding]:
         try:
             surveys |= survey.survey(alone)
         except DragomanError as error:
-            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set {field_of(name)}.model")
+            wrong = error.text.partition(" ")[0]  # a model's or a variant's field, where it is one's
+            field = wrong if wrong.startswith(field_of(name)) else f"{field_of(name)}.model"
+            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set {field}")
             continue
         if surveys[name].absent:
             declared = surveys[name].declaration

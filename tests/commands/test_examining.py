@@ -55,6 +55,11 @@ def test_what_would_end_the_start_is_bad_and_has_a_mend(tmp_path: Path, text: st
     assert finding.mend
 
 
+def test_the_mend_of_a_variant_whose_model_is_not_there_names_the_variant(tmp_path: Path) -> None:
+    demo = SIMULATED + f'[stages.nmt]\nmodel = "{embedded.DEMO / "nmt"}"\nvariants = [{{ model = "/no/such/one" }}]\n'
+    assert found(tmp_path / "node.toml", demo)["stage nmt"].mend == "set stages.nmt.variants[0].model"
+
+
 def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
     finding = found(tmp_path / "node.toml", SIMULATED + '[stages.nmt]\nmodel = "no/such/one"\nrequired = false\n')
     assert finding["stage nmt"].state == "note"

@@ -96,7 +96,7 @@ def test_the_table_of_cards(
 def test_who_is_quantised_is_named_and_no_more_than_must_be() -> None:
     rooms = [room(12)]
     found = plan(rooms, pipeline(LARGE, rooms))
-    assert words.headline(found) == "all resident when quantised: nmt m2m100-418m int8_float16"
+    assert words.headline(found) == "all resident when quantised: nmt with m2m100-418m int8_float16"
     assert [found.variant_of(stage) for stage in LARGE] == [0, 0, 1, 0]
 
 
