@@ -19,7 +19,7 @@ import msgspec
 from engine import placement_words
 from engine.choices import field_of, spread
 from engine.config import Config
-from engine.placement import Placement, Verdict
+from engine.placement import Placement
 from ipc.errors import DragomanError
 
 EMBEDDED = "no configuration file: the embedded demo models"
@@ -97,9 +97,5 @@ def placed(made: Placement) -> Finding:
     head, *rest = placement_words.lines(made)
     text = "; ".join([head.removeprefix("placement: "), *map(str.strip, rest)])
     details = placement_words.document(made)
-    if made.waits:
-        return Finding("note", "placement", text, "end the programs that hold the memory: nvidia-smi", details)
-    if made.verdict is Verdict.TURNS:
-        mend = "for all at once: smaller models (stages.X.variants), another GPU, or one of 12 GB or more"
-        return Finding("note", "placement", text, mend, details)
-    return Finding("ok", "placement", text, details=details)
+    mend = placement_words.mend(made)
+    return Finding("note" if mend else "ok", "placement", text, mend, details)
