@@ -9,19 +9,24 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine import placement_words
+from engine.arbiter.lease import EXTERNAL
 from engine.choices import field_of, spread
+from engine.commands import asking, finding
 from engine.config import Config
+from engine.devices import Device
 from engine.placement import Placement
 from ipc.errors import DragomanError
 
+LOOK_S = 2.0  # how long a running node is asked
 EMBEDDED = "no configuration file: the embedded demo models"
 
 
@@ -46,10 +51,32 @@ def configuration(args: argparse.Namespace) -> list[Finding]:
         config = config_file.load(path, os.environ, Path(args.env_file) if args.env_file else None, base=base)
     except DragomanError as error:
         return [Finding("bad", "configuration", error.text, error.mend or "mend the line it names")]
-    return [Finding("ok", "configuration", str(path or EMBEDDED)), *_stages(config)]
+    return [Finding("ok", "configuration", str(path or EMBEDDED)), *_stages(config, running(args.connect))]
 
 
-def _stages(config: Config) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Running:
+    """A node that runs, and what its own workers hold: UUID of a GPU, "" of the CPU -> bytes."""
+
+    node: str
+    held: Mapping[str, int]
+
+
+def running(connect: str | None) -> Running | None:
+    """The node at this address, or the one that is found without; None when there is none, or it does not answer."""
+    try:
+        stats = asking.ask(finding.ctl_endpoint(connect or None), "stats", timeout_s=LOOK_S)
+    except DragomanError:
+        return None
+    uuids = {name: row["uuid"] for name, row in stats["arbiter"].get("devices", {}).items()}
+    held: Counter[str] = Counter()
+    for lease in stats["leases"]:
+        if not lease["worker"].startswith(EXTERNAL):
+            held[uuids.get(lease["device"], "")] += lease["held_bytes"]
+    return Running(stats["node"], held)
+
+
+def _stages(config: Config, beside: Running | None) -> Iterator[Finding]:
     from engine.supervisor import survey
 
     config = spread(config)
@@ -73,23 +100,41 @@ def _stages(config: Config) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"stage {name}", section.model or "needs no model")
     if len(surveys) == len(config.stages):
-        yield from _plan(config, surveys)
+        yield from _plan(config, surveys, beside)
 
 
-def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
-    """Whether devices, memory and languages allow all stages together, and where their models would go."""
+def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> Iterator[Finding]:
+    """Whether devices, memory and languages allow all stages together, and where their models would go.
+
+    ``beside``: a node that runs; what it holds counts as free, since it would have ended where another starts.
+    """
     from engine import corrections_file, devices
-    from engine.supervisor import plan
+    from engine.supervisor import claims, plan
 
+    held = beside.held if beside else {}
     try:
         found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
         history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
-        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor", history)
+        free = [without(device, held.get(device.uuid, 0)) for device in found]
+        memory = devices.host_memory()
+        memory = replace(memory, available_bytes=memory.available_bytes + held.get("", 0))
+        made = plan.make(config, free, memory, os.cpu_count() or 1, surveys, "ipc://doctor", history)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return
-    yield Finding("ok", "plan", f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory")
+    aside = f", as if node {beside.node}, which runs, had ended" if beside else ""
+    said = f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory{aside}"
+    yield Finding("ok", "plan", said)
+    for device in found:
+        if not held.get(device.uuid) and device.uuid and (holder := claims.holder(device.uuid)):
+            yield Finding("note", device.name, f"it is in use by {holder}", claims.SHARE)
     yield placed(made.placement)
+
+
+def without(device: Device, held_bytes: int) -> Device:
+    """The device as it would be without so much."""
+    free = device.free_bytes + held_bytes if device.free_bytes >= 0 else -1
+    return replace(device, free_bytes=min(device.total_bytes, free))
 
 
 def placed(made: Placement) -> Finding:

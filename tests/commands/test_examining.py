@@ -21,7 +21,7 @@ full = ["ears"]
 
 def found(path: Path, text: str) -> dict[str, examining.Finding]:
     path.write_text(text, encoding="utf-8")
-    return {f.topic: f for f in examining.configuration(Namespace(config=str(path), env_file=None))}
+    return {f.topic: f for f in examining.configuration(Namespace(config=str(path), env_file=None, connect=None))}
 
 
 def test_a_configuration_that_would_start_is_ok(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
 def test_without_a_file_the_demo_models_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    findings = {one.topic: one for one in examining.configuration(Namespace(config=None, env_file=None))}
+    findings = {one.topic: one for one in examining.configuration(Namespace(config=None, env_file=None, connect=None))}
     assert "embedded demo models" in findings["configuration"].text
     assert findings["stage tts"].text == str(embedded.DEMO / "tts")
