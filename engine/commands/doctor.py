@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.commands import FAILED, OK, asking, bundling, choosing, examining, finding
+from engine.commands import FAILED, OK, asking, bundling, choosing, examining, finding, patience
 from engine.commands.examining import Finding
 from engine.commands.tables import nbytes, table
 from ipc.errors import DragomanError
@@ -369,7 +369,8 @@ def _hardware() -> tuple[tuple[int, int], list[dict[str, Any]], str, str]:
 
     memory = devices.host_memory()
     try:
-        found = devices.look(("auto",))
+        with patience.waiting(patience.DRIVER):
+            found = devices.look(("auto",))
     except DragomanError as error:
         return (memory.total_bytes, memory.available_bytes), [], error.text, error.mend
     except Exception as error:  # a sick driver must not keep the doctor from the rest

@@ -20,7 +20,7 @@ import msgspec
 from engine import placement_words
 from engine.arbiter.lease import EXTERNAL
 from engine.choices import field_of, spread
-from engine.commands import asking, finding
+from engine.commands import asking, finding, patience
 from engine.config import Config
 from engine.devices import Device
 from engine.placement import Placement
@@ -113,7 +113,8 @@ def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> It
 
     held = beside.held if beside else {}
     try:
-        found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
+        with patience.waiting(patience.DRIVER):
+            found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
         history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
         free = [without(device, held.get(device.uuid, 0)) for device in found]
         memory = devices.host_memory()
