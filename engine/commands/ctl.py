@@ -35,8 +35,8 @@ shows them.
 
 --wait waits until it is so: drain and unload until the models are gone and the driver shows their memory back; restart
 until the next process is there, with its model where the last one had one; load until the stage's workers have their
-models (but extra ones, and those on standby), or have had them, where keep_alive_s is short. The others are done when they are taken; what resume lets load goes on
-by itself.
+models (but extra ones, and those on standby), or have had them, where keep_alive_s is short. The others are done when
+they are taken; what resume lets load goes on by itself.
 
 exit codes: 0 taken (with --wait: done), 1 refused, not done in time, or no node; 2 wrong arguments"""
 

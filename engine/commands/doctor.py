@@ -61,7 +61,7 @@ COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models alr
 ADVISED_BYTES = 12 * 10**9  # of GPU memory
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPAIR_COMMAND = (
-    "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
+    "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'llama-cpp-python>=0.3.16'"
 ) + " (builds for some minutes; needs a C++ compiler)"
 GPU_COMMAND = "make env GPU=1 (or: pip install --force-reinstall --no-deps onnxruntime-gpu==1.26.*)"
 
