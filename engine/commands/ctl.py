@@ -29,6 +29,8 @@ EPILOG = """examples:
   run_node.py ctl drain cuda:1 --wait 60 && nvidia-smi -i 1 ...; run_node.py ctl resume cuda:1
   run_node.py ctl set stages.asr.max_batch=1
 
+STAGE is a stage, or one of its further models: tts, tts.es. `stats` names workers and devices.
+
 No utterance fails by an order: batches that run are finished, what waits goes to other workers or waits, as long as its
 deadline allows. Orders hold until they are undone or the node stops, whichever of its processes dies meanwhile; `stats`
 shows them.

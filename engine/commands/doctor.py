@@ -94,9 +94,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="what is installed, what is missing, and the command that mends it",
         description="Look at this machine: Python, kernel, packages against their floors, devices, memory, and which\n"
         "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether\n"
-        "the whole fits. With --connect, at a running node too. With --bundle, all of it in one archive for\n"
-        "somebody who helps: the doctor's report, the configuration without secrets, versions, and the running\n"
-        "node's statistics and last log lines.",
+        "the whole fits (what a running node holds counts as free). With --connect, at that node too.\n"
+        "With --bundle, all of it in one archive for somebody who helps: the doctor's report, the configuration\n"
+        "without secrets, versions, and the running node's statistics and last log lines.",
         epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
         "  run_node.py doctor --bundle help.tar.gz\n"
         "\nexit codes: 0 all is well, 1 something that the node needs is missing, or (--connect) no node serves",
