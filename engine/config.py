@@ -59,6 +59,7 @@ class DeadlinesSection(_Section, frozen=True):
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
     abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    driver_s: float = 20.0  # a driver, or a GPU of its, that does not answer for so long at the start is left out
     gpu_wait_s: float = 30.0  # waiting at the start for a GPU that another node uses
     stuck_s: float = 10.0  # from SIGKILL until a worker that a driver holds counts as lost, with its memory
     detach_s: float = 60.0  # a client gone for so long: its work is cancelled

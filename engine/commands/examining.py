@@ -80,9 +80,12 @@ def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
     from engine.supervisor import plan
 
     try:
-        found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
-        history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
-        made = plan.make(config, found, devices.host_memory(), os.cpu_count() or 1, surveys, "ipc://doctor", history)
+        section = config.devices
+        seen = devices.look(section.use, declared=section.declared_bytes, limit_s=config.deadlines.driver_s)
+        found, left_out = devices.usable(seen), devices.silent(seen)
+        history = corrections_file.read(corrections_file.place(section.estimates_file, os.environ))
+        cores, memory = os.cpu_count() or 1, devices.host_memory()
+        made = plan.make(config, found, memory, cores, surveys, "ipc://doctor", history, left_out)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return
