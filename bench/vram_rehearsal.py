@@ -247,13 +247,13 @@ class Rehearsal:
         reported_at = time.monotonic() - arbiter.get("age_ms", math.inf) / 1000
         while not self._seen.empty():
             self.grants.sample(*self._seen.get())
-        self.grants.judge(arbiter.get("leases", ()))
+        self.grants.judge(arbiter)
         return reported_at
 
     def _judge_the_rest(self, node: Node) -> None:
         """What was granted up to now; an arbiter that is away says nothing of it."""
-        now = time.monotonic()
-        while self._judge(node) < now and time.monotonic() < now + REPORT_S:
+        now, grants = time.monotonic(), self.grants
+        while (self._judge(node) < now or grants.judged < grants.granted) and time.monotonic() < now + REPORT_S:
             time.sleep(SAMPLE_S)
 
     def _packing(self) -> int:
@@ -326,8 +326,8 @@ def summary(
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):
         report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
-    report.add("granted", stats["arbiter"]["counts"].get("granted", 0), "grants")
-    report.add("judged", rehearsal.grants.judged, "grants")  # fewer: some were over before the arbiter's next report
+    report.add("granted", rehearsal.grants.granted, "grants")
+    report.add("unjudged", rehearsal.grants.granted - rehearsal.grants.judged, "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")

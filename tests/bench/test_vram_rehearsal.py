@@ -74,6 +74,14 @@ estimate_gib = 3.0
 turn_s = 0.5
 unreadable_s = 0.5
 """  # the first takes more than it has leased, and is there for longer than a reading may be old
+SECRETIVE = """
+from engine.arbiter import main
+from engine.arbiter.leases import Leases
+
+snapshot = Leases.snapshot
+Leases.snapshot = lambda self, now: {**(report := snapshot(self, now)), "last_lease": report["last_lease"] + 1}
+main.main()
+"""  # one more grant than it tells of
 CEILING = TURNS + "[devices.max_bytes]\n'cuda:0' = 8_589_934_592\n"
 FAULTY = """
 from engine.arbiter import main
@@ -119,7 +127,7 @@ def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     code, found = rehearsed(["--gpus", "8GiB,24GiB", "--scenario", str(file)], capsys)
     assert code == 0
     assert (found["utterances"], found["oom"], found["failed"], found["overcommitted"]) == (20, 0, 0, 0)
-    assert 0 < found["judged"] <= found["granted"]
+    assert found["granted"] >= 4 and found["unjudged"] == 0
     assert 0 < found["vram_peak_0"] <= 8 and 0 < found["vram_used"] < 32
 
 
@@ -188,3 +196,12 @@ def test_an_arbiter_that_overlooks_something_is_caught_by_the_driver(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     overcommitted, above_ceiling = grants(tmp_path, gpu_gib, scenario, {"arbiter": "faulty_arbiter"})
     assert above_ceiling > 0 and (overcommitted > 0) == (overlooked != "the ceiling")
+
+
+@pytest.mark.timeout(120)
+def test_a_grant_that_is_not_judged_fails_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secretive_arbiter.py").write_text(SECRETIVE)
+    (tmp_path / "scenario.toml").write_text("utterances = 2\n[[stages]]\nname = 'a'\nweights_gib = 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report = rehearse((8 * GIB,), tmp_path / "scenario.toml", {"arbiter": "secretive_arbiter"})
+    assert {one.metric: one.value for one in report.results}["unjudged"] == 1 and report.exit_code == 1
