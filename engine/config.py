@@ -84,6 +84,7 @@ class DeviceSection(_Section, frozen=True):
 
     use: tuple[str, ...] = ("auto",)  # "auto", "cpu", "cuda:0", or a GPU UUID
     max_bytes: dict[str, int] = {}  # device -> used memory (other programs' too) above which nothing is granted
+    max_total_bytes: int = 0  # the same of all GPUs together, each its part by its size; 0: no such bound
     reserve_bytes: int = 0  # kept free on every device, besides the safety margin
     safety_margin: float = 0.1  # share of the free memory that is never granted
     max_models: int = 5  # most models resident on one device

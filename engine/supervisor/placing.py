@@ -176,6 +176,20 @@ def without(config: Config, left_out: Mapping[str, str], devices: Sequence[Devic
     return msgspec.structs.replace(config, stages=sections)
 
 
+def bounded(config: Config, devices: Sequence[Device]) -> Config:
+    """The configuration with the bound on all GPUs together as one on each."""
+    section = config.devices
+    gpus = [device for device in devices if device.kind == "cuda"]
+    in_all = sum(device.total_bytes for device in gpus)
+    if not section.max_total_bytes or section.max_total_bytes >= in_all:
+        return config
+    most = dict(section.max_bytes)
+    for device in gpus:
+        part = section.max_total_bytes * device.total_bytes // in_all
+        most[device.name] = min(part, *(most.get(name, part) for name in (device.name, device.uuid)))
+    return msgspec.structs.replace(config, devices=msgspec.structs.replace(section, max_bytes=most))
+
+
 def _is_left_out(entry: str, left_out: Mapping[str, str], devices: Sequence[Device]) -> bool:
     """A UUID that is nobody's here may be that of a silent one, which has not told its own."""
     if any(entry in (device.name, device.uuid) for device in devices):

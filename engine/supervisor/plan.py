@@ -131,7 +131,7 @@ def make(
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(spread(config), surveys)
-    config = placing.without(config, left_out or {}, devices, surveys)
+    config = placing.bounded(placing.without(config, left_out or {}, devices, surveys), devices)
     for name, section in config.stages.items():
         _check_skipping(name, section, surveys[name])
     try:

@@ -268,6 +268,32 @@ def test_rings_larger_than_what_is_free_are_refused() -> None:
         make(config(node=NodeSection(ring_budget_bytes=GIB)), memory=HostMemory(16 * GIB, GIB // 2))
 
 
+@pytest.mark.parametrize(
+    ("total", "each", "ceilings"),
+    [
+        (24, {}, [16, 8, 0]),
+        (24, {"cuda:0": 4 * GIB}, [4, 8, 0]),
+        (24, {"GPU-0": 4 * GIB, "cuda:1": 12 * GIB}, [4, 8, 0]),
+        (36, {}, [0, 0, 0]),
+        (0, {"cuda:1": 5 * GIB}, [0, 5, 0]),
+    ],
+)
+def test_all_gpus_together_have_a_ceiling_that_each_has_a_part_of_by_its_size(
+    total: int, each: dict[str, int], ceilings: list[int]
+) -> None:
+    gpus = [GPUS[0], replace(GPUS[1], total_bytes=12 * GIB)]
+    section = DeviceSection(max_total_bytes=total * GIB, max_bytes=each)
+    made = make(config(devices=section), [*gpus, CPU])
+    assert [device.ceiling_bytes // GIB for device in made.arbiter.devices] == ceilings
+
+
+def test_a_ceiling_of_all_gpus_is_seen_by_the_plan_and_bounds_one_s_part_of_shared_ones() -> None:
+    big = {"a": StageSection(kind="simulated", estimate_bytes=10 * GIB, devices=("cuda:0",))}
+    assert make(config(big, devices=DeviceSection(share=True, max_total_bytes=30 * GIB)), [*GPUS, CPU]).workers
+    with pytest.raises(DragomanError, match=r"needs 10\.0 GiB on cuda:0, which can give at most"):
+        make(config(big, devices=DeviceSection(max_total_bytes=16 * GIB)), [*GPUS, CPU])
+
+
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
     made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 8 * GIB, "GPU-1": 9 * GIB})), [*GPUS, CPU])
     assert [d.ceiling_bytes for d in made.arbiter.devices] == [8 * GIB, 9 * GIB, 0]
