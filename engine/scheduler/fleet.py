@@ -83,7 +83,8 @@ class Fleet:
         staying = [w for w in workers if not (w.leaving or w.ordered or self.book.is_drained(w))]
         if any(w.life in (Life.LOADING, Life.LOADED) for w in staying):
             return
-        parked = [w for w in workers if w.parked and w.life is Life.EMPTY and not self.book.is_drained(w)]
+        may = [w for w in workers if w.parked and not (w.yields or self.book.is_drained(w))]
+        parked = [w for w in may if w.life is Life.EMPTY]
         if parked:
             self._load(min(parked, key=lambda worker: (worker.plan.standby, worker.load_ms)))
 
@@ -123,7 +124,8 @@ class Fleet:
             why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
             worker.waiting_for, worker.load_again_at = why, until
             return self.watch(until)
-        worker.parked, worker.refused, worker.modest = False, False, modest
+        worker.called = worker.called or worker.parked
+        worker.parked, worker.yields, worker.refused, worker.modest = False, False, False, modest
         if worker.dismissed:  # its next life will
             return None
         worker.move(Life.LOADING)
@@ -152,7 +154,7 @@ class Fleet:
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
         worker.loaded_at = now
-        worker.modest = worker.hopeless = worker.returns = False
+        worker.modest = worker.hopeless = worker.returns = worker.called = False
         self.proven.add(worker.plan.stage)
         worker.loading_since = None
         worker.waiting_for = ""
@@ -174,6 +176,7 @@ class Fleet:
         is the model that is bad.
         """
         worker.move(Life.EMPTY)
+        worker.called = False
         worker.loading_since = None
         worker.waiting_for = message.reason
         if worker.plan.extra:

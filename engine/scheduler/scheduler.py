@@ -342,7 +342,7 @@ class Scheduler:
             "handed_over": self.handover.complete,
             "per_device": self._per_device(),
             "stages": {name: self._stage(name, now) for name in book.stages},
-            "workers": {role: self._worker(role) for role in book.workers},
+            "workers": {role: self._worker(role, now) for role in book.workers},
             "orders": {"drained": list(book.orders.drained), "knobs": book.orders.knobs},
         }
 
@@ -379,6 +379,7 @@ class Scheduler:
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
             "parked": sum(worker.parked for worker in self.book.regulars_of(name)),
+            "called": sum(worker.called for worker in self.book.regulars_of(name)),
             "instances": self.extras.snapshot(name),
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
@@ -402,8 +403,9 @@ class Scheduler:
             "absent": self.book.absent.get(name, ""),
         }
 
-    def _worker(self, role: str) -> dict[str, Any]:
+    def _worker(self, role: str, now: float) -> dict[str, Any]:
         worker = self.book.workers[role]
+        again_at = worker.load_again_at if worker.life is Life.EMPTY else None
         return {
             "state": worker.life.value,
             "incarnation": worker.incarnation,
@@ -412,6 +414,7 @@ class Scheduler:
             "standby": worker.plan.standby,
             "extra": worker.plan.extra,
             "waiting_for": worker.waiting_for,
+            "again_in_s": None if again_at is None else round(max(0.0, again_at - now), 1),
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,
             "utterances": worker.items,

@@ -1,10 +1,10 @@
 """Is the node well? Judged by progress, never by "the process is there". Pure.
 
-A stage is **alive** when one of its workers has its model, or has parked it to give others room, and **progressing**
-unless it has work of which nothing has begun or ended for longer than a run may take. The node is **ready** when it
-serves, its core processes are up and heard, and every stage that it cannot do without is alive and progressing.
-What else an operator should know, a device that is lost or whose driver does not answer, or a worker that cannot be
-killed, is in ``notes``.
+A stage is **alive** when one of its workers has its model, or has parked it to give others room, or is on its way
+back from that, and **progressing** unless it has work of which nothing has begun or ended for longer than a run may
+take. The node is **ready** when it serves, its core processes are up and heard, and every stage that it cannot do
+without is alive and progressing. What else an operator should know, a device that is lost or whose driver does not
+answer, or a worker that cannot be killed, is in ``notes``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
     """One stage of the scheduler's report."""
     if row.get("absent"):
         return {"alive": False, "progressing": False, "reason": f"absent: {row['absent']}"}
-    if not row.get("loaded") and not row.get("parked"):
+    if not (row.get("loaded") or row.get("parked") or row.get("called")):
         return {"alive": False, "progressing": False, "reason": row.get("why") or "no worker has its model yet"}
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):
