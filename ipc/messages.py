@@ -538,7 +538,8 @@ class LeaseRequest(_Wire, frozen=True):
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
     outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
     besides the lease it has, for a model that is loaded. ``pid``: of the holder, to be found in a driver's list of
-    processes; 0: not said. ``among``: where ``device`` is "", devices of which the arbiter chooses one.
+    processes; 0: not said. ``among``: where ``device`` is "", devices of which the arbiter chooses one. ``base_bytes``:
+    what that process has on the device already, and asks for more than.
     """
 
     id: int
@@ -553,6 +554,7 @@ class LeaseRequest(_Wire, frozen=True):
     grows: bool = False
     pid: int = 0
     among: tuple[str, ...] = ()
+    base_bytes: int = 0
 
 
 class Granted(_Wire, frozen=True):

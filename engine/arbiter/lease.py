@@ -90,6 +90,7 @@ class Lease:
     home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
     obstacle: str = ""  # kind of what it was told it waits for
     granted_at: float = 0.0
+    base_bytes: int = 0  # what its holder's process has besides it, from before the grant
 
     def is_on(self, device: str) -> bool:
         """Whether it is of this device, whose ever memory that has."""

@@ -124,6 +124,7 @@ class Leases:
             variant=message.variant, priority=message.priority, preemptible=message.preemptible,
             grows=message.grows and not peer.startswith(EXTERNAL),  # a program has no model that is loaded
             pid=message.pid,
+            base_bytes=max(0, message.base_bytes),
             home=name if name != device else "",
         )  # fmt: skip
         if memory is None:

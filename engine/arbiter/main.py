@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from engine import failpoints, logs, process
@@ -20,6 +21,7 @@ from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
+from engine.arbiter.resident import Resident
 from engine.arbiter.room import Reading
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
@@ -51,6 +53,7 @@ from ipc.sockets import Dealer, Poll, Router
 
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
 MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
+HOST = "cpu"  # the device whose memory is the machine's
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
 
@@ -72,7 +75,8 @@ class Arbiter:
         self._workers = frozenset(boot.body.workers)
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
-        self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
+        self._resident = Resident()
+        self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE, self._resident)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
         self._holders = Holders(self._poll)
@@ -101,6 +105,7 @@ class Arbiter:
             self._act(self._leases.handle(Tick(), process.now()))
             self._act(self._samples.look(self._leases.books()))
             self._act([*self._spare.look(self._leases.rooms())])
+            self._watch_processes()
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -128,6 +133,7 @@ class Arbiter:
         )
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
+        self._watch_processes()
         for alarm in self._leases.alarms():
             self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
@@ -229,6 +235,13 @@ class Arbiter:
                     one = replace(one, processes=self._holders.gather(one.processes))
                 self._act(self._leases.handle(one, process.now()))
 
+    def _watch_processes(self) -> None:
+        """Those of who holds leases of the machine's memory, before they hear that they do."""
+        books = [leases for memory, leases in self._leases.books() if memory.limits.name == HOST]
+        leases = [one for one in chain(*books) if one.pid]
+        programs = {one.pid for one in leases if one.external}
+        self._resident.watch({one.pid for one in leases} - programs, programs)
+
     def _ask_late(self) -> None:
         """Ask to leave who is to: on its connection, or by a signal where it has none and will have none."""
         for peer, message in list(self._to_ask.items()):
@@ -297,18 +310,21 @@ class Arbiter:
         return {**report, "devices": rows}
 
 
-def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
+def samplers(devices: tuple[DevicePlan, ...], period_s: float, resident: Resident) -> dict[str, Sampler]:
     """Book -> the sampler of its source; one for the machine's memory, one for each GPU, one for what is declared.
 
     A GPU's is there for its health too; where it tells no memory, it stands under the GPU's UUID, and is nobody's book.
     """
     own = [plan for plan in devices if not plan.book]
+    # What a GPU without memory of its own has of the machine's, no process is shown to have.
+    unified = any(plan.memory_source == "unified" for plan in devices)
     host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
     declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
     told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
     found: dict[str, Sampler] = {}
     if host:
-        found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
+        source = host_source(host) if unified else host_source(host, processes=resident.read)
+        found |= dict.fromkeys(host, Sampler("host", source, period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     for plan in devices:

@@ -16,7 +16,8 @@ That is a guess whenever several may have grown. A driver may also *list* what e
 WSL, it does not, or by numbers that are not ours). Once one of our holders has appeared in its list, nothing is guessed
 of those who can stand there:
 
-* a living holder has what it is listed with, or nothing; what others are listed with is foreign;
+* a living holder has what it is listed with, or nothing, less what it had before it asked (the process of a worker on
+  the CPU); what others are listed with is foreign;
 * a driver may drop a process that ends before its memory is free, and before anybody tells of its death. So what the
   list drops while the sum stays is *fading*: still its holder's, which might take as much anew; after ``PATIENT_S`` it
   is somebody else's who is not listed;
@@ -209,7 +210,7 @@ class DeviceMemory:
         listed = reading.listed
         self._strangers_bytes = sum(listed.values())
         for pid, held in ours.items():
-            nbytes = listed.get(pid, 0)
+            nbytes = max(0, listed.get(pid, 0) - max(lease.base_bytes for lease in held))
             self._strangers_bytes -= nbytes
             fall = sum(lease.held_bytes for lease in held) - nbytes
             self._share(nbytes, held, reading)

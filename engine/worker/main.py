@@ -181,10 +181,12 @@ class Worker:
         if self.state != "empty":
             return
         self.state, self.variant = "waiting", load.variant
-        chosen = self.chosen
+        chosen, on_cpu = self.chosen, self.plan.library_device == "cpu"
+        self.base_bytes = _resident_bytes() if on_cpu else 0
         self.request = LeaseRequest(
             time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
             chosen.model, load.wait_s, priority=self.plan.priority, variant=self.variant, pid=os.getpid(),
+            base_bytes=self.base_bytes,
         )  # fmt: skip
         self._to_arbiter(self.request)
 
@@ -219,7 +221,7 @@ class Worker:
         self._to_scheduler(Loading(self.chosen.model, self.variant))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
-        self.base_bytes, begun = _resident_bytes(), now()
+        begun = now()
         try:
             self.runner = self._open()
         except Exception as error:

@@ -1549,3 +1549,25 @@ def test_a_program_whose_name_would_fill_the_journal_is_denied_in_words():
     bench.read(24 * GIB)
     (denied,) = bench.ask("lease@5/" + "0" * 900, GIB)
     assert isinstance(denied, Denied) and "more than 100 bytes" in denied.reason
+
+
+def test_where_the_machine_s_memory_is_listed_by_process_other_programs_growth_is_no_lease_s():
+    bench = Bench(Limits(GPU, 16 * GIB, safety_margin=0.0, returns_at_once=True))
+    bench.list({}, unlisted=2 * GIB, total=16 * GIB)
+    bench.ask("lease@7/1", 4 * GIB, pid=7)
+    bench.list({7: GIB}, unlisted=2 * GIB, total=16 * GIB)
+    bench.list({7: GIB}, unlisted=5 * GIB, total=16 * GIB)  # somebody else takes 3 GiB
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (GIB, 5 * GIB)
+    assert bench.row()["grantable_bytes"] == 7 * GIB  # the program may take 3 more
+
+
+def test_what_a_process_had_before_it_asked_is_not_of_its_lease():
+    bench = Bench(Limits(GPU, 16 * GIB, safety_margin=0.0, returns_at_once=True))
+    bench.list({}, unlisted=2 * GIB, total=16 * GIB)
+    bench.ask("asr@cpu/0", 4 * GIB, pid=7, base_bytes=GIB)
+    bench.list({7: 2 * GIB}, unlisted=GIB, total=16 * GIB)
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (GIB, 2 * GIB)
+    assert bench.row()["grantable_bytes"] == 10 * GIB  # what it has yet to take is kept for it
+    bench.arbiter_dies()
+    bench.list({7: 5 * GIB}, unlisted=GIB, total=16 * GIB)
+    assert (bench.row()["held_bytes"], bench.row()["grantable_bytes"]) == (4 * GIB, 10 * GIB)
