@@ -462,7 +462,10 @@ class Run(_Wire, frozen=True):
 
 
 class Grow(_Wire, frozen=True):
-    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most."""
+    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most.
+
+    ``nbytes`` 0: no more, its runs fit; what it has leased beyond its estimate is given back.
+    """
 
     nbytes: int
     wait_s: float
@@ -577,9 +580,14 @@ class Settled(_Wire, frozen=True):
 
 
 class Release(_Wire, frozen=True):
-    """``lease`` 0: whatever this holder has asked for, whether it has been answered or not."""
+    """``lease`` 0: whatever this holder has asked for, whether it has been answered or not.
+
+    ``keep_bytes``: so much it keeps, or what it was seen to have if that is more, of this lease and of all that it has
+    asked for besides; 0: nothing of this lease.
+    """
 
     lease: int
+    keep_bytes: int = 0
 
 
 class Inquire(_Wire, frozen=True):

@@ -90,6 +90,8 @@ class Lease:
     home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
     obstacle: str = ""  # kind of what it was told it waits for
     granted_at: float = 0.0
+    peak_bytes: int = 0  # of its holder's first lease: the most that a list of processes has shown the holder to have
+    overused: bool = False  # that was said to be more than was granted
     base_bytes: int = 0  # what its holder's process has besides it, from before the grant
 
     def is_on(self, device: str) -> bool:

@@ -40,6 +40,7 @@ from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, Lea
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.lines import Lines
 from engine.arbiter.outlook import Outlook, look
+from engine.arbiter.overuse import Overuse
 from engine.arbiter.room import DOUBT_S, DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
@@ -70,6 +71,7 @@ class Leases:
         self._lost: dict[str, str] = {}  # quarantined device -> why
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
+        self._overuse = Overuse()
         self.wants = Wants(waits.grace_s)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -81,6 +83,8 @@ class Leases:
                 return self._settled(peer, message, now)
             case FromWorker(peer, Release(lease=0)):
                 return self._let_go([one for one in self._by_role.get(_role(peer), ()) if one.peer == peer], now)
+            case FromWorker(peer, Release(lease=number, keep_bytes=nbytes)) if nbytes > 0:
+                return self._shrink(peer, number, nbytes, now)
             case FromWorker(peer, Release(lease=number)):
                 return self._let_go(self._of(peer, number), now)
             case Gone(role=role, incarnation=incarnation, stuck=stuck):
@@ -141,6 +145,7 @@ class Leases:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
+        lease.nbytes = min(memory.limits.most_bytes, self._overuse.asks(lease))
         self._by_role.setdefault(_role(peer), []).append(lease)
         self._lines.add(lease, now, message.wait_s, () if message.device else among)
         return self._serve(device, now, lease)
@@ -314,6 +319,22 @@ class Leases:
             touched[lease.device] = None
         return [action for device in touched for action in (Sample(device), *self._serve(device, now))]
 
+    def _shrink(self, peer: str, number: int, nbytes: int, now: float) -> list[Action]:
+        """Let a holder keep so much of all its leases, or what it was seen to have if that is more."""
+        if not any(lease.state is LeaseState.HELD for lease in self._of(peer, number)):
+            return []
+        its = [lease for lease in self._by_role[_role(peer)] if lease.peer == peer]
+        held = sorted((lease for lease in its if lease.state in ALIVE), key=lambda lease: lease.number)
+        there = sum(lease.held_bytes for lease in held)
+        left = max(nbytes, there, *(lease.peak_bytes for lease in held))
+        for lease in held:
+            lease.nbytes = min(lease.nbytes, left)
+            lease.held_bytes = min(lease.nbytes, there)
+            left, there = left - lease.nbytes, there - lease.held_bytes
+        held[0].held_bytes += there  # more than was granted
+        ended = [lease for lease in its if lease.state is LeaseState.REQUESTED or not lease.nbytes]
+        return [*self._let_go(ended, now), *self._serve(held[0].device, now)]
+
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         if not role.startswith(EXTERNAL):
             self._gone[role] = max(incarnation, self._gone.get(role, incarnation))
@@ -358,8 +379,9 @@ class Leases:
         memory = self._devices.get(reading.device)
         if memory is None:
             return []
-        memory.take(reading, self._present[reading.device])
-        return self._serve(reading.device, now)
+        present = self._present[reading.device]
+        memory.take(reading, present)
+        return [*self._overuse.look(present), *self._serve(reading.device, now)]
 
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
@@ -509,6 +531,7 @@ class Leases:
             "foreign_bytes": memory.foreign_bytes,
             "deficit_bytes": sum(one.held_bytes for one in present if one.state is LeaseState.DEFICIT),
             "lost_bytes": sum(max(one.nbytes, one.held_bytes) for one in present if one.state is LeaseState.LOST),
+            "over_lease_bytes": sum(max(0, one.held_bytes - one.nbytes) for one in present if one.state in ALIVE),
             "snapshot_age_ms": round((now - reading.taken_at) * 1000, 1) if reading else -1,
         }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
-from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
@@ -273,6 +273,8 @@ class Arbiter:
                 case Alarm(message):
                     self._log.error("%s", words.quarantined(message.device, message.reason))
                     self._lifeline.post(message)
+                case Note(text):
+                    self._log.warning("%s", text)
                 case Sample(device):
                     self._samplers[device].ask()
                 case Measured():

@@ -213,6 +213,8 @@ class DeviceMemory:
             nbytes = max(0, listed.get(pid, 0) - max(lease.base_bytes for lease in held))
             self._strangers_bytes -= nbytes
             fall = sum(lease.held_bytes for lease in held) - nbytes
+            first = min(held, key=lambda lease: lease.number)
+            first.peak_bytes = max(first.peak_bytes, nbytes)
             self._share(nbytes, held, reading)
             if fall > 0:
                 dropped.append((held[0], fall))

@@ -58,6 +58,12 @@ def never_fits(lease: Lease, limits: Limits) -> str:
     )
 
 
+def overuse(lease: Lease, granted: int) -> str:
+    has, who = gib(lease.peak_bytes), name(lease)
+    mend = "ask for that the next time" if lease.external else "its next load asks for that"
+    return f"{who} has {has} on {lease.device}, {gib(granted)} were granted: {mend}"
+
+
 def quarantined(device: str, reason: str) -> str:
     return f"{device} is quarantined: {reason}"
 
@@ -75,6 +81,7 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "state": lease.state.value,
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
+        "over_bytes": max(0, lease.held_bytes - lease.nbytes),
         "granted_s": lease.granted_at,
         "pid": lease.pid,
         "model": lease.model,

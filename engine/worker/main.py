@@ -169,6 +169,8 @@ class Worker:
                 failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease(message)
+            case Grow(nbytes=0):
+                self.ask_for_no_more()
             case Grow(nbytes=nbytes, wait_s=wait_s):
                 self.ask_for_more(nbytes, wait_s)
             case Park():
@@ -199,6 +201,12 @@ class Worker:
                 priority=self.plan.priority, grows=True, pid=os.getpid(),
             )  # fmt: skip
             self._to_arbiter(self.request)
+
+    def ask_for_no_more(self) -> None:
+        """Its runs fit: what was leased beyond the estimate may go to others."""
+        if self.state == "loaded":
+            self.request = None
+            self._to_arbiter(Release(self.lease, keep_bytes=self.chosen.estimate_bytes))
 
     @property
     def chosen(self) -> VariantPlan:

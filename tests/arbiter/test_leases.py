@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.arbiter import kept, leases, words
-from engine.arbiter.events import DeviceLost, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import DeviceLost, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, Leases
@@ -1571,3 +1571,93 @@ def test_what_a_process_had_before_it_asked_is_not_of_its_lease():
     bench.arbiter_dies()
     bench.list({7: 5 * GIB}, unlisted=GIB, total=16 * GIB)
     assert (bench.row()["held_bytes"], bench.row()["grantable_bytes"]) == (4 * GIB, 10 * GIB)
+
+
+# ------------------------------------------------------------ more than was needed, more than was granted
+
+
+def grown_bench(true: int, lists: bool = True) -> Bench:
+    """A model of 8 GiB by its estimate has been granted 4 more; it has ``true`` bytes."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0, lists)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 8 * GIB, pid=7)[0].lease)
+    show(bench, min(true, 8 * GIB), lists)
+    bench.ask("asr@cuda:0/0", 4 * GIB, pid=7, grows=True)
+    show(bench, true, lists)
+    assert bench.row()["grantable_bytes"] == 24 * GIB - max(12 * GIB, true)
+    return bench
+
+
+def show(bench: Bench, true: int, lists: bool = True) -> list:
+    return bench.list({7: true} if true else {}) if lists else bench.list(None, unlisted=true)
+
+
+def give_back(bench: Bench, keep: int) -> list:
+    return bench.feed(FromWorker("asr@cuda:0/0#1", Release(1, keep_bytes=keep)))
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_what_was_leased_beyond_the_estimate_is_given_back_for_others(lists):
+    bench = grown_bench(5 * GIB, lists)
+    (waits,) = bench.ask("nmt@cuda:0/0", 14 * GIB)
+    assert isinstance(waits, LeaseWait)
+    heard = give_back(bench, 8 * GIB) + show(bench, 5 * GIB, lists)
+    assert [one.nbytes for one in heard if isinstance(one, Granted)] == [14 * GIB]
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 14 * GIB]
+
+
+def test_but_not_what_the_model_was_seen_to_have():
+    bench = grown_bench(10 * GIB)
+    show(bench, 5 * GIB)  # between two runs
+    give_back(bench, 8 * GIB)
+    show(bench, 5 * GIB)
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 2 * GIB]
+    assert bench.row()["grantable_bytes"] == 14 * GIB
+
+
+def test_nor_what_it_has_where_nobody_is_listed():
+    bench = grown_bench(10 * GIB, lists=False)
+    give_back(bench, 8 * GIB)
+    show(bench, 10 * GIB, lists=False)
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (10 * GIB, 0)
+    assert bench.row()["grantable_bytes"] == 14 * GIB
+
+
+def test_a_standing_lease_that_was_raised_comes_down_and_waiting_growth_with_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 16 * GIB, pid=7)[0].lease)
+    show(bench, 5 * GIB)
+    bench.ask("asr@cuda:0/0", 12 * GIB, pid=7, grows=True)  # there is not so much
+    give_back(bench, 8 * GIB)
+    show(bench, 5 * GIB)
+    report = bench.book.snapshot(bench.now)
+    assert [row["nbytes"] for row in report["leases"]] == [8 * GIB] and not report["waiting"]
+
+
+def test_a_worker_that_has_more_than_it_was_granted_is_named_once_and_asks_for_that_the_next_time():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", GIB, pid=7)[0].lease)
+    said = []
+    for true in (GIB, 6 * GIB, 5 * GIB):
+        reading = Reading(GPU, 24 * GIB, 24 * GIB - true, bench.now + 0.01, {7: true})
+        bench.later(0.01)
+        said += [one.text for one in bench.book.handle(reading, bench.now) if isinstance(one, Note)]
+    assert said == ["asr@cuda:0/0 has 6.0 GiB on cuda:0, 1.0 GiB were granted: its next load asks for that"]
+    (row,) = bench.book.snapshot(bench.now)["leases"]
+    assert (row["over_bytes"], bench.row()["over_lease_bytes"]) == (4 * GIB, 4 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1, "ended"))
+    show(bench, 0)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB, pid=8, incarnation=2)
+    assert granted.nbytes == 6 * GIB
+    (other,) = bench.ask("nmt@cuda:0/0", GIB, pid=9)
+    assert isinstance(other, LeaseWait), "another worker's question is its own, and waits for the load"
+
+
+def test_what_rounds_is_not_called_more_than_was_granted():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 2 * GIB, pid=7)[0].lease)
+    reading = Reading(GPU, 24 * GIB, 24 * GIB - int(2.15 * GIB), bench.now + 0.01, {7: int(2.15 * GIB)})
+    assert not [one for one in bench.book.handle(reading, bench.now) if isinstance(one, Note)]
