@@ -38,11 +38,15 @@ class Runtime:
 
 
 class Start(msgspec.Struct, frozen=True):
-    """The first estimate, before anything was measured. ``later_bytes`` of it are taken by runs, not by the load."""
+    """The first estimate, before anything was measured. ``later_bytes`` of it are taken by runs, not by the load.
+
+    ``weights_bytes``: in memory, where the model's files say it; else 0.
+    """
 
     nbytes: int = 0
     later_bytes: int = 0
     source: Literal["files", "table"] = "files"
+    weights_bytes: int = 0
 
 
 PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_item_bytes=0)
@@ -88,7 +92,7 @@ def start(
         factor = factor if kind == "cuda" else 1.0
         total = around + (memory.weights_bytes + memory.workspace_bytes) * factor
         later = (memory.workspace_bytes - memory.at_load_bytes) * factor
-        return Start(whole(total), int(later), "files")
+        return Start(whole(total), int(later), "files", memory.weights_bytes)
     workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
     growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
     total = around + (weights_bytes * growth + workspace) * factor
