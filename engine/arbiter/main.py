@@ -18,6 +18,7 @@ from engine import failpoints, logs, process
 from engine.arbiter import kept, words
 from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
+from engine.arbiter.inbox import Inbox
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
@@ -72,7 +73,7 @@ class Arbiter:
         self._samples = Samples()
         self._plans = boot.body.devices
         self._drained = boot.body.drained  # when this life began
-        self._workers = frozenset(boot.body.workers)
+        self._inbox = Inbox(frozenset(boot.body.workers))
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
         self._resident = Resident()
@@ -162,7 +163,7 @@ class Arbiter:
         now = process.now()
         due = self._leases.due_in(now)
         beat = self._lifeline.due_in(now)
-        readable = self._poll.wait(beat if due is None else min(beat, due))
+        readable = self._poll.wait(0.0 if self._inbox else beat if due is None else min(beat, due))
         if self._lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
         return readable
@@ -174,6 +175,8 @@ class Arbiter:
                     self._stopping = True
                 case Up(role="scheduler", incarnation=incarnation):
                     self._meet(incarnation)
+                case Up(role=role, incarnation=incarnation):
+                    self._inbox.announce(role, incarnation)
                 case Gone() | Orders():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
@@ -198,25 +201,26 @@ class Arbiter:
             self._act(self._leases.handle(news, process.now()))
 
     def _hear_workers(self) -> None:
+        refused = set()
         for peer, _, batch in self._router.drain():
-            if not peer.startswith(EXTERNAL) and split_peer(peer)[0] not in self._workers:
-                # Nobody would ever tell of its end, and it would keep its turn to load until then.
-                if peer in self._router:
-                    self._log.warning("%.200r is no worker of this node: it gets no memory, and is not heard", peer)
-                    self._router.dismiss(peer)
-                continue
-            for message in batch:
-                if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
-                    self._router.post(peer, Denied("the process that this lease is for is not there"))
-                    continue
-                if isinstance(message, (LeaseRequest, Settled, Release)):
-                    failpoints.reach("arbiter.asked")
-                    self._act(self._leases.handle(FromWorker(peer, message), process.now()))
-                if isinstance(message, Used):
-                    self._samples.hear(peer, message)
-                if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
-                    self._log.info("%s has given its lease back", peer.rpartition("#")[0])
-                self._forget_idle(peer)
+            if peer not in refused and (why := self._inbox.put(peer, batch)):
+                refused.add(peer)
+                self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
+                self._router.dismiss(peer)
+        for peer, message in self._inbox.take(self._router.__contains__):
+            self._hear(peer, message)
+
+    def _hear(self, peer: str, message: Any) -> None:
+        if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
+            return self._router.post(peer, Denied("the process that this lease is for is not there"))
+        if isinstance(message, (LeaseRequest, Settled, Release)):
+            failpoints.reach("arbiter.asked")
+            self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+        if isinstance(message, Used):
+            self._samples.hear(peer, message)
+        if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
+            self._log.info("%s has given its lease back", peer.rpartition("#")[0])
+        return self._forget_idle(peer)
 
     def _forget_idle(self, peer: str) -> None:
         """A program that neither holds a lease nor waits for one is not watched: each takes a descriptor."""
