@@ -32,6 +32,8 @@ from ipc.messages import (
     Granted,
     LeaseRequest,
     LeaseWait,
+    Measured,
+    Orders,
     Release,
     Report,
     Settled,
@@ -264,6 +266,24 @@ def test_a_holder_that_died_with_the_arbiter_keeps_nobody_waiting(node):
     node.say(Gone("asr@cpu/0", 1))
     assert isinstance(nmt.hear(), Granted)
     node.await_message(Report, lambda one: leases(one) == ["nmt@cpu/0#1 granted"])
+
+
+def test_of_a_load_that_began_in_its_earlier_life_it_measures_nothing_by_difference(node):
+    granted = node.worker("asr@cpu/0").ask(8 * MIB)
+    node.kill()
+    node.start()
+    asr, nmt = node.worker("asr@cpu/0"), node.worker("nmt@cpu/0")
+    assert isinstance(nmt.ask(8 * MIB), LeaseWait)
+    asr.link.send([Settled(granted.lease)])
+    nmt.link.send([Settled(nmt.hear().lease, 5 * MIB)])
+    assert node.await_message(Measured).worker == "nmt@cpu/0", "and what a worker measured itself it tells"
+
+
+def test_what_operators_keep_empty_is_not_reported_as_grantable(node):
+    node.await_message(Report, lambda one: one.snapshot["devices"]["cpu"]["grantable_bytes"] > 0)
+    node.say(Orders(drained=("cpu",)))
+    row = node.await_message(Report, lambda one: one.snapshot["devices"]["cpu"]["drained"]).snapshot["devices"]["cpu"]
+    assert row["grantable_bytes"] == 0 < row["free_bytes"]
 
 
 def test_leases_outlive_one_arbiter_after_another(node):

@@ -273,8 +273,8 @@ def test_who_gives_up_waiting_has_leased_nothing_and_hears_why() -> None:
         assert "load" in reasons[0]
         wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loaded")
         assert not external(node)
-        with Lease(256 * MIB, wait_s=0.1, ctl_endpoint=node.ctl_endpoint):
-            assert len(external(node)) == 1 or wait_until(lambda: external(node))
+        with Lease(256 * MIB, wait_s=0.1, ctl_endpoint=node.ctl_endpoint) as lease:
+            assert [row["lease"] for row in wait_until(lambda: external(node))] == [lease.number]
 
 
 def test_a_load_of_others_is_waited_out_and_does_not_count() -> None:
