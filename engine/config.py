@@ -83,8 +83,8 @@ class DeviceSection(_Section, frozen=True):
 
     use: tuple[str, ...] = ("auto",)  # "auto", "cpu", "cuda:0", or a GPU UUID
     max_bytes: dict[str, int] = {}  # device -> used memory (other programs' too) above which nothing is granted
-    reserve_bytes: int = 0  # kept free on every device, besides the safety margin
-    safety_margin: float = 0.1  # share of the free memory that is never granted
+    reserve_bytes: int = 0  # kept free on every device, where the safety margin keeps less
+    safety_margin: float = 0.1  # share of the free memory, up to max_bytes, that is never granted
     max_models: int = 5  # most models resident on one device
     start_factor: float = 1.2  # on the estimate of a model that was never measured on such a device
     share: bool = False  # let other nodes that say so too use the same GPUs, each no more than its max_bytes

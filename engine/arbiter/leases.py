@@ -182,14 +182,14 @@ class Leases:
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
-                actions.append(self._expire(expired, outlook.reason(expired), now))
+                actions.append(self._expire(expired, self._reason(expired, outlook, now), now))
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
             else:
                 break
         actions += self._hold_aside(device, now)
-        actions += self._tell(line, outlook, asking)
+        actions += self._tell(line, outlook, asking, now)
         actions += self._wish(device, outlook, now)
         return actions + [action for other in left for action in self._serve(other, now)]
 
@@ -262,8 +262,7 @@ class Leases:
 
     # ------------------------------------------------------------ telling
 
-    @staticmethod
-    def _tell(line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
+    def _tell(self, line: Line, outlook: Outlook, asking: Lease | None, now: float) -> list[Action]:
         """What the first in the line wait for, where that is another kind of thing than they were told."""
         if outlook.closed and outlook.closed.kind == "reading":  # that takes milliseconds
             return []
@@ -271,11 +270,26 @@ class Leases:
         for lease in islice(line, TOLD):
             if lease.obstacle != (kind := outlook.kind(lease)):
                 lease.obstacle = kind
-                told.append(Send(lease.peer, LeaseWait(outlook.reason(lease), lease.id)))
+                told.append(Send(lease.peer, LeaseWait(self._reason(lease, outlook, now), lease.id)))
         if asking is not None and asking.state is LeaseState.REQUESTED and not asking.obstacle:
             asking.obstacle = "line"
             told.append(Send(asking.peer, LeaseWait(f"more than {TOLD} requests wait before it", asking.id)))
         return told
+
+    def _reason(self, lease: Lease, outlook: Outlook, now: float) -> str:
+        """Why it waits, and in few words why it does not go to the other devices that would do."""
+        names = [name for name in self._lines.others(lease) if not lease.is_on(name)]
+        return "; ".join([outlook.reason(lease), *(f"{one}: {self._briefly(one, lease.nbytes, now)}" for one in names)])
+
+    def _briefly(self, name: str, nbytes: int, now: float) -> str:
+        if name in self._lost:
+            return "lost"
+        if name in self._lines.drained:
+            return DRAINED
+        device = self._lines.book(name)
+        line = self._lines.in_front_of(device)
+        outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
+        return outlook.briefly(nbytes)
 
     def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
         """Have room made, on figures that are true, for the first in line whom that helps."""
@@ -516,6 +530,7 @@ class Leases:
             "patience_s": round(line.patience(lease, now), 3),
             "leaving": self.wants.leaving(self._present[lease.device]),
             **outlook.explain(lease),
+            "reason": self._reason(lease, outlook, now),
             **aside,
         }
 

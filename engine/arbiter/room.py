@@ -27,7 +27,7 @@ Room for a grant, all figures signed::
 
     free = min( driver_free - sum max(0, granted - held),
                 min(total, ceiling) - sum max(granted, held) - foreign ) - margin
-    margin = max(safety_margin x driver_free, reserve)
+    margin = max(safety_margin x min(driver_free, ceiling), reserve)
 
 A reading from before a lease settled or let go is not the truth about it, so such figures wait for a later one.
 """
@@ -161,6 +161,16 @@ class DeviceMemory:
                 held += lease.held_bytes
         promised += self._promised_anew(leases)  # with what is held: sum max(granted, held)
         return self.limits.grantable(self.reading.free_bytes, promised, promised + held, self.foreign_bytes)
+
+    def taken_of_ceiling(self, leases: Collection[Lease]) -> int:
+        """Bytes that are taken of the configured ceiling, where that and not the device is what bounds a grant; -1."""
+        if self.reading is None or not self.limits.ceiling_bytes:
+            return -1
+        promised = self.promised(leases)
+        ours = promised + sum(lease.held_bytes for lease in leases if lease.state in ON_DEVICE)
+        left = self.limits.under_ceiling(ours, self.foreign_bytes)
+        by_device = min(self.reading.free_bytes - promised, self.limits.total_bytes - ours - self.foreign_bytes)
+        return self.limits.usable_bytes - left if left < by_device else -1
 
     def promised(self, leases: Collection[Lease]) -> int:
         """Bytes that holders may still take, and that are not used by the driver's figures."""

@@ -1664,3 +1664,46 @@ def test_what_rounds_is_not_called_more_than_was_granted():
     bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 2 * GIB, pid=7)[0].lease)
     reading = Reading(GPU, 24 * GIB, 24 * GIB - int(2.15 * GIB), bench.now + 0.01, {7: int(2.15 * GIB)})
     assert not [one for one in bench.book.handle(reading, bench.now) if isinstance(one, Note)]
+
+
+# ------------------------------------------------------------ what bounds a grant is named
+
+
+def test_what_devices_max_bytes_leaves_is_named_where_that_is_the_bound():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=8 * GIB))
+    (denied,) = bench.ask("asr@cuda:0/0", 20 * GIB)
+    assert "(of 24.0 GiB devices.max_bytes leaves 8.0 GiB, 819 MiB margin)" in denied.reason
+    bench.read(18 * GIB)
+    (wait,) = bench.ask("asr@cuda:0/0", 4 * GIB)
+    assert "(of 24.0 GiB devices.max_bytes leaves 8.0 GiB, 6.0 GiB of them taken, 819 MiB margin)" in wait.reason
+
+
+def test_and_where_the_device_is_full_its_figures():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=20 * GIB, ceiling_is_own=True, reserve_bytes=4 * GIB))
+    bench.read(6 * GIB)
+    (wait,) = bench.ask("asr@cuda:0/0", 4 * GIB)
+    assert "(6.0 GiB free, 0 MiB promised, 4.0 GiB devices.reserve_bytes)" in wait.reason
+
+
+def test_the_margin_is_a_share_of_what_may_be_used():
+    """Not of a machine's whole memory, of which this node may use a little."""
+    bench = Bench(Limits(GPU, 64 * GIB, ceiling_bytes=6 * GIB, ceiling_is_own=True))
+    bench.read(60 * GIB, 64 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 5 * GIB)
+    assert isinstance(granted, Granted)
+
+
+def test_who_would_do_with_several_devices_hears_of_each_why_it_waits():
+    names = "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4"
+    sizes = 24, 24, 24, 4, 24
+    bench = Bench(*(Limits(name, size * GIB, safety_margin=0.0) for name, size in zip(names, sizes, strict=True)))
+    for name, size in zip(names, sizes, strict=True):
+        bench.read(min(size, 3) * GIB, size * GIB, name)
+    bench.feed(Orders(drained=("cuda:2",)))
+    bench.feed(DeviceLost("cuda:4", "it fell off"))
+    bench.ask("asr@cuda:1/0", GIB, "cuda:1")
+    (wait,) = bench.ask("lease@7/1", 5 * GIB, "", among=names)
+    assert wait.reason.startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
+    assert wait.reason.endswith("; cuda:1: a model loads; cuda:2: drained; cuda:3: too small; cuda:4: lost")
+    (row,) = bench.book.snapshot(bench.now)["waiting"]
+    assert row["reason"] == wait.reason
