@@ -36,7 +36,18 @@ from typing import Any
 from engine.arbiter import words
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
+from engine.arbiter.lease import (
+    ALIVE,
+    EXTERNAL,
+    LEAVING,
+    ON_DEVICE,
+    Lease,
+    LeaseState,
+    move,
+    not_used,
+    shown_back,
+    shrink,
+)
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.lines import Lines
 from engine.arbiter.outlook import Outlook, look
@@ -186,10 +197,14 @@ class Leases:
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
+            elif spare := self._not_needed(device, outlook, now):
+                for lease in spare:
+                    lease.nbytes = 0
+                    move(lease, LeaseState.DRAINING, now)
             else:
                 break
         actions += self._hold_aside(device, now)
-        actions += self._tell(line, outlook, asking, now)
+        actions += self._tell(line, outlook, asking)
         actions += self._wish(device, outlook, now)
         return actions + [action for other in left for action in self._serve(other, now)]
 
@@ -262,7 +277,7 @@ class Leases:
 
     # ------------------------------------------------------------ telling
 
-    def _tell(self, line: Line, outlook: Outlook, asking: Lease | None, now: float) -> list[Action]:
+    def _tell(self, line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
         """What the first in the line wait for, where that is another kind of thing than they were told."""
         if outlook.closed and outlook.closed.kind == "reading":  # that takes milliseconds
             return []
@@ -270,7 +285,10 @@ class Leases:
         for lease in islice(line, TOLD):
             if lease.obstacle != (kind := outlook.kind(lease)):
                 lease.obstacle = kind
-                told.append(Send(lease.peer, LeaseWait(self._reason(lease, outlook, now), lease.id)))
+                reason = outlook.reason(lease)
+                if names := self._lines.others(lease):
+                    reason += f"; the first to have room will do, of {', '.join(names)}"
+                told.append(Send(lease.peer, LeaseWait(reason, lease.id)))
         if asking is not None and asking.state is LeaseState.REQUESTED and not asking.obstacle:
             asking.obstacle = "line"
             told.append(Send(asking.peer, LeaseWait(f"more than {TOLD} requests wait before it", asking.id)))
@@ -338,16 +356,21 @@ class Leases:
         if not any(lease.state is LeaseState.HELD for lease in self._of(peer, number)):
             return []
         its = [lease for lease in self._by_role[_role(peer)] if lease.peer == peer]
-        held = sorted((lease for lease in its if lease.state in ALIVE), key=lambda lease: lease.number)
-        there = sum(lease.held_bytes for lease in held)
-        left = max(nbytes, there, *(lease.peak_bytes for lease in held))
-        for lease in held:
-            lease.nbytes = min(lease.nbytes, left)
-            lease.held_bytes = min(lease.nbytes, there)
-            left, there = left - lease.nbytes, there - lease.held_bytes
-        held[0].held_bytes += there  # more than was granted
-        ended = [lease for lease in its if lease.state is LeaseState.REQUESTED or not lease.nbytes]
+        held = [lease for lease in its if lease.state in ALIVE]
+        ended = shrink(held, nbytes) + [lease for lease in its if lease.state is LeaseState.REQUESTED]
         return [*self._let_go(ended, now), *self._serve(held[0].device, now)]
+
+    def _not_needed(self, device: str, outlook: Outlook, now: float) -> list[Lease]:
+        """What models were granted besides and have not used for a while, where that serves the first in line."""
+        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
+        old = now - self._waits.lease_wait_s / 2
+        peers = {one.peer for one in held if one.grows and one.granted_at <= old}
+        head = self._lines.in_front_of(device).head
+        if not peers or outlook.closed or head is None or head.grows or outlook.kind(head) != "room":
+            return []
+        theirs = [[one for one in held if one.peer == peer] for peer in peers]
+        spare = [one for leases in theirs for one in not_used(leases)]
+        return spare if head.nbytes <= outlook.room + sum(one.nbytes for one in spare) else []
 
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         if not role.startswith(EXTERNAL):

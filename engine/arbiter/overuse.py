@@ -26,7 +26,9 @@ class Overuse:
 
     def asks(self, lease: Lease) -> int:
         """Bytes that a request is for: what it says, or what its worker took with that model."""
-        return lease.nbytes if lease.grows else max(lease.nbytes, self._took.get(_subject(lease), 0))
+        if lease.grows or not self._took:
+            return lease.nbytes
+        return max(lease.nbytes, self._took.get(_subject(lease), 0))
 
     def look(self, leases: Sequence[Lease]) -> Iterator[Note]:
         """At those on one device, after a reading."""
