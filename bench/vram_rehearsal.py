@@ -22,6 +22,7 @@ import msgspec
 from bench.drive import arrived, progress
 from bench.report import ZERO, Goal, Report
 from bench.standin_driver import Driver, Gpu
+from bench.vram_events import REFUSED, SHORT, Event, Events, Gib, Seconds, complaint
 from bench.vram_grants import Grants, Sample
 from bench.vram_shortages import Shortages
 from engine.arbiter.events import Waits
@@ -35,12 +36,11 @@ from stages.simulated import mark_samples, read_mark
 GIB = 2**30
 SAMPLE_S = 0.05
 REPORT_S = 5.0  # the longest wait for the arbiter's report, which comes once a second
+NEXT_GRANT_S = 1.5  # the goal, from a death of the arbiter on
 PATIENCE_S = 120.0  # without any outcome
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
 
-Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -80,6 +80,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_gib: Gib = 0.3  # of each process on a GPU
     lag_s: Seconds = 0.1  # how long memory that was given back is shown as used
     outsiders: tuple[Outsider, ...] = ()
+    events: tuple[Event, ...] = ()
     devices: dict[str, Any] = {}
     deadlines: dict[str, float] = {}
 
@@ -109,6 +110,9 @@ def read(path: Path, gpus: int) -> Scenario:
         raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
     if not scenario.stages:
         raise ScenarioError(f"{path}: there is nothing to do", "give it at least one stage")
+    for event in scenario.events:
+        if words := complaint(event, (stage.name for stage in scenario.stages), gpus):
+            raise ScenarioError(f"{path}: {words}", "docs/vram.md lists what a scenario may say")
     return scenario
 
 
@@ -176,6 +180,7 @@ class Rehearsal:
         self.grants = Grants(limits(scenario, totals), scenario.deadlines.get("unreadable_s", Waits.unreadable_s))
         self.shortages = Shortages(totals)
         self._short = [0] * len(totals)  # allocations that have failed
+        self.events = Events(scenario.events, driver, int(scenario.context_gib * GIB))
         self._driver, self._totals = driver, totals
         self._seen: queue.SimpleQueue[tuple[int, Sample, int]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)
@@ -216,6 +221,7 @@ class Rehearsal:
             finally:
                 over.set()
                 watch.join()
+                self.events.end()
         took_s = time.monotonic() - begun
         self._judge_the_rest(node)
         return took_s
@@ -238,9 +244,10 @@ class Rehearsal:
                 time.sleep(0.002)
 
     def _watch(self, node: Node, begun: float, over: threading.Event) -> None:
-        """Play the outsiders and look at what the node has granted, whatever the client does."""
+        """Play the outsiders and events, and look at what the node has granted, whatever the client does."""
         while True:
             self._play_outsiders(time.monotonic() - begun)
+            self.events.play(node, time.monotonic() - begun)
             self._look(node)
             if over.wait(SAMPLE_S):
                 return
@@ -276,14 +283,14 @@ class Rehearsal:
             self.grants.sample(gpu, sample)
             if failed:
                 self.shortages.add(gpu, sample, failed)
-        self.grants.judge(arbiter.get("leases", ()))
+        self.grants.judge(arbiter)
         self.shortages.judge(arbiter.get("leases", ()), reported_at)
         return reported_at
 
     def _judge_the_rest(self, node: Node) -> None:
         """What was granted up to now; an arbiter that is away says nothing of it."""
-        now = time.monotonic()
-        while self._judge(node) < now and time.monotonic() < now + REPORT_S:
+        now, grants = time.monotonic(), self.grants
+        while (self._judge(node) < now or grants.judged < grants.granted) and time.monotonic() < now + REPORT_S:
             time.sleep(SAMPLE_S)
 
     def _packing(self) -> int:
@@ -358,8 +365,9 @@ def summary(
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):
         report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
-    report.add("granted", stats["arbiter"]["counts"].get("granted", 0), "grants")
-    report.add("judged", rehearsal.grants.judged, "grants")  # fewer: some were over before the arbiter's next report
+    add_events(report, rehearsal.events)
+    report.add("granted", rehearsal.grants.granted, "grants")
+    report.add("unjudged", rehearsal.grants.granted - rehearsal.grants.judged, "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")
@@ -367,5 +375,21 @@ def summary(
         report.add(f"vram_peak_{gpu}", driver.get(gpu, "peak_bytes") / GIB, "GiB")
     report.add("throughput", len(rehearsal.outcomes) / took_s, "1/s")
     report.add("outcome_s", sum(rehearsal.took_s) / len(rehearsal.took_s), "s")
-    report.add("parked", stats["scheduler"]["parked"], "models")
+    report.add("parked", stats["scheduler"].get("parked", 0), "models")
     return report
+
+
+def add_events(report: Report, events: Events) -> None:
+    """What came of them; nothing where there were none."""
+    if not events.total:
+        return
+    report.add("events", events.total, "")
+    report.add("not_happened", len(events.missing), "events", ZERO)
+    report.add("refused_orders", len(events.refused), "orders", ZERO)
+    if events.next_grants or events.endless:
+        report.add("never_granted", events.endless, "requests", ZERO)
+        report.add("next_grant_s", max(events.next_grants, default=-1.0), "s", Goal(0.0, NEXT_GRANT_S))
+    if events.programs:
+        report.add("programs", len(events.programs), "")
+        report.add("programs_refused", events.ended_with(REFUSED), "programs")
+        report.add("programs_short", events.ended_with(SHORT), "programs", ZERO)

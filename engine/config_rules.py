@@ -139,6 +139,7 @@ RULES: dict[str, Rule] = {
     "deadlines.*": DEADLINE,
     "devices.use": DEVICE,
     "devices.max_bytes": Between(MIB, MANY_BYTES, " bytes"),
+    "devices.max_total_bytes": BYTES,
     "devices.reserve_bytes": BYTES,
     "devices.safety_margin": Between(0, 0.9),
     "devices.declared_bytes": Between(MIB, MANY_BYTES, " bytes"),

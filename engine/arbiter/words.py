@@ -76,6 +76,7 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
         "granted_s": lease.granted_at,
+        "left_s": lease.left_at,
         "pid": lease.pid,
         "model": lease.model,
         "preemptible": lease.preemptible,

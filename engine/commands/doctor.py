@@ -231,11 +231,13 @@ def _devices(facts: Facts) -> list[Finding]:
         mend = facts.device_mend or "nvidia-smi (does the driver answer?)"
         return [Finding("note", "devices", facts.device_error, mend)]
     findings = [_device(d) for d in facts.devices]
-    if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda"]:
+    if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda" and d["total_bytes"]]:
         findings.append(_gpu_memory(max(gpus)))
     else:
         mend = "none needed; with an NVIDIA GPU: install its driver"
         found = f"{', '.join(facts.other_gpus)}, which the node does not use" if facts.other_gpus else "none"
+        if any(d["kind"] == "cuda" for d in facts.devices):
+            found, mend = "none that answers", "nvidia-smi"
         findings.append(Finding("note", "GPU", f"{found}: every stage runs on the CPU", mend))
     return findings
 

@@ -12,7 +12,7 @@ from typing import Any
 from engine import corrections, corrections_file
 from engine.commands import OK, choosing
 from engine.commands.tables import nbytes, table
-from engine.corrections import History
+from engine.corrections import Context, History
 from ipc.errors import DragomanError
 
 EPILOG = """examples:
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     history = corrections_file.read(file)
     if args.json:
         rows = corrections.rows(history)
-        print(json.dumps({"file": str(file), "version": history.version, "forgotten": forgotten, "models": rows}))
+        told = {"models": rows, "contexts": corrections.context_rows(history)}
+        print(json.dumps({"file": str(file), "version": history.version, "forgotten": forgotten, **told}))
     elif args.forget:
         print(f"forgot {forgotten} model{'s' if forgotten != 1 else ''}; the next start asks for what the files say")
     else:
@@ -84,7 +85,14 @@ def page(file: Path, history: History) -> str:
     if not history.models:
         return f"nothing was measured yet ({file})"
     head = ["stage", "device", "asks for", "files say", "loads", "last measured", "when", "model", "key"]
-    return f"{table(head, [_row(row) for row in corrections.rows(history)])}\n\nkept in {file}"
+    models = table(head, [_row(row) for row in corrections.rows(history)])
+    contexts = [[one.library or "none", one.device, nbytes(max(one.nbytes)), one.loads] for one in _contexts(history)]
+    around = table(["library", "device", "takes besides its models", "loads"], contexts)
+    return f"{models}\n\n{around}\n\nkept in {file}" if contexts else f"{models}\n\nkept in {file}"
+
+
+def _contexts(history: History) -> list[Context]:
+    return [one for _, one in sorted(history.contexts.items())]
 
 
 def _row(row: Any) -> list[Any]:

@@ -113,13 +113,15 @@ def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> It
 
     held = beside.held if beside else {}
     try:
+        section = config.devices
         with patience.waiting(patience.DRIVER):
-            found = devices.discover(config.devices.use, declared=config.devices.declared_bytes)
-        history = corrections_file.read(corrections_file.place(config.devices.estimates_file, os.environ))
+            seen = devices.look(section.use, declared=section.declared_bytes, limit_s=config.deadlines.driver_s)
+        found, left_out = devices.usable(seen), devices.silent(seen)
+        history = corrections_file.read(corrections_file.place(section.estimates_file, os.environ))
         free = [without(device, held.get(device.uuid, 0)) for device in found]
         memory = devices.host_memory()
         memory = replace(memory, available_bytes=memory.available_bytes + held.get("", 0))
-        made = plan.make(config, free, memory, os.cpu_count() or 1, surveys, "ipc://doctor", history)
+        made = plan.make(config, free, memory, os.cpu_count() or 1, surveys, "ipc://doctor", history, left_out)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return

@@ -139,7 +139,7 @@ def _health(row: Mapping[str, Any]) -> str:
 def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     memory = (stats.get("arbiter") or {}).get("devices") or {}
     work = {d["device"]: d for d in stats.get("per_gpu") or []}
-    rows = []
+    rows = [[name, "quarantined"] + [None] * 7 for name in stats.get("quarantined") or {} if name not in memory]
     for name in [*memory, *(n for n in work if n not in memory)]:
         m, w = memory.get(name, {}), work.get(name, {})
         sizes = [nbytes(m.get(field)) for field in ("total_bytes", "free_bytes", "grantable_bytes")]

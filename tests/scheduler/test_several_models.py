@@ -200,6 +200,19 @@ def test_a_model_that_has_been_at_rest_for_so_long_itself_leaves_at_once() -> No
     assert left(found)
 
 
+def test_the_rest_is_counted_from_the_last_run_and_not_from_the_load() -> None:
+    found = rivals()
+    found.advance(8.1)
+    found.done(found.peer("tts@cpu/0"))
+    found.admit(0, "a")
+    want(found)
+    assert not left(found), "loaded long ago, and used until now"
+    found.advance(7.9)
+    assert not left(found)
+    found.advance(0.2)
+    assert left(found)
+
+
 def test_a_model_with_work_keeps_its_turn_and_no_more() -> None:
     found = rivals(load_s=0.1)
     found.admit(0, "a")
