@@ -15,15 +15,19 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
 from bench.drive import arrived, progress
 from bench.report import ZERO, Goal, Report
 from bench.standin_driver import Driver, Gpu
+from bench.vram_events import REFUSED, SHORT, Event, Events, Gib, Seconds, complaint
 from bench.vram_grants import Grants, Sample
+from bench.vram_shortages import Shortages
 from engine.arbiter.events import Waits
+from engine.config_rules import nearest
+from engine.corrections_file import OFF
 from engine.limits import Limits
 from engine.node import Node
 from ipc.errors import DragomanError
@@ -32,12 +36,11 @@ from stages.simulated import mark_samples, read_mark
 GIB = 2**30
 SAMPLE_S = 0.05
 REPORT_S = 5.0  # the longest wait for the arbiter's report, which comes once a second
+NEXT_GRANT_S = 1.5  # the goal, from a death of the arbiter on
 PATIENCE_S = 120.0  # without any outcome
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
 
-Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -77,6 +80,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_gib: Gib = 0.3  # of each process on a GPU
     lag_s: Seconds = 0.1  # how long memory that was given back is shown as used
     outsiders: tuple[Outsider, ...] = ()
+    events: tuple[Event, ...] = ()
     devices: dict[str, Any] = {}
     deadlines: dict[str, float] = {}
 
@@ -91,17 +95,38 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read(path: Path, gpus: int) -> Scenario:
     """Raises ScenarioError with one line when it cannot be read or makes no sense."""
     try:
-        scenario = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Scenario)
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        if unknown := next(strange_keys(tree, Scenario), ""):
+            raise ScenarioError(f"{path}: {unknown}", "docs/vram.md says what each is")
+        scenario = msgspec.convert(tree, Scenario)
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: {error}", "docs/vram.md lists what a scenario may say") from error
+        what, _, where = str(error).partition(" - at `$.")
+        text = f"{where.rstrip('`')}: {what}" if where else what
+        raise ScenarioError(f"{path}: {text}", "docs/vram.md lists what a scenario may say") from error
     beyond = [one for one in scenario.outsiders if not 0 <= one.gpu < gpus]
     if beyond:
         raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
     if not scenario.stages:
         raise ScenarioError(f"{path}: there is nothing to do", "give it at least one stage")
+    for event in scenario.events:
+        if words := complaint(event, (stage.name for stage in scenario.stages), gpus):
+            raise ScenarioError(f"{path}: {words}", "docs/vram.md lists what a scenario may say")
     return scenario
+
+
+def strange_keys(tree: Mapping[str, Any], struct: type[msgspec.Struct], where: str = "") -> Iterator[str]:
+    """A line for each key that this table, or one inside it, does not have."""
+    known = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for name, value in tree.items():
+        if name not in known:
+            yield f"{where}{name} is unknown; {nearest(name, known)}there are {', '.join(known)}"
+        inner = next(iter(get_args(known.get(name))), None)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, list):
+            for number, one in enumerate(value):
+                if isinstance(one, Mapping):
+                    yield from strange_keys(one, inner, f"{where}{name}[{number}].")
 
 
 def config(scenario: Scenario) -> dict[str, Any]:
@@ -125,7 +150,7 @@ def config(scenario: Scenario) -> dict[str, Any]:
     return {
         "stages": stages,
         "pipelines": {"full": [one.name for one in scenario.stages]},
-        "devices": scenario.devices,
+        "devices": {"estimates_file": OFF, **scenario.devices},  # what is measured of no real model is nobody else's
         "deadlines": scenario.deadlines,
     }
 
@@ -153,8 +178,11 @@ class Rehearsal:
         self.used: list[int] = []  # samples, over all GPUs
         self.packed: list[int] = []
         self.grants = Grants(limits(scenario, totals), scenario.deadlines.get("unreadable_s", Waits.unreadable_s))
+        self.shortages = Shortages(totals)
+        self._short = [0] * len(totals)  # allocations that have failed
+        self.events = Events(scenario.events, driver, int(scenario.context_gib * GIB))
         self._driver, self._totals = driver, totals
-        self._seen: queue.SimpleQueue[tuple[int, Sample]] = queue.SimpleQueue()  # and not given to the grants yet
+        self._seen: queue.SimpleQueue[tuple[int, Sample, int]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)
         self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
         self._sent_at: dict[int, float] = {}
@@ -175,7 +203,10 @@ class Rehearsal:
         while not over.wait(SAMPLE_S):
             for gpu, foreign in enumerate(self._foreign):
                 lagging = self._driver.lagging(gpu)  # first: who dies in between is counted once at most
-                self._seen.put((gpu, Sample(time.monotonic(), self._driver.holders(gpu), lagging, foreign)))
+                sample = Sample(time.monotonic(), self._driver.holders(gpu), lagging, foreign)
+                short = self._driver.get(gpu, "out_of_memory")
+                self._seen.put((gpu, sample, short - self._short[gpu]))
+                self._short[gpu] = short
 
     def run(self, node: Node) -> float:
         """Returns how long it took. Raises DragomanError when nothing comes any more."""
@@ -190,6 +221,7 @@ class Rehearsal:
             finally:
                 over.set()
                 watch.join()
+                self.events.end()
         took_s = time.monotonic() - begun
         self._judge_the_rest(node)
         return took_s
@@ -212,9 +244,10 @@ class Rehearsal:
                 time.sleep(0.002)
 
     def _watch(self, node: Node, begun: float, over: threading.Event) -> None:
-        """Play the outsiders and look at what the node has granted, whatever the client does."""
+        """Play the outsiders and events, and look at what the node has granted, whatever the client does."""
         while True:
             self._play_outsiders(time.monotonic() - begun)
+            self.events.play(node, time.monotonic() - begun)
             self._look(node)
             if over.wait(SAMPLE_S):
                 return
@@ -246,14 +279,18 @@ class Rehearsal:
         arbiter = node.stats().get("arbiter", {})
         reported_at = time.monotonic() - arbiter.get("age_ms", math.inf) / 1000
         while not self._seen.empty():
-            self.grants.sample(*self._seen.get())
-        self.grants.judge(arbiter.get("leases", ()))
+            gpu, sample, failed = self._seen.get()
+            self.grants.sample(gpu, sample)
+            if failed:
+                self.shortages.add(gpu, sample, failed)
+        self.grants.judge(arbiter)
+        self.shortages.judge(arbiter.get("leases", ()), reported_at)
         return reported_at
 
     def _judge_the_rest(self, node: Node) -> None:
         """What was granted up to now; an arbiter that is away says nothing of it."""
-        now = time.monotonic()
-        while self._judge(node) < now and time.monotonic() < now + REPORT_S:
+        now, grants = time.monotonic(), self.grants
+        while (self._judge(node) < now or grants.judged < grants.granted) and time.monotonic() < now + REPORT_S:
             time.sleep(SAMPLE_S)
 
     def _packing(self) -> int:
@@ -316,18 +353,21 @@ def summary(
 ) -> Report:
     report = Report("vram")
     numbers = range(len(totals))
-    ooms = sum(driver.get(gpu, "out_of_memory") for gpu in numbers)
+    every, snatched = sum(driver.get(gpu, "out_of_memory") for gpu in numbers), rehearsal.shortages.snatched
+    ooms = every - snatched
     allocations = sum(driver.get(gpu, "allocations") for gpu in numbers)
     wrong = [one for one in rehearsal.outcomes if one.outcome != "ok"]
     report.add("utterances", len(rehearsal.outcomes), "")
     report.add("oom", ooms, "allocations", ZERO)
-    report.add("oom_rate", ooms / max(1, ooms + allocations), "ratio", Goal(at_most=0.05, fatal=True))
+    report.add("oom_rate", ooms / max(1, every + allocations), "ratio", Goal(at_most=0.05, fatal=True))
+    report.add("snatched", snatched, "allocations")
     report.add("failed", len(wrong), "utterances", ZERO)
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):
         report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
-    report.add("granted", stats["arbiter"]["counts"].get("granted", 0), "grants")
-    report.add("judged", rehearsal.grants.judged, "grants")  # fewer: some were over before the arbiter's next report
+    add_events(report, rehearsal.events)
+    report.add("granted", rehearsal.grants.granted, "grants")
+    report.add("unjudged", rehearsal.grants.granted - rehearsal.grants.judged, "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
     report.add("vram_used_over_packing", used / max(1, packed), "ratio")
     report.add("vram_used", used / len(rehearsal.used) / GIB, "GiB")
@@ -335,5 +375,21 @@ def summary(
         report.add(f"vram_peak_{gpu}", driver.get(gpu, "peak_bytes") / GIB, "GiB")
     report.add("throughput", len(rehearsal.outcomes) / took_s, "1/s")
     report.add("outcome_s", sum(rehearsal.took_s) / len(rehearsal.took_s), "s")
-    report.add("parked", stats["scheduler"]["parked"], "models")
+    report.add("parked", stats["scheduler"].get("parked", 0), "models")
     return report
+
+
+def add_events(report: Report, events: Events) -> None:
+    """What came of them; nothing where there were none."""
+    if not events.total:
+        return
+    report.add("events", events.total, "")
+    report.add("not_happened", len(events.missing), "events", ZERO)
+    report.add("refused_orders", len(events.refused), "orders", ZERO)
+    if events.next_grants or events.endless:
+        report.add("never_granted", events.endless, "requests", ZERO)
+        report.add("next_grant_s", max(events.next_grants, default=-1.0), "s", Goal(0.0, NEXT_GRANT_S))
+    if events.programs:
+        report.add("programs", len(events.programs), "")
+        report.add("programs_refused", events.ended_with(REFUSED), "programs")
+        report.add("programs_short", events.ended_with(SHORT), "programs", ZERO)

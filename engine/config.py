@@ -59,6 +59,7 @@ class DeadlinesSection(_Section, frozen=True):
     flush_s: float = 2.0  # last acknowledgements when the node stops
     stop_s: float = 2.0  # one process's orderly exit before it is killed
     abort_s: float = 1.0  # from SIGABRT (stack dump) to SIGKILL of a condemned process
+    driver_s: float = 20.0  # a driver, or a GPU of its, that does not answer for so long at the start is left out
     gpu_wait_s: float = 30.0  # waiting at the start for a GPU that another node uses
     stuck_s: float = 10.0  # from SIGKILL until a worker that a driver holds counts as lost, with its memory
     detach_s: float = 60.0  # a client gone for so long: its work is cancelled
@@ -83,6 +84,7 @@ class DeviceSection(_Section, frozen=True):
 
     use: tuple[str, ...] = ("auto",)  # "auto", "cpu", "cuda:0", or a GPU UUID
     max_bytes: dict[str, int] = {}  # device -> used memory (other programs' too) above which nothing is granted
+    max_total_bytes: int = 0  # the same of all GPUs together, each its part by its size; 0: no such bound
     reserve_bytes: int = 0  # kept free on every device, where the safety margin keeps less
     safety_margin: float = 0.1  # share of the free memory, up to max_bytes, that is never granted
     max_models: int = 5  # most models resident on one device

@@ -13,6 +13,10 @@ there. Then the node measures, and says how well:
   nothing about it. Exact ones get the allowance. Others do not, for they are what the book put down to a lease and so
   reach up to its grant: with the allowance they would climb from start to start.
 
+What a load took beyond what its model's files say is the library's: its **context** and kernels. Of an exact load on a
+GPU that is kept by library and kind of device, and counts for models that nobody has measured there yet: with
+``CONTEXT_ALLOWANCE``, since what files say is not exact. Of a model much larger than a context it tells nothing.
+
 Memory follows from a model's sizes, number format, batch and options, and from the device's kind; so that is what a
 record is about (``engine.supervisor.needs`` makes its key). Sizes in bytes, times in seconds since the epoch.
 """
@@ -28,11 +32,14 @@ from engine.estimates import Start, whole
 
 VERSION = 1  # of the history's format
 ALLOWANCE = 0.05  # on what was measured: two loads of one model are not the same to the byte
-LEAST_LOADED = 0.5  # of its weights is there when a model has loaded
+LEAST_LOADED = 0.5  # of what its files say a load takes is there when a model has loaded
 RECENT = 3  # clean loads that count
 MOST_BYTES = 2**50  # a larger measurement is none
 SHOWN = 10  # newest loads that are kept to be looked at
 MODELS = 200  # newest records that are kept
+CONTEXT_ALLOWANCE = 0.2
+CONTEXTS = 2**26, 2**31  # bytes: the least and the most that is believed to be one
+MODEL_PER_CONTEXT = 4  # of a larger model an error of the files' could pass for the context
 
 Source = Literal["configured", "measured", "files", "table"]
 
@@ -68,6 +75,11 @@ class Subject(msgspec.Struct, frozen=True):
     compute_type: str
     max_batch: int
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What people call it: its stage, on any kind of device or on this one."""
+        return self.stage, f"{self.stage}@{self.device}"
+
 
 class Record(msgspec.Struct, frozen=True):
     """All that is known of one model on one kind of device, under one set of options."""
@@ -81,6 +93,15 @@ class Record(msgspec.Struct, frozen=True):
     def last(self) -> Sample | None:
         """The newest measurement of a load; None: there is none."""
         return next((one for one in reversed(self.samples) if one.phase == "load"), None)
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What one library takes on one kind of device besides its models. ``nbytes``: the newest, oldest first."""
+
+    library: str
+    device: str
+    nbytes: tuple[Annotated[int, msgspec.Meta(ge=0, le=MOST_BYTES)], ...]
+    loads: int  # measured in all
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -97,19 +118,45 @@ class History(msgspec.Struct, frozen=True):
 
     version: int = VERSION
     models: dict[str, Record] = {}
+    contexts: dict[str, Context] = {}  # "library@device"
 
     def learn(self, key: str, subject: Subject, guess: Start, sample: Sample) -> History:
         """This history with one more measurement."""
         before = self.models.get(key, Record(subject, guess))
         loads = before.loads + (sample.phase == "load")
-        samples = kept((*before.samples, judged(sample, before.samples, guess)))
+        sample = judged(sample, before.samples, guess)
         others = [(name, one) for name, one in self.models.items() if name != key][1 - MODELS :]
-        return History(self.version, dict([*others, (key, Record(subject, guess, loads, samples))]))
+        models = dict([*others, (key, Record(subject, guess, loads, kept((*before.samples, sample))))])
+        return History(self.version, models, self._with_context(guess, sample, subject.device))
+
+    def _with_context(self, guess: Start, sample: Sample, device: str) -> dict[str, Context]:
+        nbytes, (least, most) = sample.nbytes - guess.loaded_bytes, CONTEXTS
+        tells = sample.proven and sample.exact and 0 < guess.loaded_bytes <= MODEL_PER_CONTEXT * nbytes
+        if device == "cpu" or not tells or not least <= nbytes <= most:
+            return self.contexts
+        key = f"{guess.library}@{device}"
+        before = self.contexts.get(key, Context(guess.library, device, (), 0))
+        newest = (*before.nbytes, nbytes)[-RECENT:]
+        return {**self.contexts, key: Context(guess.library, device, newest, before.loads + 1)}
+
+    def first(self, guess: Start, device: str) -> Start:
+        """What to ask for a model that was never measured on this kind of device."""
+        known = self.contexts.get(f"{guess.library}@{device}")
+        if known is None:
+            return guess
+        nbytes = whole(max(known.nbytes) * (1 + CONTEXT_ALLOWANCE))
+        return msgspec.structs.replace(
+            guess, nbytes=whole(guess.nbytes - guess.context_bytes + nbytes), context_bytes=nbytes
+        )
 
     def forget(self, name: str) -> tuple[History, int]:
-        """Without a stage's records ("all": every one; or one by its key), and how many these were."""
-        models = {key: one for key, one in self.models.items() if name not in ("all", key, one.subject.stage)}
-        return History(self.version, models), len(self.models) - len(models)
+        """Without the records of a name, and how many these were.
+
+        ``name``: a stage ("asr"), one on a kind of device ("asr@cpu"), a record's key, or "all": contexts too.
+        """
+        models = {key: one for key, one in self.models.items() if name not in ("all", key, *one.subject.names)}
+        contexts = {} if name == "all" else self.contexts
+        return History(self.version, models, contexts), len(self.models) - len(models)
 
     def estimate(self, key: str, guess: Start, most_bytes: int) -> Estimate:
         """What to ask for. ``most_bytes``: the largest lease that its device ever grants.
@@ -135,7 +182,7 @@ def judged(sample: Sample, before: Sequence[Sample], guess: Start) -> Sample:
         sample.phase == "load"
         and sample.clean
         and sample.nbytes > 0
-        and sample.nbytes >= LEAST_LOADED * guess.weights_bytes
+        and sample.nbytes >= LEAST_LOADED * guess.loaded_bytes
         and (sample.exact or any(map(sample.confirms, before)))
     )
     return msgspec.structs.replace(sample, proven=proven)
@@ -203,3 +250,8 @@ def rows(history: History) -> list[Mapping[str, object]]:
             ],
         })  # fmt: skip
     return found
+
+
+def context_rows(history: History) -> list[Mapping[str, object]]:
+    """Likewise, of each library and kind of device."""
+    return [msgspec.to_builtins(one) for _, one in sorted(history.contexts.items())]

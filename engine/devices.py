@@ -16,6 +16,9 @@ Where a device's memory is read (``memory_source``):
   drivers that do not tell;
 * ``host``: the machine's memory.
 
+A GPU whose driver does not answer, or only with an error, is *silent*: it is left out, and the others go on. It keeps
+its number, so that ``cuda:1`` never means another GPU than it did. GPUs that nobody names are not asked.
+
 Host memory is what a process here may really use: under a cgroup (v1 or v2, its own or any above it) the room is
 limit - (current - inactive file cache), and never more than the kernel's MemAvailable.
 """
@@ -24,19 +27,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from engine import logs, mps
-from engine.visible import VARIABLE, Instance, visible
+from engine import logs, mps, questions
+from engine.visible import VARIABLE, Instance, named, visible
 from ipc.errors import ConfigError, DragomanError
 
-DRIVER_S = 20.0  # for the driver to say which GPUs there are; a sleeping one takes some seconds
+DRIVER_S = 20.0  # for the driver to answer; a GPU that sleeps takes some seconds
+EVERY_GPU = "every GPU"  # what is silent where the driver does not even say which GPUs there are
+MEND_SILENT = 'see: nvidia-smi; to go on without GPUs: devices.use = ["cpu"]'
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 COMPUTE_MODES = {1: "EXCLUSIVE_THREAD", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}  # by NVML's numbers; the rest: DEFAULT
@@ -61,6 +65,7 @@ class Device:
     mps: bool = False  # its programs share one context server: what breaks one breaks all
     ecc_errors: int = 0  # uncorrectable ones since the driver was loaded
     free_bytes: int = -1  # when it was found; -1: not known
+    silent: str = ""  # why nothing is known of it
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,31 @@ def discover(
     declared: Mapping[str, int] | None = None,
     environ: Mapping[str, str] | None = None,
     nvml: Any = None,
+    limit_s: float = DRIVER_S,
 ) -> list[Device]:
-    """The devices that ``use`` names, in its order, each once, fit to be used.
+    """The devices that ``use`` names, in its order, each once, fit to be used: ``usable`` of ``look``."""
+    return usable(look(use, declared=declared, environ=environ, nvml=nvml, limit_s=limit_s))
 
-    Entries: "auto" (every visible GPU, then the CPU), "cpu", "cuda:N", or a GPU or MIG UUID. Without an NVIDIA driver
-    there is only the CPU. ``declared``: device -> bytes, instead of what its driver says. ``nvml`` stands in for the
-    NVML module in tests.
-    Raises ConfigError naming the entry and what there is, DragomanError when the driver does not answer or a device
-    cannot be used; who names only the CPU does not ask the driver.
+
+def usable(found: Iterable[Device]) -> list[Device]:
+    """Those that are not silent; a warning tells of each that is.
+
+    Raises DragomanError when all are, or another one cannot be used.
     """
-    found = look(use, declared=declared, environ=environ, nvml=nvml)
-    for device in found:
+    left_out, answering = silent(found), [device for device in found if not device.silent]
+    for name, why in left_out.items():
+        logs.get().warning("%s is left out: %s", name, why)
+    for device in answering:
         if (error := complaint(device)) is not None:
             raise error
-    return found
+    if left_out and not answering:
+        raise DragomanError("; ".join(f"{name}: {why}" for name, why in left_out.items()), MEND_SILENT)
+    return answering
+
+
+def silent(found: Iterable[Device]) -> dict[str, str]:
+    """The silent ones, and why they are."""
+    return {device.name: device.silent for device in found if device.silent}
 
 
 def look(
@@ -102,19 +118,28 @@ def look(
     declared: Mapping[str, int] | None = None,
     environ: Mapping[str, str] | None = None,
     nvml: Any = None,
+    limit_s: float = DRIVER_S,
 ) -> list[Device]:
-    """As ``discover``, with those that cannot be used."""
+    """The devices that ``use`` names, in its order, each once: also those that are silent or cannot be used.
+
+    Entries: "auto" (every visible GPU, then the CPU), "cpu", "cuda:N", or a GPU or MIG UUID. Without an NVIDIA driver
+    there is only the CPU; who names only the CPU does not ask the driver. ``declared``: device -> bytes, instead of
+    what its driver says. ``nvml`` stands in for the NVML module in tests. ``limit_s``: for the driver, and then for
+    its GPUs, to answer.
+    Raises ConfigError naming the entry and what there is, DragomanError for CUDA_VISIBLE_DEVICES.
+    """
     environ = os.environ if environ is None else environ
     use = tuple(use)
-    gpus = _answered(lambda: _gpus(environ, nvml, declared or {})) if set(use) != {"cpu"} else []
-    there = {device.name: device for device in [*gpus, _cpu()]}
-    chosen: dict[str, Device] = {}
-    for entry in use:
-        for device in _matching(entry, there):
-            chosen[device.name] = device
-    if not chosen:
+    if not use:
         raise ConfigError("devices.use is empty", 'set it to ["auto"]')
-    return list(chosen.values())
+    if set(use) == {"cpu"}:
+        return [_cpu()]
+    with _Driver(nvml, limit_s) as driver:
+        there = driver.visible(use, environ.get(VARIABLE))
+        names = list(dict.fromkeys(name for entry in use for name in _matching(entry, there)))
+        wanted = {name: there[name] for name in names if name in there}
+        gpus = driver.describe(wanted, bool(wanted) and mps.is_served(environ), declared or {})
+        return [gpus[name] if name in gpus else _cpu() for name in names]
 
 
 def unknown(named: Iterable[str], found: Iterable[Device]) -> list[str]:
@@ -128,6 +153,8 @@ def complaint(device: Device) -> DragomanError | None:
 
     Several processes compute on a GPU here, one for each stage. MPS computes for all of its clients in one.
     """
+    if device.silent:
+        return DragomanError(f"it is left out: {device.silent}", MEND_SILENT)
     if device.compute_mode == "DEFAULT" or (device.compute_mode == "EXCLUSIVE_PROCESS" and device.mps):
         return None
     allowed = "no process" if device.compute_mode == "PROHIBITED" else "only one process"
@@ -135,35 +162,18 @@ def complaint(device: Device) -> DragomanError | None:
     return DragomanError(text, f"run: nvidia-smi -i {device.index} -c DEFAULT (or leave it out of devices.use)")
 
 
-def _answered(ask: Callable[[], list[Device]]) -> list[Device]:
-    """What the driver says. A call into a driver that hangs cannot be ended, so it is made in a thread of its own."""
-    answers: queue.SimpleQueue[list[Device] | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put(ask())
-        except Exception as error:  # to be raised where somebody waits for it
-            answers.put(error)
-
-    threading.Thread(target=run, name="devices", daemon=True).start()
-    try:
-        answer = answers.get(timeout=DRIVER_S)
-    except queue.Empty:
-        mend = 'see: nvidia-smi; to go on without GPUs: devices.use = ["cpu"]'
-        raise DragomanError(f"the NVIDIA driver has not answered for {DRIVER_S:g} s", mend) from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _matching(entry: str, there: Mapping[str, Device]) -> list[Device]:
+def _matching(entry: str, there: Mapping[str, Instance]) -> list[str]:
+    """Names of the devices that an entry means: of these GPUs, or "cpu". A UUID may be that of a silent one."""
     if entry == "auto":
-        return list(there.values())
-    if entry in there:
-        return [there[entry]]
-    found = [device for device in there.values() if device.uuid and device.uuid == entry]
+        return [*there, "cpu"]
+    if entry == "cpu" or entry in there:
+        return [entry]
+    found = [name for name, one in there.items() if entry and one.uuid == entry]
+    if not found and (EVERY_GPU in there or entry.startswith(("GPU-", "MIG-"))):
+        found = [name for name, one in there.items() if one.silent]
     if not found:
-        raise ConfigError(f"devices.use names {entry!r}", f"this machine has {', '.join(there)} (or use auto)")
+        names = ", ".join([*there, "cpu"])
+        raise ConfigError(f"devices.use names {entry!r}", f"this machine has {names} (or use auto)")
     return found
 
 
@@ -174,26 +184,71 @@ def _cpu() -> Device:
     return Device("cpu", "", "cpu", memory.total_bytes, "host", label, memory.available_bytes)
 
 
-def _gpus(environ: Mapping[str, str], nvml: Any, declared: Mapping[str, int]) -> list[Device]:
-    with opened_nvml(nvml) as library:
-        if library is None:
-            return []
-        lost: set[int] = set()
-        seen = visible(list(_instances(library, lost)), environ.get(VARIABLE), lost)
-        served = bool(seen) and mps.is_served(environ)
-        found = [_gpu(library, f"cuda:{number}", one, served, declared) for number, one in enumerate(seen)]
-        return [device for device in found if device is not None]
+class _Driver:
+    """The NVIDIA driver while it is asked which GPUs there are. Each GPU is a question of its own."""
+
+    def __init__(self, nvml: Any, limit_s: float) -> None:
+        self._nvml = nvml
+        self._limit_s = limit_s
+        self._library: Any = None  # None: there is no driver, or it is silent
+        self._count = 0
+        self._silence = ""
+
+    def __enter__(self) -> _Driver:
+        found, silent = self._ask({"": self._open})
+        self._library, self._count = found.get("", (None, 0))
+        self._silence = silent.get("", "")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._library is not None and not questions.is_busy(self._nvml):  # its end may hang behind a call
+            with suppress(self._library.NVMLError):
+                self._library.nvmlShutdown()
+
+    def _open(self) -> tuple[Any, int]:
+        library = open_nvml(self._nvml)
+        return library, 0 if library is None else library.nvmlDeviceGetCount()
+
+    def visible(self, use: Iterable[str], variable: str | None) -> dict[str, Instance]:
+        """What CUDA_VISIBLE_DEVICES leaves, by name. What ``use`` cannot mean is not asked, and stands there silent."""
+        if self._silence:
+            return {EVERY_GPU: Instance("", -1, "", silent=self._silence)}
+        asked = named(use, variable, self._count)
+        found, silent = self._ask({index: partial(_instances, self._library, index) for index in asked})
+        there = [
+            one
+            for index in range(self._count)
+            for one in found.get(index, [Instance("", index, "", silent=silent.get(index, "not asked"))])
+        ]
+        return {f"cuda:{number}": one for number, one in enumerate(visible(there, variable))}
+
+    def describe(self, gpus: Mapping[str, Instance], served: bool, declared: Mapping[str, int]) -> dict[str, Device]:
+        """The devices of these names."""
+        found, silent = self._ask({
+            name: partial(_gpu, self._library, name, one, served, declared)
+            for name, one in gpus.items()
+            if not one.silent
+        })  # fmt: skip
+        silent |= {name: one.silent for name, one in gpus.items() if one.silent}
+        return found | {name: _silent(name, gpus[name], why) for name, why in silent.items()}
+
+    def _ask(self, asked: Mapping[Any, Callable[[], Any]]) -> tuple[dict[Any, Any], dict[Any, str]]:
+        refusal = Exception if self._library is None else self._library.NVMLError
+        return questions.answers(self._nvml, asked, self._limit_s, refusal)
 
 
-def _gpu(library: Any, name: str, one: Instance, served: bool, declared: Mapping[str, int]) -> Device | None:
-    """The device, or None, with a line in the log, when its driver does not tell its memory."""
+def _silent(name: str, one: Instance, why: str) -> Device:
+    return Device(name, one.uuid, "cuda", 0, "nvml", "GPU", one.index, silent=why)
+
+
+def _gpu(library: Any, name: str, one: Instance, served: bool, declared: Mapping[str, int]) -> Device:
+    """The device; silent where its driver does not tell its memory."""
     try:
         source, total, free = _memory_of(library, name, one, declared)
         label = _text(library.nvmlDeviceGetName(one.handle))
     except library.NVMLError as error:
         mend = f"to use it all the same, say how much memory it has: devices.declared_bytes.{name!r}"
-        logs.get().warning("%s (%s) is left out: %s; %s", name, one.uuid, error, mend)
-        return None
+        return _silent(name, one, f"{error}; {mend}")
     mode = COMPUTE_MODES.get(_asked(library, "nvmlDeviceGetComputeMode", one.gpu_handle), "DEFAULT")
     errors = _asked(library, "nvmlDeviceGetTotalEccErrors", one.gpu_handle, *VOLATILE_UNCORRECTED)
     return Device(name, one.uuid, "cuda", total, source, label, one.index, mode, served, errors, free)
@@ -224,19 +279,12 @@ def _asked(library: Any, call: str, *arguments: Any) -> int:
         return 0
 
 
-def _instances(library: Any, lost: set[int]) -> Iterator[Instance]:
-    """Everything CUDA could compute on. Numbers of GPUs that do not answer are added to ``lost``."""
-    for index in range(library.nvmlDeviceGetCount()):
-        try:
-            gpu = library.nvmlDeviceGetHandleByIndex(index)
-            uuid = _text(library.nvmlDeviceGetUUID(gpu))
-            parts = [(_text(library.nvmlDeviceGetUUID(part)), part) for part in _mig(library, gpu)]
-            found = [Instance(name, index, uuid, handle, gpu) for name, handle in parts or [(uuid, gpu)]]
-        except library.NVMLError as error:
-            logs.get().warning("GPU %d is left out: %s", index, error)
-            lost.add(index)
-            found = []
-        yield from found
+def _instances(library: Any, index: int) -> list[Instance]:
+    """What CUDA could compute on of the GPU with this number. Raises NVMLError."""
+    gpu = library.nvmlDeviceGetHandleByIndex(index)
+    uuid = _text(library.nvmlDeviceGetUUID(gpu))
+    parts = [(_text(library.nvmlDeviceGetUUID(part)), part) for part in _mig(library, gpu)]
+    return [Instance(name, index, uuid, handle, gpu) for name, handle in parts or [(uuid, gpu)]]
 
 
 def _mig(library: Any, parent: Any) -> list[Any]:
@@ -256,27 +304,32 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-@contextmanager
-def opened_nvml(module: Any = None) -> Iterator[Any]:
-    """The NVML module, initialised for the time of the block, or None where there is no NVIDIA driver."""
+def open_nvml(module: Any = None) -> Any:
+    """The NVML module, initialised, or None where there is no NVIDIA driver."""
     if module is None:
         try:
             module = importlib.import_module("pynvml")
         except ImportError:
-            yield None
-            return
+            return None
     try:
         module.nvmlInit()
     except module.NVMLError as error:
         if "not found" not in str(error).lower():
             logs.get().warning("the NVIDIA driver does not answer (%s): running on the CPU", error)
-        yield None
-        return
+        return None
+    return module
+
+
+@contextmanager
+def opened_nvml(module: Any = None) -> Iterator[Any]:
+    """The NVML module, initialised for the time of the block, or None where there is no NVIDIA driver."""
+    library = open_nvml(module)
     try:
-        yield module
+        yield library
     finally:
-        with suppress(module.NVMLError):
-            module.nvmlShutdown()
+        if library is not None:
+            with suppress(library.NVMLError):
+                library.nvmlShutdown()
 
 
 # ---------------------------------------------------------------- host memory

@@ -40,13 +40,16 @@ class Runtime:
 class Start(msgspec.Struct, frozen=True):
     """The first estimate, before anything was measured. ``later_bytes`` of it are taken by runs, not by the load.
 
-    ``weights_bytes``: in memory, where the model's files say it; else 0.
+    ``context_bytes`` of it are the library's and not the model's. ``loaded_bytes``: what the model's files say that the
+    load takes of its own, without a factor; 0: they do not.
     """
 
     nbytes: int = 0
     later_bytes: int = 0
     source: Literal["files", "table"] = "files"
-    weights_bytes: int = 0
+    library: str = ""  # or several; "": none that has a context of its own
+    context_bytes: int = 0
+    loaded_bytes: int = 0
 
 
 PLAIN = Runtime(context_bytes=0, host_bytes=48 * MIB, workspace_bytes=0, per_item_bytes=0)
@@ -85,18 +88,20 @@ def start(
     through its stage, which goes before the table; with the other arguments it says the same thing twice.
     ``factor``: on what was never measured.
     """
-    named = [RUNTIMES[name] for name in libraries if name in RUNTIMES]
-    known = named or [PLAIN]
+    names = sorted(name for name in libraries if name in RUNTIMES)
+    known = [RUNTIMES[name] for name in names] or [PLAIN]
+    library = "+".join(names)
     around = max(r.context_bytes if kind == "cuda" else r.host_bytes for r in known)
     if memory is not None:
         factor = factor if kind == "cuda" else 1.0
         total = around + (memory.weights_bytes + memory.workspace_bytes) * factor
         later = (memory.workspace_bytes - memory.at_load_bytes) * factor
-        return Start(whole(total), int(later), "files", memory.weights_bytes)
+        loaded = memory.weights_bytes + memory.at_load_bytes
+        return Start(whole(total), int(later), "files", library, around, loaded)
     workspace = max(r.workspace_bytes + (max_batch - 1) * r.per_item_bytes for r in known)
     growth = _growth(kind, compute_type) if any(r.converts for r in known) else 1.0
     total = around + (weights_bytes * growth + workspace) * factor
-    return Start(whole(total), int(workspace * factor), "table" if named else "files")
+    return Start(whole(total), int(workspace * factor), "table" if names else "files", library, around)
 
 
 def whole(nbytes: float) -> int:

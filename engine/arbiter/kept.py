@@ -32,6 +32,7 @@ class Kept(msgspec.Struct, frozen=True, tag="leases 5"):
     load_times_ms: dict[str, float]
     devices: tuple[KeptDevice, ...]
     lost: dict[str, str] = {}  # quarantined device -> why
+    over: tuple[Lease, ...] = ()  # that have ended a moment ago, for the next report
 
 
 _encoder = msgspec.msgpack.Encoder()

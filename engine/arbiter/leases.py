@@ -27,7 +27,7 @@ all of it twice. A load that was under way keeps its turn until its holder, or i
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -60,6 +60,7 @@ from ipc.peers import split_peer
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
 SHOWN = 100  # of those who wait in a report
+OVER, OVER_S = 64, 10.0  # so many leases are reported for so long after their end, so that none is over unseen
 DRAINED = "drained"  # the obstacle of who stands aside
 
 # The book must fit its journal, half of the supervisor's JOURNAL_BYTES, and so what programs can fill it with.
@@ -76,6 +77,7 @@ class Leases:
         self._devices = {one.name: DeviceMemory(one) for one in limits}
         self._present: dict[str, list[Lease]] = {name: [] for name in self._devices}  # granted, and not over; by age
         self._lines = Lines(self._devices, books or {}, waits.lease_wait_s)  # those who wait
+        self._over: deque[Lease] = deque(maxlen=OVER)  # the last that have ended, oldest first
         self._by_role: dict[str, list[Lease]] = {}  # all of both
         self._next_number = 1
         self._gone: dict[str, int] = {}  # worker's role -> newest incarnation known to be dead
@@ -107,6 +109,8 @@ class Leases:
             case Orders(drained=drained):
                 return self._drain(drained, now)
             case Tick():
+                while self._over and now >= self._over[0].since + OVER_S:
+                    self._over.popleft()
                 return [action for device in self._devices for action in self._serve(device, now)]
         raise TypeError(f"not an event: {event!r}")
 
@@ -451,6 +455,7 @@ class Leases:
             self._lines.remove(lease)
         else:
             self._present[lease.device].remove(lease)
+            self._over.append(lease)
         namesakes = self._by_role[_role(lease.peer)]
         namesakes.remove(lease)
         if not namesakes:
@@ -465,7 +470,9 @@ class Leases:
             leases = tuple(replace(lease) for lease in self._present[name])
             figures = memory.reading, memory.foreign_bytes, memory.missing_bytes
             devices.append(KeptDevice(name, *figures, leases, memory.lists_us))
-        return Kept(self._next_number, dict(self._gone), dict(self._load_times_ms), tuple(devices), dict(self._lost))
+        over = tuple(replace(lease) for lease in self._over)
+        times = dict(self._load_times_ms)
+        return Kept(self._next_number, dict(self._gone), times, tuple(devices), dict(self._lost), over)
 
     def restore(self, kept: Kept) -> None:
         """Go on from what an earlier arbiter knew; this book must be empty, and the leases are its own from here on."""
@@ -474,6 +481,7 @@ class Leases:
         self._gone.update(kept.gone)
         self._load_times_ms.update(kept.load_times_ms)
         self._lost.update(kept.lost)
+        self._over.extend(kept.over)
         for device in kept.devices:
             if device.name in self._devices:
                 self._devices[device.name].remember(
@@ -528,6 +536,8 @@ class Leases:
         return {
             "devices": {name: self._device_row(name, now) for name in self._devices},
             "leases": [words.lease_row(one, overdue=self.wants.is_overdue(one, now)) for one in self._all_present()],
+            "over": [words.lease_row(one, overdue=False) for one in self._over],
+            "last_lease": self._next_number - 1,
             "waiting": [self.explain(lease, now) for line in self._lines.all() for lease in islice(line, SHOWN)],
             "waiting_total": len(self._lines),
             "load_times_ms": dict(self._load_times_ms),

@@ -100,6 +100,7 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "measured_bytes": lease.measured_bytes,
         "over_bytes": max(0, lease.held_bytes - lease.nbytes),
         "granted_s": lease.granted_at,
+        "left_s": lease.left_at,
         "pid": lease.pid,
         "model": lease.model,
         "preemptible": lease.preemptible,

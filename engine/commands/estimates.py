@@ -12,13 +12,14 @@ from typing import Any
 from engine import corrections, corrections_file
 from engine.commands import OK, choosing
 from engine.commands.tables import nbytes, table
-from engine.corrections import History
+from engine.corrections import Context, History
 from ipc.errors import DragomanError
 
 EPILOG = """examples:
   run_node.py estimates
   run_node.py estimates --json | jq '.models[].estimate_bytes'
   run_node.py estimates --forget asr
+  run_node.py estimates --forget 'asr@NVIDIA L4'
   run_node.py estimates --forget all
 
 A node measures what each model takes when it has loaded, and the most that it takes in runs; its next start asks for
@@ -37,7 +38,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     choosing.add_config(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--forget", metavar="STAGE", help="forget what was measured of this stage (all: of all)")
+    parser.add_argument("--forget", metavar="WHAT", help="forget what was measured of this stage, on "
+                        "any kind of device or on one (STAGE@DEVICE), of one line (KEY@DEVICE), or all")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     history = corrections_file.read(file)
     if args.json:
         rows = corrections.rows(history)
-        print(json.dumps({"file": str(file), "version": history.version, "forgotten": forgotten, "models": rows}))
+        told = {"models": rows, "contexts": corrections.context_rows(history)}
+        print(json.dumps({"file": str(file), "version": history.version, "forgotten": forgotten, **told}))
     elif args.forget:
         print(f"forgot {forgotten} model{'s' if forgotten != 1 else ''}; the next start asks for what the files say")
     else:
@@ -61,8 +64,8 @@ def _forget(file: Path, name: str) -> int:
     """How many records were forgotten. Raises DragomanError when there is none by that name."""
     known = corrections_file.read(file)
     if not known.forget(name)[1]:
-        stages = ", ".join(sorted({record.subject.stage for record in known.models.values()}))
-        raise DragomanError(f"nothing was measured of {name!r}", f"there is {stages}" if stages else "there is nothing")
+        there = ", ".join(sorted({record.subject.names[1] for record in known.models.values()}))
+        raise DragomanError(f"nothing was measured of {name!r}", f"there is {there}" if there else "there is nothing")
     forgotten = 0
 
     def forget(history: History) -> History:
@@ -82,7 +85,14 @@ def page(file: Path, history: History) -> str:
     if not history.models:
         return f"nothing was measured yet ({file})"
     head = ["stage", "device", "asks for", "files say", "loads", "last measured", "when", "model", "key"]
-    return f"{table(head, [_row(row) for row in corrections.rows(history)])}\n\nkept in {file}"
+    models = table(head, [_row(row) for row in corrections.rows(history)])
+    contexts = [[one.library or "none", one.device, nbytes(max(one.nbytes)), one.loads] for one in _contexts(history)]
+    around = table(["library", "device", "takes besides its models", "loads"], contexts)
+    return f"{models}\n\n{around}\n\nkept in {file}" if contexts else f"{models}\n\nkept in {file}"
+
+
+def _contexts(history: History) -> list[Context]:
+    return [one for _, one in sorted(history.contexts.items())]
 
 
 def _row(row: Any) -> list[Any]:

@@ -33,17 +33,34 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     stats = asking.ask(finding.ctl_endpoint(args.connect), "stats")
     arbiter: Mapping[str, Any] = stats.get("arbiter") or {}
-    rows = [row for row in arbiter.get("waiting", []) if row["worker"].startswith(args.who)]
+    waiting = arbiter.get("waiting", [])
+    rows = [row for row in waiting if args.who in ("", row["model"]) or row["worker"].startswith(args.who)]
+    workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
+    later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
     if args.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps(rows + later, ensure_ascii=False, indent=2))
         return OK
-    print("\n\n".join(map(sentence, rows)) or f"nothing{' of that name' if args.who else ''} waits for memory")
+    said = [*map(sentence, rows), *map(later_sentence, later)]
+    print("\n\n".join(said) or f"nothing{' of that name' if args.who else ''} waits for memory")
     if (more := arbiter.get("waiting_total", 0) - len(arbiter.get("waiting", []))) > 0:
         print(f"\n{more} more wait behind these")
-    for role, worker in sorted((stats.get("scheduler") or {}).get("workers", {}).items()):
+    for role, worker in workers:
         if worker.get("waiting_for", "").startswith("parked") and role.startswith(args.who):
             print(f"\n{role} does not wait: {worker['waiting_for']}")
     return OK
+
+
+def is_later(worker: Mapping[str, Any]) -> bool:
+    """Whether it was refused, and asks again after a while: it is in no line until then."""
+    return worker.get("again_in_s") is not None
+
+
+def later_row(role: str, worker: Mapping[str, Any]) -> dict[str, Any]:
+    return {"worker": role, "kind": "later", "reason": worker["waiting_for"], "again_in_s": worker["again_in_s"]}
+
+
+def later_sentence(row: Mapping[str, Any]) -> str:
+    return f"{row['worker']} was refused and asks again in {row['again_in_s']:.1f} s\n  because: {row['reason']}"
 
 
 def sentence(row: Mapping[str, Any]) -> str:

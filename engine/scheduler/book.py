@@ -201,6 +201,11 @@ class Book:
             held = self.ingress.pop(key)
             self.freed.append((held.session, held.index))
 
+    def knows_its_slots(self, role: str) -> None:
+        """This role uses no slot that this epoch has not granted it."""
+        self.free(self.slots.heard(role))
+        self.stir_all()
+
     def is_kept(self, job: Job) -> bool:
         """Whether an ended job's input stays until the acknowledgement: a lost result is made again from it."""
         return job.has_audio and self.ends_on_samples(job)

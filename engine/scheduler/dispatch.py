@@ -272,7 +272,7 @@ class Dispatch:
         self.book.send(worker.peer, Run(items, overtakes))
         if batch.began is not None:
             self.book.queues[plan.name].begun(place)
-            self.fleet.watch(batch.began + limit)
+            self.fleet.limits.watch(batch.began + limit)
             for job, *_ in granted:
                 self.flow.status(job)
 

@@ -1,4 +1,4 @@
-"""Workers from their first word to their last: load, ready, hung, silent, gone."""
+"""Workers from their first word to their last: load, ready, refused, gone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
+from engine.scheduler.limits import Limits
 from engine.scheduler.workers import Batch, Life, Worker
-from ipc.messages import Condemn, Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Park, Ready
+from ipc.messages import Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Park, Ready
 from ipc.peers import split_peer
 
-BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
 EXCUSED_LIVES = 40  # ten utterances that kill their worker until they are poison; one that only dies is not excused
 
 
@@ -21,12 +21,11 @@ class Fleet:
     def __init__(self, book: Book, flow: Flow) -> None:
         self.book = book
         self.flow = flow
+        self.limits = Limits(book)
         self.ready = False
         self.proven: set[str] = set()  # stages of which a model has been loaded, be it away again
-        self.look_at: float | None = None  # no worker can be over a limit before this
         self._by_peer: dict[str, Worker] = {}  # every life that has spoken and is not known to be dead
         self._failing = False
-        self._awaited: dict[tuple[str, int], float] = {}  # silent lives that have not spoken to this epoch: since when
 
     def find(self, peer: str) -> Worker | None:
         """The worker of this name, or None when the role is unknown or the incarnation is not the present one."""
@@ -41,7 +40,7 @@ class Fleet:
             return
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
-        self._forget_silence(role, incarnation)
+        self.limits.spoke(role, incarnation)
         worker.begin(incarnation)
         worker.spoke_at = now
         self._by_peer[peer] = worker
@@ -49,7 +48,7 @@ class Fleet:
         worker.condemned = False
         worker.waiting_for = ""
         self.book.fleet_changed = True
-        self._knows_its_slots(role)
+        self.book.knows_its_slots(role)
         if message.state != "empty":
             worker.variant = min(message.variant, len(worker.plan.smaller))
         match message.state:
@@ -64,7 +63,7 @@ class Fleet:
                 worker.waiting_for = message.reason
             case _ if worker.refused:  # another process after a load that failed: it tries again when it is time
                 if worker.load_again_at is not None:
-                    self.watch(worker.load_again_at)
+                    self.limits.watch(worker.load_again_at)
             case _ if worker.parked or self.book.is_unloaded(worker):
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
@@ -72,18 +71,14 @@ class Fleet:
             case _ if self._is_to_load(worker):
                 self._load(worker, modest=worker.modest)
 
-    def _knows_its_slots(self, role: str) -> None:
-        """This role uses no slot that this epoch has not granted it."""
-        self.book.free(self.book.slots.heard(role))
-        self.book.stir_all()
-
     def call(self, stage: str) -> None:
         """There is work for a stage whose models are parked: one comes back, unless one is there or on its way."""
         workers = self.book.regulars_of(stage)
         staying = [w for w in workers if not (w.leaving or w.ordered or self.book.is_drained(w))]
         if any(w.life in (Life.LOADING, Life.LOADED) for w in staying):
             return
-        parked = [w for w in workers if w.parked and w.life is Life.EMPTY and not self.book.is_drained(w)]
+        may = [w for w in workers if w.parked and not (w.yields or self.book.is_drained(w))]
+        parked = [w for w in may if w.life is Life.EMPTY]
         if parked:
             self._load(min(parked, key=lambda worker: (worker.plan.standby, worker.load_ms)))
 
@@ -122,8 +117,9 @@ class Fleet:
         if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
             why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
             worker.waiting_for, worker.load_again_at = why, until
-            return self.watch(until)
-        worker.parked, worker.refused, worker.modest = False, False, modest
+            return self.limits.watch(until)
+        worker.called = worker.called or worker.parked
+        worker.parked, worker.yields, worker.refused, worker.modest = False, False, False, modest
         if worker.dismissed:  # its next life will
             return None
         worker.move(Life.LOADING)
@@ -147,12 +143,12 @@ class Fleet:
     def loading(self, worker: Worker, now: float) -> None:
         worker.loading_since = now
         worker.waiting_for = ""
-        self.watch(now + self.book.deadlines.load_timeout_s)
+        self.limits.watch(now + self.book.deadlines.load_timeout_s)
 
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
         worker.loaded_at = now
-        worker.modest = worker.hopeless = worker.returns = False
+        worker.modest = worker.hopeless = worker.returns = worker.called = False
         self.proven.add(worker.plan.stage)
         worker.loading_since = None
         worker.waiting_for = ""
@@ -174,6 +170,7 @@ class Fleet:
         is the model that is bad.
         """
         worker.move(Life.EMPTY)
+        worker.called = False
         worker.loading_since = None
         worker.waiting_for = message.reason
         if worker.plan.extra:
@@ -221,7 +218,7 @@ class Fleet:
             if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
                 if worker.load_again_at is None:  # after running out of memory it has a time of its own
                     worker.load_again_at = now + self.book.deadlines.retry_delay_s
-                    self.watch(worker.load_again_at)
+                    self.limits.watch(worker.load_again_at)
 
     def _load_ran_out(self, worker: Worker, now: float) -> None:
         """It was granted what it asked for and that was not enough: later, each time, and with more."""
@@ -229,7 +226,7 @@ class Fleet:
         worker.raised = retries.raised(worker.raised)
         if self.ready:
             worker.load_again_at = now + retries.load_wait(worker.load_ooms, self.book.deadlines.retry_delay_s)
-            self.watch(worker.load_again_at)
+            self.limits.watch(worker.load_again_at)
 
     def _call_standby(self, stage: str) -> bool:
         """Whether some worker of the stage may yet load; calls the next one on standby when no other can."""
@@ -290,95 +287,15 @@ class Fleet:
 
     # ---------------------------------------------------------------- trouble
 
-    def silent(self, role: str, incarnation: int, phase: str, now: float) -> None:
-        """The supervisor misses its heartbeat: condemned unless a run or a load keeps it busy, which have limits.
-
-        One that has not spoken to this epoch may be in a run or a load that an earlier one gave it: it has as long as
-        that may take. And news of silence may be older than the worker's last word.
-        """
-        worker = self.book.workers.get(role)
-        if worker is None or incarnation < worker.incarnation or worker.condemned:
-            return
-        deadlines = self.book.deadlines
-        if incarnation != worker.incarnation or worker.life is Life.ABSENT:
-            self._await(worker, incarnation, phase, now)
-        elif not worker.batches and worker.loading_since is None and now >= worker.spoke_at + deadlines.silent_s:
-            self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
-
-    def _await(self, worker: Worker, incarnation: int, phase: str, now: float) -> None:
-        """A life that is silent and has not spoken to this epoch."""
-        if not phase.startswith(BUSY_PHASES):
-            return self._condemn(worker, incarnation, "silent: no heartbeat and nothing to do")
-        key = worker.plan.role, incarnation
-        if key not in self._awaited:
-            self._awaited[key] = now
-            worker.waiting_for = f"silent since before this scheduler began: it may be in a {_doing(phase)} from then"
-            self.book.note("warning", f"{worker.plan.role} is {worker.waiting_for}")
-            if _doing(phase) == "load":  # it says that it is loaded before it is given anything to do
-                self._knows_its_slots(worker.plan.role)
-        limit_s = self.book.deadlines.load_timeout_s if _doing(phase) == "load" else self._longest_run_s(worker)
-        if now >= self._awaited[key] + limit_s:
-            self._condemn(worker, incarnation, f"hung: silent since before this scheduler began, {limit_s:.1f} s ago")
-        return None
-
-    def _forget_silence(self, role: str, incarnation: int) -> None:
-        """This life has spoken or is dead, and so are all before it."""
-        for key in [key for key in self._awaited if key[0] == role and key[1] <= incarnation]:
-            del self._awaited[key]
-
-    def _longest_run_s(self, worker: Worker) -> float:
-        """What a run of any utterance that is known may take at this worker's stage."""
-        audio_s = [job.audio_s for line in self.book.lines.values() for job in line.jobs.values()]
-        return worker.stage.timeout_base_s + worker.stage.timeout_per_audio * max(audio_s, default=0.0)
-
-    def forgive(self, pause_s: float) -> None:
-        """This process was stopped for so long, and the workers perhaps too: their runs and loads may take longer."""
-        for worker in self.book.workers.values():
-            if worker.batches and worker.batches[0].began is not None:
-                worker.batches[0].began += pause_s
-            if worker.loading_since is not None:
-                worker.loading_since += pause_s
-
-    def watch(self, at: float) -> None:
-        """Something may be over its limit at ``at``."""
-        self.look_at = at if self.look_at is None else min(self.look_at, at)
-
     def overdue(self, now: float) -> None:
-        """Condemn workers whose running batch or load is over its limit; load again where a wait is over."""
-        if self.look_at is None or now < self.look_at:
-            return
-        for worker in self.book.workers.values():
-            if (limit := worker.hung_at()) is not None and now >= limit:
-                batch = worker.batches[0]
-                self._condemn(worker, worker.incarnation, f"hung: a run took more than {batch.limit_s:.1f} s")
-            elif self._load_overdue(worker, now):
-                self._condemn(worker, worker.incarnation, "hung while loading its model")
-            elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:
-                if self._is_to_load(worker):
-                    others = self.book.workers_of(worker.plan.stage)
-                    self._load(worker, modest=any(other.life is Life.LOADED for other in others))
-                else:
-                    worker.load_again_at, worker.waiting_for = None, ""
-        self.look_at = self._next_overdue()
-
-    def _load_overdue(self, worker: Worker, now: float) -> bool:
-        since = worker.loading_since
-        return since is not None and not worker.condemned and now >= since + self.book.deadlines.load_timeout_s
-
-    def _next_overdue(self) -> float | None:
-        times = []
-        for worker in self.book.workers.values():
-            times.append(worker.hung_at())
-            if worker.life is Life.EMPTY:  # else its process is not there yet, and says so when it is
-                times.append(worker.load_again_at)
-            if worker.loading_since is not None and not worker.condemned:
-                times.append(worker.loading_since + self.book.deadlines.load_timeout_s)
-        return min((t for t in times if t is not None), default=None)
-
-    def _condemn(self, worker: Worker, incarnation: int, reason: str) -> None:
-        worker.condemned = True
-        self.book.note("warning", f"{worker.plan.role} is condemned: {reason}")
-        self.book.send(SUPERVISOR, Condemn(worker.plan.role, incarnation, reason))
+        """Condemn workers that are over their limits; load again where a wait is over."""
+        for worker in self.limits.turn(now):
+            if self._is_to_load(worker):
+                others = self.book.workers_of(worker.plan.stage)
+                self._load(worker, modest=any(other.life is Life.LOADED for other in others))
+            else:
+                worker.load_again_at, worker.waiting_for = None, ""
+        self.limits.next()
 
     def parked(self, role: str, incarnation: int, now: float) -> None:
         """A worker has left as it was told; it had nothing on board."""
@@ -389,12 +306,12 @@ class Fleet:
             return self.gone(role, incarnation, "parked by an earlier scheduler", final=False, now=now)
         worker.move(Life.ABSENT)
         self._by_peer.pop(worker.peer, None)
-        self._forget_silence(role, incarnation)
+        self.limits.spoke(role, incarnation)
         worker.leaving = worker.condemned = False
         worker.loading_since = None
         if not worker.refused:
             worker.load_again_at = None
-        self._knows_its_slots(role)
+        self.book.knows_its_slots(role)
         self.book.free(self.book.slots.gone(worker.peer))
 
     def gone(self, role: str, incarnation: int, reason: str, *, final: bool, now: float) -> None:
@@ -407,7 +324,7 @@ class Fleet:
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
         self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
-        self._forget_silence(role, incarnation)
+        self.limits.spoke(role, incarnation)
         worker.loading_since = worker.load_again_at = None
         worker.condemned = worker.refused = False
         worker.waiting_for = reason
@@ -417,7 +334,7 @@ class Fleet:
             again = sum(len(b.jobs) for b in batches)
             self.book.note("warning", f"{role} died ({reason}); {again} utterances run again")
         self._excuse(worker, batches)
-        self._knows_its_slots(role)
+        self.book.knows_its_slots(role)
         if final:
             self._stage_lost(worker.plan.stage, reason, now)
         self.flow.worker_died(worker, batches, reason, now)
@@ -451,8 +368,3 @@ class Fleet:
             if job is not None and job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.flow.status(job, reason)
-
-
-def _doing(phase: str) -> str:
-    """What a worker is in by its last heartbeat."""
-    return "load" if phase.startswith("loading") else "run"

@@ -6,7 +6,8 @@ and the next one waits without a model until its stage has work again.
 The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 
 * whoever no utterance of the node needs any more, at once, unless those that wait for the one who asks do not pass it
-  either: such rivals are not swapped for each utterance (``engine.scheduler.swaps``);
+  either: such rivals are not swapped for each utterance (``engine.scheduler.swaps``), but where they can give what is
+  lacking, nobody else leaves, since the others are needed again by the next utterance of who asks;
 * else, when nothing on that device has anything to do, the one that will be needed last: as everybody there waits for
   the one who asks, something must go, and what is needed last comes back last (Belady's rule, with the stages still
   ahead of each utterance as the future);
@@ -17,7 +18,9 @@ Before all of these go extra workers (``engine.scheduler.instances``), at once, 
 them nobody leaves. Of models that are called back at the same time the smallest loads first.
 
 One leaves at a time, for whatever reason: the next goes when the arbiter says that a lease has ended and it still lacks
-something. Until then figures change with every reading, and what is on its way may be in none of them. Who starts anew
+something. Until then figures change with every reading, and what is on its way may be in none of them. Who has left for
+another *yields* to it: it is not called back before that one has been served or no longer asks, or it would have its
+memory back while the other still lacks some; nor is it kept out for longer than ``turn_s``. Who starts anew
 (``Fleet.renew``, an operator's restart) comes back at once, and makes no room for anybody. Pinned models never leave.
 One with a ``keep_alive_s`` leaves when it has had nothing to do for so long, wanted or not.
 """
@@ -38,10 +41,11 @@ FAR = math.inf  # no utterance needs it
 
 @dataclass(frozen=True)
 class Want:
-    """What the arbiter lacks on a device: for whom, and since when."""
+    """What the arbiter lacks on a device: for whom, since when, and how many bytes."""
 
     by: str
     since: float
+    nbytes: int
 
 
 class Residency:
@@ -54,6 +58,7 @@ class Residency:
         self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
         self._answered: set[str] = set()  # devices where somebody leaves, or has left and the arbiter may not know
+        self._yields: dict[str, tuple[str, str, float]] = {}  # who has left -> where, for whom, until when at most
 
     def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
         """The newest word of this life of the arbiter on a device."""
@@ -68,7 +73,7 @@ class Residency:
             self._answered.discard(message.device)
         if message.nbytes:
             since = before.since if before is not None and before.by == message.by else now
-            self._wants[message.device] = Want(message.by, since)
+            self._wants[message.device] = Want(message.by, since, message.nbytes)
         else:
             self._stay(message.device)
 
@@ -91,14 +96,15 @@ class Residency:
 
     def turn(self, now: float) -> float | None:
         """Call back whose stage has work, and let go who may; returns when time alone changes something."""
+        over = self._let_back(now) if self._yields else None
         if self.book.called:
             called, self.book.called = self.book.called, {}
             for stage in sorted(called, key=self._size):
                 self.fleet.call(stage)
         mortal = [worker for worker in self.book.workers.values() if worker.stage.keep_alive_s >= 0]
         if not self._wants and not mortal:
-            return None
-        dues = [self._make_room(device, want, now) for device, want in self._wants.items()]
+            return over
+        dues = [over, *(self._make_room(device, want, now) for device, want in self._wants.items())]
         dues += [self._let_die(worker, now) for worker in mortal]
         return min((due for due in dues if due is not None), default=None)
 
@@ -113,7 +119,7 @@ class Residency:
         leaving = [worker for worker in here if worker.leaving and not worker.dismissed]
         for worker in leaving:
             if not worker.batches:
-                self.park(worker, f"{want.by} needs its memory")
+                self._yield(worker, want, now)
         asker = self.book.workers.get(want.by)
         if device in self._answered or leaving or (asker is not None and asker.plan.extra):
             return None
@@ -122,7 +128,7 @@ class Residency:
             if w.life is Life.LOADED and not (w.ordered or w.leaving or w.dismissed or w is asker)
         ]  # fmt: skip
         if extras := [w for w in present if w.plan.extra]:
-            self._let_go(min(extras, key=lambda extra: len(extra.batches)), want)
+            self._let_go(min(extras, key=lambda extra: len(extra.batches)), want, now)
             return None
         guests = [w for w in present if not w.stage.pinned]
         if not guests:
@@ -130,25 +136,53 @@ class Residency:
         distances = self._distances()
         patient_until = want.since + self.book.deadlines.turn_s
         held = self._held(guests, asker)
+        rivals = [w for w in guests if w.plan.role in held]
+        if sum(w.needs(w.variant) for w in rivals) >= want.nbytes:
+            guests = rivals
         chosen = self._choose(here, guests, distances, held, now)
         if chosen is None and now >= patient_until:
             chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
         if chosen is None:
             ends = [end for end in (patient_until, *held.values()) if end > now]
             return min(ends, default=None) if now < patient_until else self._next_to_have_stayed(guests, now)
-        self._let_go(chosen, want)
+        self._let_go(chosen, want, now)
         return None
 
-    def _let_go(self, worker: Worker, want: Want) -> None:
+    def _let_go(self, worker: Worker, want: Want, now: float) -> None:
         """It leaves for this, after its last batch."""
         worker.leaving = True
         self._answered.add(self.book.boot.books.get(worker.plan.device, worker.plan.device))
         if not worker.batches:
-            self.park(worker, f"{want.by} needs its memory")
+            self._yield(worker, want, now)
+
+    def _yield(self, worker: Worker, want: Want, now: float) -> None:
+        self.park(worker, f"{want.by} needs its memory")
+        device = self.book.boot.books.get(worker.plan.device, worker.plan.device)
+        worker.yields = True
+        self._yields[worker.plan.role] = device, want.by, now + self.book.deadlines.turn_s
+
+    def _let_back(self, now: float) -> float | None:
+        """Those who have yielded for long enough may be called; returns when the next one will have."""
+        for role, (device, to, until) in list(self._yields.items()):
+            if now >= until or not self._still_asks(to, device):
+                del self._yields[role]
+                worker = self.book.workers[role]
+                worker.yields = False
+                if self.book.queues[worker.plan.stage].waiting:
+                    self.book.called[worker.plan.stage] = None
+        return min((until for _, _, until in self._yields.values()), default=None)
+
+    def _still_asks(self, by: str, device: str) -> bool:
+        """Whether it has not got its lease: what it lacks may be on its way back, and then nothing is wanted."""
+        asker = self.book.workers.get(by)
+        if asker is not None and asker.life is Life.LOADING:
+            return asker.loading_since is None
+        want = self._wants.get(device)
+        return want is not None and want.by == by
 
     def _held(self, guests: list[Worker], asker: Worker | None) -> dict[str, float]:
-        """Role -> until when it stays for its own next work, since what waits for the asker is a rival's."""
-        held = dict.fromkeys((worker.plan.role for worker in guests), 0.0)
+        """Rivals of the asker, whom what waits for it does not pass -> until when each stays for its own next work."""
+        held: dict[str, float] = {}
         waiting = [self.book.job(key) for key in self.book.queues[asker.plan.stage]] if asker is not None else []
         jobs = [job for job in waiting if job is not None]
         queued = [job.queued_ns / 1e9 for job in jobs]
@@ -170,11 +204,11 @@ class Residency:
         """Who may leave without anybody's having to be patient."""
         idle = [worker for worker in guests if not worker.batches]
         unneeded = [worker for worker in idle if distances[worker.plan.stage] == FAR]
-        if gone := [worker for worker in unneeded if held[worker.plan.role] <= now]:
+        if gone := [worker for worker in unneeded if held.get(worker.plan.role, now) <= now]:
             return self._furthest(gone, distances)
         at_work = any(w.batches or (w.life is Life.LOADED and not distances[w.plan.stage]) for w in here)
         last = None if at_work else self._furthest(idle, distances)
-        return last if last is not None and held[last.plan.role] <= now else None
+        return last if last is not None and held.get(last.plan.role, now) <= now else None
 
     def _furthest(self, workers: list[Worker], distances: dict[str, float]) -> Worker | None:
         """The one that will be needed last; of equals the one that is loaded again soonest for what it gives back."""

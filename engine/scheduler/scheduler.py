@@ -18,6 +18,7 @@ from engine.scheduler.adapting import Tally
 from engine.scheduler.batches import Batches
 from engine.scheduler.book import GATEWAY, SUPERVISOR, Book, Note
 from engine.scheduler.dispatch import Dispatch
+from engine.scheduler.figures import Figures
 from engine.scheduler.fleet import Fleet
 from engine.scheduler.flow import Flow
 from engine.scheduler.handover import Handover
@@ -25,10 +26,9 @@ from engine.scheduler.instances import Extras
 from engine.scheduler.jobs import Key, State
 from engine.scheduler.ladder import Ladder
 from engine.scheduler.orders import Orders
-from engine.scheduler.pace import STEPS_MS, capacity
+from engine.scheduler.pace import capacity
 from engine.scheduler.past import Past
 from engine.scheduler.residency import Residency
-from engine.scheduler.utilisation import Utilisation, bottleneck
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import (
     Acked,
@@ -64,7 +64,6 @@ from ipc.peers import peer_name, split_peer
 
 RATE_STEP = 0.2  # a changed rate is told when it moved by this share
 RATE_INTERVAL_S = 1.0
-STALL_GRACE_S = 5.0  # beyond the longest a run may take: a hung worker is condemned by then
 
 FRESH_S = 0.5  # news of a silence that are older, and than a heartbeat, may have been overtaken by a word
 
@@ -87,10 +86,10 @@ class Scheduler:
         self.extras = Extras(self.book, self.fleet, self.residency, self.ladder, self.dispatch)
         self.past = Past(self.book, self.flow)
         self.handover = Handover(self.book, self.past)
-        self._utilisation = Utilisation()
+        self._figures = Figures(self)
         self._told = (-1, 0.0)
         self._told_at = 0.0
-        self._began = 0.0
+        self.began = 0.0
         self._drain_by: float | None = None
         self._drained = False
         self._drain_wake: float | None = None
@@ -196,7 +195,7 @@ class Scheduler:
     def _announce(self, worker: Worker) -> None:
         """A batch sent ahead has begun."""
         if (limit := worker.hung_at()) is not None:
-            self.fleet.watch(limit)
+            self.fleet.limits.watch(limit)
         batch = worker.batches[0]
         if batch.place is not None:
             self.book.queues[worker.plan.stage].begun(batch.place)
@@ -219,7 +218,7 @@ class Scheduler:
                 self.fleet.ready = True
             case Silent(worker=role, incarnation=incarnation, phase=phase, told_at=told_at):
                 if now <= (told_at or now) + max(FRESH_S, self.book.deadlines.heartbeat_s):  # else it is told again
-                    self.fleet.silent(role, incarnation, phase, now)
+                    self.fleet.limits.silent(role, incarnation, phase, now)
             case Standing():
                 self.orders.told(message)
             case Preload(stage=stage):
@@ -242,12 +241,12 @@ class Scheduler:
 
     def turn(self, now: float) -> tuple[dict[str, list[Any]], list[Note]]:
         """Do what is due, dispatch, and hand over all that was decided since the last turn: mail by peer, and notes."""
-        self._began = self._began or now
+        self.began = self.began or now
         self.book.shortages.age(now)
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
                 self._ring(kind, key, now)
-        if self.fleet.look_at is not None and self.fleet.look_at <= now:
+        if self.fleet.limits.look_at is not None and self.fleet.limits.look_at <= now:
             self.fleet.overdue(now)
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
@@ -263,7 +262,7 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
         first = self.book.timers[0][0] if self.book.timers else None
-        for time in (self._wake, self._look, self.book.ride_until, self.fleet.look_at, self._drain_wake):
+        for time in (self._wake, self._look, self.book.ride_until, self.fleet.limits.look_at, self._drain_wake):
             if time is not None and (first is None or time < first):
                 first = time
         return first
@@ -302,121 +301,8 @@ class Scheduler:
     # ---------------------------------------------------------------- seen
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """Statistics as plain values (``docs/operations.md`` names each)."""
-        book, totals = self.book, self.book.totals
-        n, rate = capacity(book.paces, self.concurrency(), book.boot.capacity_factor)
-        active = sum(len(batch.jobs) for worker in book.workers.values() for batch in worker.batches)
-        unended = sum(len(line.unended) for line in book.lines.values())
-        shares = self._utilisation.look(book.workers, now)
-        return {
-            "mode": book.boot.mode,
-            "mode_reason": book.boot.mode_reason,
-            "capacity": n,
-            "rate": round(rate, 3),
-            "active": active,
-            "queued": max(0, unended - active),
-            "total": totals.total,
-            "completed": totals.completed,
-            "failed": totals.failed,
-            "skipped": totals.skipped,
-            "cancelled": totals.cancelled,
-            "expired": totals.expired,
-            "oom_errors": book.shortages.total,
-            "oom": book.shortages.snapshot(now),
-            "last_oom_s": None if book.shortages.last is None else round(now - book.shortages.last, 1),
-            "runs": sum(worker.runs for worker in book.workers.values()),
-            "retries": totals.retries,
-            "stale": totals.stale,
-            "deaths": totals.deaths,
-            "parked": self.residency.parked_total,
-            "promoted": self.ladder.promoted_total,
-            "concurrency": self.concurrency(),
-            "utilisation": {name: round(share, 3) for name, share in shares.items()},
-            "bottleneck": bottleneck(shares),
-            "histogram_ms": list(STEPS_MS),
-            "jobs": self._jobs(now, 200),
-            "slots": book.slots.snapshot(),
-            "slots_idle": book.slots.idle,
-            "slots_unknown": book.slots.unknown,
-            "slots_unknown_s": round(now - self._began, 1) if book.slots.unknown else 0.0,
-            "handed_over": self.handover.complete,
-            "per_device": self._per_device(),
-            "stages": {name: self._stage(name, now) for name in book.stages},
-            "workers": {role: self._worker(role) for role in book.workers},
-            "orders": {"drained": list(book.orders.drained), "knobs": book.orders.knobs},
-        }
-
-    def _jobs(self, now: float, most: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for line in self.book.lines.values():
-            for index in sorted(line.unended):
-                if len(rows) == most:
-                    return rows
-                job = line.jobs[index]
-                states = {name: state.value for name, state in zip(job.stages, job.states, strict=True)}
-                left = None if job.lost else round(job.deadline - now, 2)
-                rows.append({"session": line.session.id, "index": index, "stages": states, "deadline_in_s": left})
-        return rows
-
-    def _per_device(self) -> dict[str, dict[str, Any]]:
-        out: dict[str, dict[str, Any]] = {}
-        for worker in self.book.workers.values():
-            row = out.setdefault(worker.plan.device, {"requests": 0, "busy_s": 0.0, "queue": 0})
-            row["requests"] += worker.items
-            row["busy_s"] = round(row["busy_s"] + worker.busy_s, 3)
-            row["queue"] += sum(len(batch.jobs) for batch in worker.batches)
-        return out
-
-    def _stage(self, name: str, now: float) -> dict[str, Any]:
-        pace, plan, workers = self.book.paces[name], self.book.stages[name], self.book.workers_of(name)
-        done = max(1, pace.done)
-        batches = [batch for worker in workers for batch in worker.batches]
-        running = sum(len(batch.jobs) for batch in batches)
-        has_work = bool(batches) or any(map(self.dispatch.may_run, self.book.queues[name]))
-        return {
-            "optional": plan.optional,
-            "workers": len(workers),
-            "lost": sum(worker.life is Life.LOST for worker in workers),
-            "loaded": sum(worker.life is Life.LOADED for worker in workers),
-            "parked": sum(worker.parked for worker in self.book.regulars_of(name)),
-            "instances": self.extras.snapshot(name),
-            "degraded": "; ".join(
-                f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
-            ),
-            "why": next((w.waiting_for for w in self.book.regulars_of(name) if w.waiting_for), ""),
-            "failed_in_row": pace.failed_in_row,
-            "last_failure": pace.last_failure,
-            "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
-            "stall_limit_s": max([plan.timeout_base_s, *(batch.limit_s for batch in batches)]) + STALL_GRACE_S,
-            "max_batch": plan.max_batch,
-            "max_batch_why": self.batches.why(name),
-            **dict(zip(("send_ahead", "send_ahead_why"), self.dispatch.ahead(name), strict=True)),
-            "waiting": len(self.book.queues[name]),
-            "running": running,
-            "done": pace.done,
-            "failed": pace.failed,
-            "avg_waiting_ms": round(1000 * pace.waiting_sum_s / done, 3),
-            "avg_processing_ms": round(1000 * pace.processing_sum_s / done, 3),
-            "waiting_histogram": list(pace.waiting.counts),
-            "processing_histogram": list(pace.processing.counts),
-            "absent": self.book.absent.get(name, ""),
-        }
-
-    def _worker(self, role: str) -> dict[str, Any]:
-        worker = self.book.workers[role]
-        return {
-            "state": worker.life.value,
-            "incarnation": worker.incarnation,
-            "device": worker.plan.device,
-            "variant": worker.variant,
-            "standby": worker.plan.standby,
-            "extra": worker.plan.extra,
-            "waiting_for": worker.waiting_for,
-            "on_board": sum(len(batch.jobs) for batch in worker.batches),
-            "runs": worker.runs,
-            "utterances": worker.items,
-            "load_ms": round(worker.load_ms, 1),
-        }
+        """Statistics as plain values."""
+        return self._figures.snapshot(now)
 
     def check(self) -> None:
         """Invariants of all cores, and between them."""

@@ -86,6 +86,8 @@ class Worker:
     fruitless: int = 0  # lives in a row that ended no utterance well
     leaving: bool = False  # gets no more batches; ends when it has none
     parked: bool = False  # told to leave for the sake of its memory: its next life loads when its stage has work
+    yields: bool = False  # parked for another one that is still waiting for that memory: it is not called back yet
+    called: bool = False  # it loads after a rest: its turn has come, nothing is wrong with it
     refused: bool = False  # its last load failed: it loads again when ``load_again_at`` says so, or never
     load_ooms: int = 0  # loads in a row that ran out of memory
     raised: float = 1.0  # how many times its estimate it is to lease
@@ -112,7 +114,7 @@ class Worker:
         """Another life of this role."""
         self.incarnation = incarnation
         self.peer = peer_name(self.plan.role, incarnation)
-        self.leaving = self.dismissed = self.returns = False
+        self.leaving = self.dismissed = self.returns = self.called = False
         self.ordered = ""
         self.fits = 0
         self.idle_since = None

@@ -164,11 +164,13 @@ class Supervisor:
                     raise DragomanError("the program that this node is part of has ended")
 
     def _make_plan(self) -> tuple[plan.Plan, dict[str, str]]:
-        found = devices.discover(self.config.devices.use, declared=self.config.devices.declared_bytes)
-        for name in devices.unknown(self.config.devices.max_bytes, found):
+        section = self.config.devices
+        seen = devices.look(section.use, declared=section.declared_bytes, limit_s=self.config.deadlines.driver_s)
+        found, self._left_out = devices.usable(seen), devices.silent(seen)
+        for name in devices.unknown(section.max_bytes, seen):
             there = ", ".join(device.name for device in found)
             logs.get().warning("devices.max_bytes bounds %s, which this node does not use: it uses %s", name, there)
-        file = corrections_file.place(self.config.devices.estimates_file, os.environ)
+        file = corrections_file.place(section.estimates_file, os.environ)
         history = corrections_file.read(file)
         made = plan.make(
             self.config,
@@ -178,6 +180,7 @@ class Supervisor:
             survey.survey(self.config),
             self.folder.endpoint("client"),
             history,
+            self._left_out,
         )
         self._measuring = Measuring(made.needs, file)
         self._shared = [device.name for device in found if device.mps]
@@ -200,6 +203,7 @@ class Supervisor:
         workers = [worker for stage in self.plan.scheduler.stages for worker in stage.workers]
         orders = Orders(workers, pinned, self._devices)
         self._life = Lifecycle(roster, self._endpoints, deadlines, self.plan.may_fail, orders, self._shared)
+        self._life.quarantined |= self._left_out
         self._signal_fd = catch_signals()
         for thing in (self._router, self._operators.door, self._signal_fd):
             self._poll.add(thing)

@@ -46,7 +46,7 @@ def _need(
     where = device.label if device.kind == "cuda" else device.kind
     key = f"{identity}@{where}"
     subject = Subject(name, section.kind or name, section.model, where, section.compute_type, section.max_batch)
-    guess = starts[device.kind]
+    guess = history.first(starts[device.kind], where)
     if section.estimate_bytes:
         record = history.models.get(key)
         times, last = (record.loads, record.last) if record else (0, None)

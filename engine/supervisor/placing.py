@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from engine import placement, placement_words
 from engine.boot import DevicePlan
 from engine.choices import field_of, models_in
 from engine.config import Config, StageSection
-from engine.devices import Device, HostMemory
+from engine.devices import EVERY_GPU, Device, HostMemory
 from engine.limits import limits
 from engine.placement import LOAD_BYTES_PER_S, Placement, Room, Variant, Wish
 from engine.supervisor.needs import Needs
@@ -38,9 +40,7 @@ def place(
         rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
     )
     if made.verdict is placement.Verdict.NOWHERE:
-        names = ", ".join(f"{field_of(lack.stage)}.variants" for lack in made.nowhere)
-        mend = f"use a smaller model, give it smaller ones ({names}), or another device"
-        raise DragomanError(placement_words.headline(made), mend)
+        raise DragomanError(placement_words.headline(made), placement_words.mend(made))
     return made
 
 
@@ -152,6 +152,47 @@ def _meant(entry: str, stage: str, devices: Sequence[Device], survey: Survey) ->
     if not survey.declaration.cpu_allowed and any(device.kind == "cpu" for device in chosen):
         raise ConfigError(f"stage {stage} cannot run on the CPU", f"set {field_of(stage)}.devices to a GPU")
     return chosen
+
+
+def without(config: Config, left_out: Mapping[str, str], devices: Sequence[Device], surveys: Surveys) -> Config:
+    """The configuration without the devices that are silent; ``left_out``: their names, and why they are.
+
+    A stage all of whose devices are goes to the CPU if it may. Raises DragomanError if it may not.
+    """
+    if not left_out:
+        return config
+    sections = {}
+    for name, section in config.stages.items():
+        there = tuple(entry for entry in section.devices if not _is_left_out(entry, left_out, devices))
+        if not there:
+            there = tuple(device.name for device in spares(section, surveys[name], devices))
+        if not there and not surveys[name].absent:
+            why = "; ".join(f"{silent}: {reason}" for silent, reason in left_out.items())
+            text = f"stage {name} has no device, of those in {field_of(name)}.devices none answers ({why})"
+            raise DragomanError(text, f"see: nvidia-smi; or allow it others, or {field_of(name)}.cpu_fallback = true")
+        sections[name] = msgspec.structs.replace(section, devices=there or section.devices)
+    return msgspec.structs.replace(config, stages=sections)
+
+
+def bounded(config: Config, devices: Sequence[Device]) -> Config:
+    """The configuration with the bound on all GPUs together as one on each."""
+    section = config.devices
+    gpus = [device for device in devices if device.kind == "cuda"]
+    in_all = sum(device.total_bytes for device in gpus)
+    if not section.max_total_bytes or section.max_total_bytes >= in_all:
+        return config
+    most = dict(section.max_bytes)
+    for device in gpus:
+        part = section.max_total_bytes * device.total_bytes // in_all
+        most[device.name] = min(part, *(most.get(name, part) for name in (device.name, device.uuid)))
+    return msgspec.structs.replace(config, devices=msgspec.structs.replace(section, max_bytes=most))
+
+
+def _is_left_out(entry: str, left_out: Mapping[str, str], devices: Sequence[Device]) -> bool:
+    """A UUID that is nobody's here may be that of a silent one, which has not told its own."""
+    if any(entry in (device.name, device.uuid) for device in devices):
+        return False
+    return entry in left_out or entry.startswith(("GPU-", "MIG-")) or (entry != "auto" and EVERY_GPU in left_out)
 
 
 def spares(section: StageSection, survey: Survey, devices: Sequence[Device]) -> list[Device]:

@@ -123,13 +123,15 @@ def make(
     surveys: Mapping[str, Survey],
     client_endpoint: str,
     history: History | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan for ``config`` on ``devices``. ``surveys``: what is known of each stage and model without loading it.
-    ``history``: what was measured of their models before.
+    ``history``: what was measured of their models before. ``left_out``: silent devices, and why they are.
 
     Raises ConfigError (also when a ring cannot hold one longest slot), or MemoryTooSmall: the machine has no room.
     """
     config = _that_can_run(spread(config), surveys)
+    config = placing.bounded(placing.without(config, left_out or {}, devices, surveys), devices)
     for name, section in config.stages.items():
         _check_skipping(name, section, surveys[name])
     try:

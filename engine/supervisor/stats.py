@@ -63,6 +63,7 @@ def compose(
         "processes": lifecycle.roster.snapshot(now),
         "deaths": list(lifecycle.deaths),
         "health": health,
+        "quarantined": dict(lifecycle.quarantined),
         "operators": lifecycle.orders.snapshot(lifecycle.roster),
         "gateway": gateway,
         "scheduler": scheduler,

@@ -11,7 +11,7 @@ from engine.arbiter import kept, leases, words
 from engine.arbiter.events import DeviceLost, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
-from engine.arbiter.leases import MOST_LEASES, Leases
+from engine.arbiter.leases import MOST_LEASES, OVER, OVER_S, Leases
 from engine.arbiter.outlook import look
 from engine.arbiter.room import DOUBT_S, Reading
 from engine.arbiter.words import GIB
@@ -906,7 +906,7 @@ def test_a_part_of_a_shared_device_is_what_this_node_takes_whatever_others_use()
 def test_the_book_does_not_grow_with_every_program_that_ever_held_a_lease():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     sizes = []
-    for pid in range(100):
+    for pid in range(2 * OVER):
         bench.read(24 * GIB)
         bench.ask(f"lease@{pid}/0", GIB)
         bench.feed(Gone(f"lease@{pid}/0", 1))
@@ -914,7 +914,30 @@ def test_the_book_does_not_grow_with_every_program_that_ever_held_a_lease():
         bench.read(24 * GIB)
         bench.later(0.1)
         sizes.append(len(kept.encode(bench.book.keep())))
-    assert sizes[-1] <= sizes[10] + 100
+    assert sizes[-1] <= sizes[OVER] + 100
+
+
+def test_a_lease_that_is_over_is_reported_for_a_while_also_by_the_next_arbiter():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", GIB)
+    granted_at = bench.now
+    bench.later(0.1)
+    bench.feed(Gone("asr@cuda:0/0", 1))
+    left_at = bench.now
+    bench.later(0.1)
+    bench.read(24 * GIB)
+    bench.ask("nmt@cuda:0/0", GIB)
+    for _ in range(2):
+        report = bench.book.snapshot(bench.now)
+        assert [row["worker"] for row in report["leases"]] == ["nmt@cuda:0/0#1"]
+        (over,) = report["over"]
+        assert (over["worker"], over["state"], over["nbytes"]) == ("asr@cuda:0/0#1", "released", GIB)
+        assert (over["granted_s"], over["left_s"], report["last_lease"]) == (granted_at, left_at, 2)
+        bench.arbiter_dies()
+    bench.later(OVER_S)
+    bench.feed(Tick())
+    assert bench.book.snapshot(bench.now)["over"] == []
 
 
 # ---------------------------------------------------------------- a driver that lists processes

@@ -12,7 +12,7 @@ from bench import histories
 from bench.simulation import World
 from engine.gateway.catalog import Catalog
 from engine.gateway.ingress import Ingress
-from engine.scheduler.fleet import Fleet
+from engine.scheduler.limits import Limits
 from engine.scheduler.slots import SlotKey, Slots
 
 HISTORIES = 300
@@ -116,12 +116,12 @@ def test_a_ring_that_is_not_known_yet_is_neither_freed_nor_granted(
 
 
 def test_a_worker_that_is_condemned_in_a_long_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def condemn(self: Fleet, role: str, incarnation: int, phase: str, now: float) -> None:
+    def condemn(self: Limits, role: str, incarnation: int, phase: str, now: float) -> None:
         worker = self.book.workers[role]
         if incarnation == worker.incarnation and not worker.condemned:
             self._condemn(worker, incarnation, "silent")
 
-    monkeypatch.setattr(Fleet, "silent", condemn)
+    monkeypatch.setattr(Limits, "silent", condemn)
     assert "is condemned for nothing" in bad_end(range(40))
 
 

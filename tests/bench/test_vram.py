@@ -316,6 +316,11 @@ def test_half_a_rehearsal_is_told_what_is_missing(half: list[str], capsys: pytes
 ONE_STAGE = "[[stages]]\nname = 'a'\nweights_gib = 1\n"
 
 
+def event(what: str, more: str = "") -> str:
+    """A scenario with one."""
+    return f"{ONE_STAGE}[[events]]\nwhat = '{what}'\nat_s = 0\n{more}"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -329,6 +334,20 @@ ONE_STAGE = "[[stages]]\nname = 'a'\nweights_gib = 1\n"
         (ONE_STAGE + "weight = 2", "weight"),
         ("utterances = 0\n" + ONE_STAGE, "utterances"),
         (ONE_STAGE + "[[outsiders]]\ngpu = 2\nat_s = 0\ngib = 1", "GPU 2"),
+        (event("meteor"), "Invalid value 'meteor' - at `$.events[0].what`"),
+        (event("kill", "process = 'arbiter'\nwhen = 3"), "unknown field `when` - at `$.events[0]`"),
+        (event("kill"), "missing required field `process`"),
+        (event("kill", "process = 'artbiter'"), "no process 'artbiter': there are arbiter, scheduler, gateway, a"),
+        (event("kill", "process = 'arbiter'\nwhile_loading = 'b'"), "no stage 'b'"),
+        (event("lose", "gpu = 2"), "GPU 2, and there are 2"),
+        (event("ecc", "gpu = -1"), "GPU -1"),
+        (event("hang", "gpu = 5\nfor_s = 1"), "GPU 5"),
+        (event("hang"), "missing required field `for_s`"),
+        (event("order", "order = 'empty cuda:0'"), "'empty cuda:0' is no order: write one of restart, drain"),
+        (event("order", "order = 'drain'"), "'drain' is no order"),
+        (event("order", "order = ''"), "'' is no order"),
+        (event("program", "gib = 1\nfor_s = 1\npriority = 'urgent'"), "Invalid enum value 'urgent'"),
+        (event("program", "gib = -1\nfor_s = 1"), "`float` >= 0"),
     ],
 )
 def test_a_scenario_that_makes_no_sense_is_told(

@@ -14,17 +14,24 @@ A, B = 1, 2  # processes
 
 
 def lease(number: int, pid: int, nbytes: int, at: float, state: str = "held", device: str = "cuda:0") -> dict[str, Any]:
-    return {"lease": number, "pid": pid, "nbytes": nbytes, "granted_s": at, "state": state, "device": device}
+    left = at + 5 if state == "draining" else 0.0
+    return {
+        "lease": number, "pid": pid, "nbytes": nbytes, "granted_s": at, "left_s": left, "state": state, "device": device
+    }  # fmt: skip
+
+
+def report(*leases: dict[str, Any], over: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {"leases": leases, "over": over, "last_lease": max(one["lease"] for one in (*leases, *over))}
 
 
 def judged(*leases: dict[str, Any], before: Sample, after: Sample, **limits: Any) -> tuple[int, int]:
     """How many of these grants were too much for a GPU of 10 bytes, and for its ceiling."""
     grants = Grants([Limits("cuda:0", 10, **limits)], known_s=2.0)
     grants.sample(0, before)
-    grants.judge(leases)
+    grants.judge(report(*leases))
     grants.sample(0, after)
     for _ in range(2):  # each is judged once
-        grants.judge(leases)
+        grants.judge(report(*leases))
     return grants.counts["overcommitted"], grants.counts["above_ceiling"]
 
 
@@ -70,10 +77,10 @@ def test_what_is_granted_later_is_not_counted_against_it_before() -> None:
     later = lease(3, 3, 9, 10.05)
     grants = Grants([Limits("cuda:0", 10)], known_s=2.0)
     grants.sample(0, there(10.02))
-    grants.judge([lease(1, A, 5, 10.0), later])
+    grants.judge(report(lease(1, A, 5, 10.0), later))
     assert grants.counts["overcommitted"] == 0
     grants.sample(0, there(10.1))
-    grants.judge([lease(1, A, 5, 10.0), later])
+    grants.judge(report(lease(1, A, 5, 10.0), later))
     assert grants.counts["overcommitted"] == 1
 
 
@@ -82,6 +89,27 @@ def test_each_lease_is_judged_once_whatever_its_number() -> None:
     for number in range(1, 40):
         grants.sample(0, there(number - 0.1))
         grants.sample(0, there(number + 0.1))
-        grants.judge([lease(number, number, 11, float(number))])
-        grants.judge([lease(number, number, 11, float(number))])
+        grants.judge(report(lease(number, number, 11, float(number))))
+        grants.judge(report(lease(number, number, 11, float(number))))
     assert grants.judged == grants.counts["overcommitted"] == 39
+
+
+def test_a_grant_that_is_over_before_the_report_is_judged_and_counts_while_it_was_there() -> None:
+    grants = Grants([Limits("cuda:0", 10)], known_s=2.0)
+    grants.sample(0, there(10.02))
+    short = {**lease(2, B, 6, 9.5, "released"), "left_s": 10.03}
+    gone = {**lease(1, B, 6, 9.0, "released"), "left_s": 9.4}
+    grants.judge(report(lease(3, A, 5, 10.0), over=(gone, short)))
+    assert grants.counts["overcommitted"] == 1, "the third was too much beside the second"
+    assert grants.judged == grants.granted == 3
+
+
+def test_what_is_not_judged_is_missed_and_what_is_on_no_gpu_is_not() -> None:
+    grants = Grants([Limits("cuda:0", 10)], known_s=2.0)
+    grants.sample(0, there(10.02))
+    grants.judge(report(lease(1, A, 5, 10.0), lease(2, A, 5, 10.0, device="cpu"), lease(3, A, 5, 10.05)))
+    assert (grants.granted, grants.judged) == (2, 1), "the last one after the sample"
+    grants.judge({**report(lease(3, A, 5, 10.05)), "last_lease": 5})
+    assert (grants.granted, grants.judged) == (4, 1), "4 and 5 were never told"
+    grants.judge({})
+    assert (grants.granted, grants.judged) == (4, 1)

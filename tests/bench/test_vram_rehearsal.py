@@ -18,6 +18,38 @@ from bench.vram_rehearsal import GIB, rehearse
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
 
 SAMPLE = Path(__file__).parents[2] / "docs/examples/evening.toml"
+BAD_DAY = SAMPLE.with_name("bad_day.toml")
+UNLUCKY = """
+utterances = 20
+gap_s = 0.1
+[[stages]]
+name = "a"
+weights_gib = 1.0
+[[events]]
+what = "program"
+at_s = 0.1
+gib = 1.0
+takes_gib = 9.0
+for_s = 0.0
+[[events]]
+what = "program"
+at_s = 0.1
+gib = 50.0
+for_s = 0.0
+[[events]]
+what = "order"
+at_s = 0.1
+order = "drain cuda:7"
+[[events]]
+what = "kill"
+at_s = 0.1
+process = "arbiter"
+while_loading = "a"
+[[events]]
+what = "lose"
+at_s = 60.0
+gpu = 0
+"""
 SNATCHED = """
 utterances = 12
 gap_s = 0.05
@@ -74,6 +106,14 @@ estimate_gib = 3.0
 turn_s = 0.5
 unreadable_s = 0.5
 """  # the first takes more than it has leased, and is there for longer than a reading may be old
+SECRETIVE = """
+from engine.arbiter import main
+from engine.arbiter.leases import Leases
+
+snapshot = Leases.snapshot
+Leases.snapshot = lambda self, now: {**(report := snapshot(self, now)), "last_lease": report["last_lease"] + 1}
+main.main()
+"""  # one more grant than it tells of
 CEILING = TURNS + "[devices.max_bytes]\n'cuda:0' = 8_589_934_592\n"
 FAULTY = """
 from engine.arbiter import main
@@ -119,7 +159,7 @@ def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     code, found = rehearsed(["--gpus", "8GiB,24GiB", "--scenario", str(file)], capsys)
     assert code == 0
     assert (found["utterances"], found["oom"], found["failed"], found["overcommitted"]) == (20, 0, 0, 0)
-    assert 0 < found["judged"] <= found["granted"]
+    assert found["granted"] >= 4 and found["unjudged"] == 0
     assert 0 < found["vram_peak_0"] <= 8 and 0 < found["vram_used"] < 32
 
 
@@ -130,6 +170,9 @@ def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
         ("weights_gib = 50", "fits nowhere: it needs 50.3 GiB on cuda:0, which can give at most 7.2 GiB"),
         ("weights_gib = 1\ndevices = ['cuda:7']", "names 'cuda:7'"),
         ("weights_gib = 1\n[devices]\nnonsense = 1", "devices.nonsense is unknown"),
+        ("weigths_gib = 1", "stages[0].weigths_gib is unknown; did you mean weights_gib?"),
+        ("weights_gib = 1\n[[outsiders]]\ngpus = 1", "outsiders[0].gpus is unknown; did you mean gpu?"),
+        ("weights_gib = 'x'", "stages[0].weights_gib: Expected `float`, got `str`"),
         ("weights_gib = 1\n[deadlines]\nturn_s = -5", "deadlines.turn_s is -5.0"),
     ],
 )
@@ -145,14 +188,18 @@ def test_what_the_node_cannot_be_started_with_is_told_in_one_line_with_the_scena
 
 
 @pytest.mark.timeout(120)
-def test_memory_that_somebody_snatches_shows_as_oom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_that_somebody_snatches_is_shown_and_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model is loaded, its workspace not taken yet: no lease can keep others from taking that."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "snatched.toml"
     file.write_text(SNATCHED)
     code, found = rehearsed(["--gpus", "4GiB", "--scenario", str(file)], capsys)
-    assert code == 1
-    assert found["oom"] > 0 and found["oom_rate"] > 0
+    assert (code, found["oom"], found["oom_rate"]) == (0, 0, 0)
+    assert found["snatched"] > 0
     assert found["failed"] == 0, "they are tried again"
+    assert not list(tmp_path.rglob("estimates.json")), "a rehearsal's models are none that the user has"
 
 
 def grants(tmp_path: Path, gpu_gib: int, scenario: str, modules: dict[str, str] | None = None) -> tuple[int, int]:
@@ -188,3 +235,57 @@ def test_an_arbiter_that_overlooks_something_is_caught_by_the_driver(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     overcommitted, above_ceiling = grants(tmp_path, gpu_gib, scenario, {"arbiter": "faulty_arbiter"})
     assert above_ceiling > 0 and (overcommitted > 0) == (overlooked != "the ceiling")
+
+
+@pytest.mark.timeout(120)
+def test_a_grant_that_is_not_judged_fails_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secretive_arbiter.py").write_text(SECRETIVE)
+    (tmp_path / "scenario.toml").write_text("utterances = 2\n[[stages]]\nname = 'a'\nweights_gib = 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report = rehearse((8 * GIB,), tmp_path / "scenario.toml", {"arbiter": "secretive_arbiter"})
+    assert {one.metric: one.value for one in report.results}["unjudged"] == 1 and report.exit_code == 1
+
+
+@pytest.mark.timeout(120)
+def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = rehearsed(["--gpus", "8GiB,8GiB", "--scenario", str(BAD_DAY)], capsys)
+    assert code == 0 and found["utterances"] == 80
+    zero = (
+        "failed",
+        "mixed_up",
+        "oom",
+        "overcommitted",
+        "above_ceiling",
+        "unjudged",
+        "never_granted",
+        "programs_short",
+    )
+    assert [found[name] for name in zero] == [0] * len(zero)
+    assert (found["events"], found["not_happened"], found["refused_orders"]) == (8, 0, 0)
+    assert (found["programs"], found["programs_refused"]) == (1, 0)
+    assert found["next_grant_s"] > 0, "after the arbiter's death"
+    assert found["granted"] >= 4 + 1 + 1 + 1, "workers, the one that died, a program, and who asked after that death"
+
+
+@pytest.mark.timeout(120)
+def test_what_does_not_happen_or_goes_wrong_fails_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "unlucky.toml"
+    file.write_text(UNLUCKY)
+    code, found = rehearsed(["--gpus", "8GiB", "--scenario", str(file)], capsys)
+    assert code == 1 and found["failed"] == 0
+    assert (found["events"], found["not_happened"], found["refused_orders"]) == (5, 2, 1)
+    assert (found["programs"], found["programs_refused"], found["programs_short"]) == (2, 1, 1)
+    assert "next_grant_s" not in found
+
+
+@pytest.mark.timeout(120)
+def test_a_gpu_with_an_uncorrectable_error_is_left_by_its_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ill.toml"
+    text = "utterances = 20\ngap_s = 0.1\n[[stages]]\nname = 'a'\nweights_gib = 1\ndevices = ['cuda:0', 'cuda:1']\n"
+    file.write_text(text + "[[events]]\nwhat = 'ecc'\nat_s = 0.5\ngpu = 0\n")
+    code, found = rehearsed(["--gpus", "8GiB,8GiB", "--scenario", str(file)], capsys)
+    assert code == 0 and (found["events"], found["not_happened"], found["failed"], found["unjudged"]) == (1, 0, 0, 0)

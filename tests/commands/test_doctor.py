@@ -64,6 +64,13 @@ def test_a_gpu_that_cannot_be_used_is_told_with_its_mend() -> None:
     assert (found.state, found.text, found.mend) == ("note", "is PROHIBITED", "run: nvidia-smi")
 
 
+def test_a_silent_gpu_is_none_to_advise_on() -> None:
+    silent = {**GPU, "total_bytes": 0, "trouble": "left out: it does not answer", "mend": "see: nvidia-smi"}
+    assert about("cuda:0", devices=[silent, CPU]).text == "left out: it does not answer"
+    found = about("GPU", devices=[silent, CPU])
+    assert found.text.startswith("none that answers: every stage runs on the CPU") and "nvidia-smi" in found.mend
+
+
 def test_other_makers_gpus_are_seen_and_not_used(tmp_path: Path) -> None:
     assert doctor.other_gpus("Linux", "x86_64", tmp_path) == ()
     for card, vendor in (("card0", "0x8086"), ("card1", "0x1002")):

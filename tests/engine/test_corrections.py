@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import corrections
-from engine.corrections import ALLOWANCE, MODELS, RECENT, SHOWN, History, Sample, Subject, kept, needed
+from engine.corrections import (
+    ALLOWANCE,
+    CONTEXT_ALLOWANCE,
+    MODELS,
+    RECENT,
+    SHOWN,
+    History,
+    Sample,
+    Subject,
+    kept,
+    needed,
+)
 from engine.estimates import ALLOCATION, Start
 
 MIB = 2**20
@@ -135,6 +147,17 @@ def test_records_are_forgotten_by_stage_by_key_or_all_and_the_oldest_leave_when_
     assert left.forget("all")[0].models == {}
 
 
+def test_a_stage_is_forgotten_on_every_kind_of_device_or_on_the_one_that_is_named():
+    history, guess = History(), Start(4 * GIB, GIB, "files")
+    for device in ("cpu", "NVIDIA L4"):
+        subject = msgspec.structs.replace(SUBJECT, device=device)
+        history = history.learn(f"k@{device}", subject, guess, load(2 * GIB))
+    for name in ("asr@NVIDIA L4", "k@NVIDIA L4"):
+        left, forgotten = history.forget(name)
+        assert forgotten == 1 and list(left.models) == ["k@cpu"]
+    assert history.forget("asr")[1] == 2 and history.forget("k")[1] == 0
+
+
 def test_rows_are_plain_and_say_what_the_next_start_asks_for():
     guess = Start(4 * GIB, GIB, "files")
     history = History().learn("k", SUBJECT, guess, load(2 * GIB))
@@ -144,7 +167,7 @@ def test_rows_are_plain_and_say_what_the_next_start_asks_for():
 
 
 def test_an_exact_load_of_less_than_half_the_weights_proves_nothing():
-    guess = Start(4 * GIB, weights_bytes=3 * GIB)
+    guess = Start(4 * GIB, loaded_bytes=3 * GIB)
     for nbytes, asked in ((4096, 4 * GIB), (3 * GIB // 2 - 1, 4 * GIB), (2 * GIB, needed(guess, [load(2 * GIB)]))):
         history = History().learn("k", SUBJECT, guess, Sample("load", nbytes, 1.0, exact=True))
         assert history.estimate("k", guess, 8 * GIB).nbytes == asked
@@ -155,3 +178,60 @@ def test_an_exact_load_of_nothing_proves_nothing():
     guess = Start(4 * GIB)
     history = History().learn("k", SUBJECT, guess, Sample("load", 0, 1.0, exact=True))
     assert history.estimate("k", guess, 8 * GIB).nbytes == 4 * GIB
+
+
+# ---------------------------------------------------------------- contexts
+
+
+def guess(loaded: int, library: str = "ctranslate2") -> Start:
+    return Start(450 * MIB + loaded, 0, "files", library, 450 * MIB, loaded)
+
+
+def seen(*loads_of: tuple[int, Sample], subject: Subject = SUBJECT) -> History:
+    """What is known after loads of models of so many bytes."""
+    history = History()
+    for number, (loaded, sample) in enumerate(loads_of):
+        history = history.learn(f"k{number}", subject, guess(loaded), sample)
+    return history
+
+
+def test_what_a_load_took_besides_its_model_counts_for_the_next_model_of_that_library_and_device():
+    history = seen((GIB, load(GIB + 300 * MIB)))
+    first = history.first(guess(2 * GIB), "NVIDIA L4")
+    context = int(300 * (1 + CONTEXT_ALLOWANCE)) * MIB
+    assert (first.nbytes, first.context_bytes, first.loaded_bytes) == (2 * GIB + context, context, 2 * GIB)
+    assert history.first(guess(2 * GIB), "NVIDIA T4") == guess(2 * GIB)
+    assert history.first(guess(2 * GIB, "llama_cpp"), "NVIDIA L4") == guess(2 * GIB, "llama_cpp")
+    raised = seen((GIB, load(GIB + 900 * MIB))).first(guess(2 * GIB), "NVIDIA L4")
+    assert raised.nbytes > guess(2 * GIB).nbytes, "up as well as down"
+
+
+def test_of_contexts_the_highest_of_the_newest_counts_and_forgetting_all_forgets_them():
+    history = seen(*[(GIB, load(GIB + size * MIB)) for size in (900, 300, 500, 400)])
+    (row,) = corrections.context_rows(history)
+    assert row == {
+        "library": "ctranslate2", "device": "NVIDIA L4", "nbytes": (300 * MIB, 500 * MIB, 400 * MIB), "loads": 4
+    }  # fmt: skip
+    assert history.first(guess(0), "NVIDIA L4").context_bytes == 600 * MIB
+    assert history.forget("asr")[0].contexts and not history.forget("all")[0].contexts
+
+
+@pytest.mark.parametrize(
+    ("loaded", "sample"),
+    [
+        (GIB, load(GIB + 300 * MIB, "a neighbour ran")),
+        (GIB, load(GIB + 300 * MIB, exact=False)),  # a difference, others' memory may be in it
+        (GIB, run(GIB + 300 * MIB)),
+        (0, load(300 * MIB)),  # its files say nothing
+        (GIB, load(GIB)),
+        (GIB, load(GIB // 2)),  # they say too much
+        (GIB, load(4 * GIB)),  # or too little
+        (2 * GIB, load(2 * GIB + 300 * MIB)),  # a few hundredths of it, more or less, would be the context
+    ],
+)
+def test_what_tells_no_context_is_none(loaded: int, sample: Sample) -> None:
+    assert seen((loaded, sample)).contexts == {}
+
+
+def test_on_the_cpu_there_is_no_context():
+    assert seen((GIB, load(GIB + 300 * MIB)), subject=msgspec.structs.replace(SUBJECT, device="cpu")).contexts == {}

@@ -114,15 +114,93 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(entry):
     assert repr(entry) in str(caught.value) and "cuda:0, cuda:1, cpu" in str(caught.value)
 
 
-def test_a_driver_that_hangs_is_told_and_who_needs_no_gpu_does_not_ask_it(monkeypatch):
-    class Hanging(FakeNvml):
-        def nvmlInit(self):
-            threading.Event().wait()
+class Hanging(FakeNvml):
+    """The driver, or some GPUs of its, never answer; ``asked``: GPUs that were asked."""
 
-    monkeypatch.setattr(devices, "DRIVER_S", 0.05)
-    with pytest.raises(DragomanError, match="has not answered"):
-        discover(environ={}, nvml=Hanging(TWO))
-    assert [device.name for device in discover(["cpu"], environ={}, nvml=Hanging(TWO))] == ["cpu"]
+    def __init__(self, gpus, hanging=(), *, everything=False, **more):
+        super().__init__(gpus, **more)
+        self.hanging, self.everything = hanging, everything
+        self.asked = []
+
+    def nvmlInit(self):
+        if self.everything:
+            threading.Event().wait()
+        super().nvmlInit()
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        self.asked.append(index)
+        if index in self.hanging:
+            threading.Event().wait()
+        return super().nvmlDeviceGetHandleByIndex(index)
+
+
+def test_a_driver_that_hangs_leaves_the_cpu_and_who_needs_no_gpu_does_not_ask_it(caplog):
+    for use in (("auto",), ("cuda:1", "cpu"), ("GPU-aaaa", "cpu")):
+        nvml = Hanging(TWO, everything=True)
+        assert names(discover(use, environ={}, nvml=nvml, limit_s=0.05)) == [("cpu", "")]
+        assert "every GPU is left out: the driver has not answered for 0.05 s" in caplog.text
+        caplog.clear()
+    with pytest.raises(DragomanError, match="every GPU: the driver has not answered"):
+        discover(["cuda:0"], environ={}, nvml=Hanging(TWO, everything=True), limit_s=0.05)
+    assert names(discover(["cpu"], environ={}, nvml=Hanging(TWO, everything=True))) == [("cpu", "")]
+
+
+@pytest.mark.parametrize("visible", [None, "0,1", "GPU-aaaa,GPU-bbbb"])
+@pytest.mark.parametrize("use", [("auto",), ("cuda:0", "cuda:1", "cpu"), ("GPU-bbbb", "cuda:0", "cpu")])
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_gpu_that_hangs_is_left_out_and_the_others_keep_their_numbers(hanging, use, visible, caplog):
+    nvml = Hanging(TWO, {hanging})
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = devices.look(use, environ=environ, nvml=nvml, limit_s=0.2)
+    others = [("cuda:0", "GPU-aaaa"), ("cuda:1", "GPU-bbbb")]
+    others.remove(others[hanging])
+    assert names(devices.usable(found)) == [*others, ("cpu", "")]
+    assert f"cuda:{hanging} is left out: the driver has not answered for 0.2 s" in caplog.text
+    assert devices.silent(found).keys() == {f"cuda:{hanging}"}
+    assert "left out" in devices.complaint(next(device for device in found if device.silent)).text
+    assert nvml.open == 1  # nobody closes the driver under a call
+
+
+def test_all_gpus_are_asked_at_once_and_one_that_hangs_once_only():
+    nvml = Hanging({f"GPU-{n}": GIB for n in range(8)}, set(range(7)))
+    for _ in range(2):
+        found = discover(environ={}, nvml=nvml, limit_s=0.2)
+        assert names(found) == [("cuda:7", "GPU-7"), ("cpu", "")]
+    assert sorted(nvml.asked) == [*range(8), 7]
+    with pytest.raises(DragomanError, match="cuda:3: the driver has not answered"):
+        discover(["cuda:3"], environ={}, nvml=nvml, limit_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("use", "visible", "asked"),
+    [
+        (("cuda:0", "cpu"), None, [0]),
+        (("cuda:1",), None, [0, 1]),  # instances of GPU 0 may come before it
+        (("auto",), "0", [0]),
+        (("auto",), "2,0", [0, 2]),
+        (("cuda:0",), "2,0", [2]),
+        (("auto",), "2,-1,0", [2]),
+        (("auto",), "-1", []),
+        (("auto",), "", []),
+        (("GPU-cccc",), "2,0", [0, 2]),
+        (("GPU-cccc",), None, [0, 1, 2]),
+        (("cuda:0",), "GPU-aa", [0, 1, 2]),  # who knows which one that is
+        (("auto",), None, [0, 1, 2]),
+    ],
+)
+def test_gpus_that_are_not_named_are_not_asked(use, visible, asked):
+    nvml = Hanging({**TWO, "GPU-cccc": GIB})
+    devices.look(use, environ={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, nvml=nvml)
+    assert sorted(nvml.asked) == asked and nvml.open == 0
+
+
+def test_what_is_wrong_with_an_answer_is_raised():
+    class Broken(FakeNvml):
+        def nvmlDeviceGetName(self, handle):
+            raise RuntimeError("no such function")
+
+    with pytest.raises(RuntimeError, match="no such function"):
+        discover(environ={}, nvml=Broken(TWO))
 
 
 def test_names_that_mean_no_device_in_use_are_found():
@@ -202,9 +280,9 @@ def test_who_names_a_gpu_that_does_not_answer_is_not_told_off():
                 raise self.NVMLError("GPU is lost", 15)
             return super().nvmlDeviceGetHandleByIndex(index)
 
-    for visible in ("0,1", "GPU-bbbb,GPU-aaaa"):
+    for visible, name in {"0,1": "cuda:0", "GPU-bbbb,GPU-aaaa": "cuda:1"}.items():
         found = discover(environ={"CUDA_VISIBLE_DEVICES": visible}, nvml=OneLost(TWO))
-        assert names(found) == [("cuda:0", "GPU-aaaa"), ("cpu", "")]
+        assert names(found) == [(name, "GPU-aaaa"), ("cpu", "")]
     with pytest.raises(DragomanError, match="CUDA_VISIBLE_DEVICES has '2', which is no GPU here"):
         discover(environ={"CUDA_VISIBLE_DEVICES": "0,2"}, nvml=OneLost(TWO))  # that was never one
 

@@ -17,7 +17,7 @@ import pytest
 
 import run_node
 from bench.standin_driver import GIB, Driver, Gpu
-from engine.corrections import ALLOWANCE
+from engine.corrections import ALLOWANCE, CONTEXT_ALLOWANCE
 from engine.estimates import START_FACTOR
 from engine.node import Node
 from tests.node.rehearsal import Marks, config, kill, process_of, wait_until
@@ -76,6 +76,27 @@ def test_the_second_start_asks_for_what_was_measured_be_it_more_or_less_than_the
         least = true + LATER  # what a run of the largest batch takes is not seen in a load
         assert least <= second[stage]["estimate_bytes"] <= least + ALLOWANCE * true + MIB
     assert driver.get(0, "out_of_memory") == 0
+
+
+@needs_gcc
+def test_a_context_is_measured_at_the_first_start_and_counts_for_a_model_that_is_new_there(
+    gpus: Callable[..., Driver],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpus(Gpu(16 * GIB, name="A card", context_bytes=CONTEXT))
+    old, new = {"asr": {"vram_bytes": GIB}}, {"nmt": {"vram_bytes": GIB // 2}}
+    assert life(old, utterances=0)["asr"]["last_measured_bytes"] == GIB + CONTEXT
+    asked = life(new, utterances=0)["nmt"]
+    assert asked["estimate_bytes"] == int(GIB / 2 * START_FACTOR / MIB + 1) * MIB + int(
+        CONTEXT * (1 + CONTEXT_ALLOWANCE)
+    )
+    assert asked["source"] == "files"
+    assert run_node.main(["estimates"]) == 0
+    shown = capsys.readouterr().out
+    assert any(line.split()[:3] == ["none", "A", "card"] and "300.0 MiB" in line for line in shown.splitlines()), shown
+    assert run_node.main(["estimates", "--json"]) == 0
+    (context,) = json.loads(capsys.readouterr().out)["contexts"]
+    assert context == {"library": "", "device": "A card", "nbytes": [CONTEXT, CONTEXT], "loads": 2}
 
 
 @needs_gcc
@@ -209,7 +230,7 @@ def test_the_command_shows_what_was_measured_and_forgets_it(
         assert run_node.main(["estimates", "--config", str(file), "--json", *argv]) == 0
         return json.loads(capsys.readouterr().out)
 
-    assert shown() == {"file": str(tmp_path / "kept.json"), "version": 1, "forgotten": 0, "models": []}
+    assert shown() == {"file": str(tmp_path / "kept.json"), "version": 1, "forgotten": 0, "models": [], "contexts": []}
     with Node(file) as node:
         wait_until(lambda: all_measured(node))
     asr, nmt = shown()["models"]

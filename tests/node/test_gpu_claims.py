@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from bench.standin_driver import GIB, Driver, Gpu
 from engine.node import Node
+from engine.supervisor.claims import Claims
 from ipc.errors import ConfigError, DragomanError
 from tests.node.rehearsal import config, process_of, wait_until
 from tests.node.test_standin_gpus import CONTEXT, gpus, translate, two  # noqa: F401 - a fixture
@@ -52,6 +53,31 @@ def test_a_second_node_waits_is_told_for_whom_and_another_gpu_is_free(gpus: Gpus
             assert {o.outcome for o in translate(other, 1)} == {"ok"}
         assert {o.outcome for o in translate(first, 1)} == {"ok"}
     assert not claimed(driver)
+
+
+@pytest.mark.parametrize(("taken", "held"), [(0, []), (7, range(7))], ids=["the first", "the last"])
+def test_gpus_are_claimed_in_one_order_whatever_they_are_called(
+    taken: int,
+    held: Sequence[int],
+    gpus: Gpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else two nodes that each want some of the same GPUs could each have what the other one waits for."""
+    driver = gpus(*[Gpu()] * 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,5,4,3,2,1,0")
+    somebody, seen = Claims(tmp_path), []
+
+    def news(text: str) -> None:
+        lines = claimed(driver)
+        seen.append((text, {n for n, uuid in enumerate(driver.uuids) if any(uuid in line for line in lines)}))
+
+    assert somebody.take(driver.uuids[taken]) == ""
+    wanted = config(stages={"nmt": {"devices": [f"cuda:{n}" for n in range(8)]}}, deadlines={"gpu_wait_s": 0.3})
+    with pytest.raises(DragomanError, match=f"cuda:{7 - taken} .* is in use by"), Node(wanted, news=news):
+        pass
+    assert [claims - {taken} for text, claims in seen if "waiting for" in text] == [set(held)]
+    somebody.close()
 
 
 def test_nodes_with_different_temporary_folders_see_each_other_s_claims(

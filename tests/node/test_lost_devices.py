@@ -199,6 +199,53 @@ def test_a_gpu_whose_driver_hangs_keeps_no_other_one_from_granting_nor_the_arbit
     assert not is_alive(arbiter)
 
 
+def test_a_gpu_that_hangs_when_the_node_starts_is_quarantined_and_the_others_serve(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    driver.hang(gpu=1)
+    anywhere = {name: {"devices": ["cuda:0", "cuda:1"]} for name in HOME}
+    with Node(config(stages=anywhere, deadlines={"driver_s": 0.5})) as node:
+        assert {o.outcome for o in translate(node, 4)} == {"ok"}
+        assert {role.partition("@")[2] for role in roles(node) if "@" in role} == {"cuda:0/0"}
+        why = "the driver has not answered for 0.5 s"
+        assert node.stats()["quarantined"] == {"cuda:1": why}
+        done = command(node, "health")
+        assert done.returncode == 0 and f"device cuda:1 is quarantined: {why}" in done.stdout
+        shown = command(node, "stats").stdout
+        assert any("cuda:1" in line and "quarantined" in line for line in shown.splitlines())
+        driver.resume()  # not while the node runs
+        assert {o.outcome for o in translate(node, 4)} == {"ok"} and node.stats()["quarantined"] == {"cuda:1": why}
+    with pytest.raises(DragomanError, match=r"stages\.repair\.devices.*cuda:1: the driver has not answered"):
+        driver.hang(gpu=1)
+        with Node(on_gpus(deadlines={"driver_s": 0.5})):
+            pass
+
+
+@pytest.mark.parametrize("word", ["use", "variable"])
+def test_a_node_does_not_ask_a_gpu_that_it_is_not_to_use(
+    word: str,
+    gpus: Gpus,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = gpus(*two())
+    driver.hang(gpu=1)
+    if word == "variable":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with Node(config(devices={"use": ["cuda:0", "cpu"] if word == "use" else ["auto"]})) as node:
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
+        stats = node.stats()
+        assert stats["quarantined"] == {} and set(stats["arbiter"]["devices"]) == {"cuda:0", "cpu"}
+
+
+def test_a_node_whose_driver_hangs_when_it_starts_serves_on_the_cpu(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(*two())
+    driver.hang()
+    with Node(config(deadlines={"driver_s": 0.5})) as node:
+        assert {o.outcome for o in translate(node, 2)} == {"ok"}
+        assert {role.partition("@")[2] for role in roles(node) if "@" in role} == {"cpu/0"}
+        (why,) = node.stats()["quarantined"].values()
+        assert "has not answered" in why and any("has not answered" in note for note in health(node)["notes"])
+
+
 def test_memory_of_a_worker_that_cannot_be_killed_is_lost_and_the_node_goes_on(gpus: Gpus) -> None:  # noqa: F811
     driver = gpus(*two())
     vram = {name: {"vram_bytes": nbytes // 4} for name, nbytes in VRAM.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -203,3 +204,56 @@ def test_on_a_card_for_one_of_two_models_sessions_that_alternate_do_not_swap_the
                 assert {said(one) for one in outcomes} == {SAY[tag]}
         assert 1 <= node.stats()["scheduler"]["parked"] < 15, "of 59 times that the other one was wanted"
     assert driver.get(0, "out_of_memory") == 0
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+def test_what_all_sessions_need_stays_while_rivals_take_turns_beside_it_and_the_node_is_well(
+    gpus: Callable[..., Driver],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    driver = gpus(Gpu(10 * GIB, context_bytes=CONTEXT))
+    sizes = {"asr": 3 * GIB, "nmt": 2 * GIB, "formal": 5 * GIB}
+    vram = {name: {"vram_bytes": nbytes - 2 * CONTEXT} for name, nbytes in sizes.items()}
+    formal = {"options": {"suffix": " formally"} | vram["formal"], "estimate_bytes": sizes["formal"]}
+    stages = {name: {"devices": ["cuda:0"], "estimate_bytes": sizes[name]} for name in ("asr", "nmt")}
+    stages["nmt"]["models"] = {"formal": formal}
+    options = {"asr": vram["asr"], "nmt": vram["nmt"] | {"suffix": " as usual", "load_ms": 100}}
+    log = tmp_path / "log"
+    with Node(config(stages=stages, options=options, deadlines=QUICK), log_level="info", log_file=log) as node:
+        with ExitStack() as stack:
+            talk = Talk(node, stack, ("usual", "de", ""), ("formal", "de", "formal"))
+            for number, tag in ((number, tag) for number in range(4) for tag in SAY if tag in talk.sessions):
+                talk.say(tag, *range(3 * number, 3 * number + 3))
+                assert {said(one) for one in talk.heard(tag)} == {SAY[tag]}
+                assert node.stats()["health"]["ready"], node.stats()["health"]
+    assert "nmt@cuda:0/0 is parked" in log.read_text() and "asr@cuda:0/0 is parked" not in log.read_text()
+    assert driver.get(0, "out_of_memory") == 0
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
+def test_a_model_that_was_refused_is_explained_until_it_asks_again(gpus: Callable[..., Driver]) -> None:  # noqa: F811
+    driver = gpus(Gpu(8 * GIB, context_bytes=CONTEXT))
+    driver.set_foreign(0, 6 * GIB)
+    formal = {"devices": ["cuda:0"], "estimate_bytes": 4 * GIB, "options": {"vram_bytes": 3 * GIB}}
+    deadlines = QUICK | {"retry_delay_s": 3.0, "lease_wait_s": 0.5}
+    with (
+        Node(config(stages={"nmt": {"models": {"formal": formal}}}, deadlines=deadlines)) as node,
+        ExitStack() as stack,
+    ):
+        talk = Talk(node, stack, ("formal", "de", "formal"))
+        talk.say("formal", 0)
+        ask = [sys.executable, str(ROOT / "run_node.py"), "explain", "nmt.formal", "--connect", node.ctl_endpoint]
+
+        def told() -> str:
+            text = subprocess.run(ask, capture_output=True, text=True).stdout
+            return text if "asks again" in text else ""
+
+        text = wait_until(told)
+        expected = (
+            r"nmt\.formal@cuda:0/0 was refused and asks again in [0-3]\.\d s\n  because: .*needs 4\.\d GiB on cuda:0"
+        )
+        assert re.match(expected, text), text
+        rows = json.loads(subprocess.run([*ask, "--json"], capture_output=True, text=True).stdout)
+        assert [row["worker"].partition("#")[0] for row in rows] == ["nmt.formal@cuda:0/0"], "asking or about to"
+        driver.set_foreign(0, 0)
+        assert [models(one)[-1] for one in talk.heard("formal")] == ["formal"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import CancelJob, Denied, Gone, Here, Load, Loaded, Loading, Park, Ready, Run, Serve, Vacate
+from ipc.messages import CancelJob, Denied, Gone, Here, Load, Loaded, Loading, Park, Preload, Ready, Run, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 GPU = "cuda:0"
@@ -201,6 +201,7 @@ def test_a_parked_model_comes_back_when_its_stage_has_work_and_not_before() -> N
     want(found, "b")
     assert parked(found) == ["a"]
     leave(found, "a")
+    want(found, "", 0)
     assert loads(found, "a") == 0
     found.admit(0)
     assert loads(found, "a") == 1
@@ -214,6 +215,7 @@ def test_work_that_came_while_a_model_was_leaving_calls_it_back() -> None:
     want(found, "b")
     found.admit(0)
     leave(found, "a")
+    want(found, "", 0)
     assert loads(found, "a") == 1
     come(found, "a")
     found.run_everything()
@@ -225,11 +227,57 @@ def test_a_worker_that_was_refused_while_parked_is_asked_again() -> None:
     found.core.handle(SUPERVISOR, Serve(), found.now)
     want(found, "b")
     leave(found, "a")
+    want(found, "", 0)
     found.admit(0)
     found.core.handle(found.peer(role("a")), Denied("no room"), found.now)
     found.turn()
     found.advance(DEADLINES.retry_delay_s + 0.1)
     assert loads(found, "a") == 2
+
+
+def kept_out() -> World:
+    """a has left for c, which waits for its first lease there and lacks more yet; a has work again."""
+    found = World(stage("a"), stage("b"), stage("c"))
+    for name in "ab":
+        found.start(role(name))
+    found.lives[role("c")] = 1
+    found.core.handle(found.peer(role("c")), Here(), found.now)
+    found.open()
+    want(found, "c")
+    assert parked(found) == ["a"]
+    leave(found, "a")
+    want(found, "c", 200, again=True)
+    found.admit(0)
+    return found
+
+
+def test_who_has_left_for_another_is_not_called_back_while_that_one_waits_for_its_lease() -> None:
+    found = kept_out()
+    assert loads(found, "a") == 0
+    want(found, "", 0)  # what it still lacked is on its way back
+    assert loads(found, "a") == 0
+    found.core.handle(found.peer(role("c")), Loading(), found.now)
+    found.turn()
+    assert loads(found, "a") == 1
+
+
+def test_nor_is_it_kept_out_when_that_one_has_been_refused_or_for_longer_than_a_turn() -> None:
+    found = kept_out()
+    found.core.handle(found.peer(role("c")), Denied("no room"), found.now)
+    want(found, "", 0)
+    assert loads(found, "a") == 1
+    found = kept_out()
+    found.advance(TURN - 0.1)
+    assert loads(found, "a") == 0
+    found.advance(0.2)
+    assert loads(found, "a") == 1
+
+
+def test_an_operator_s_load_does_not_wait_for_whom_it_left() -> None:
+    found = kept_out()
+    found.core.handle(SUPERVISOR, Preload("a"), found.now)
+    found.turn()
+    assert loads(found, "a") == 1
 
 
 def test_pinned_models_never_leave() -> None:

@@ -200,6 +200,19 @@ def test_a_model_that_has_been_at_rest_for_so_long_itself_leaves_at_once() -> No
     assert left(found)
 
 
+def test_the_rest_is_counted_from_the_last_run_and_not_from_the_load() -> None:
+    found = rivals()
+    found.advance(8.1)
+    found.done(found.peer("tts@cpu/0"))
+    found.admit(0, "a")
+    want(found)
+    assert not left(found), "loaded long ago, and used until now"
+    found.advance(7.9)
+    assert not left(found)
+    found.advance(0.2)
+    assert left(found)
+
+
 def test_a_model_with_work_keeps_its_turn_and_no_more() -> None:
     found = rivals(load_s=0.1)
     found.admit(0, "a")
@@ -219,6 +232,46 @@ def test_no_rival_waits_longer_than_a_turn_however_long_a_swap_takes() -> None:
     want(found)
     found.advance(DEADLINES.turn_s + 0.1)
     assert left(found)
+
+
+def shared() -> World:
+    """asr is passed by both models' utterances and at rest, as is nmt; nmt.large waits for its lease."""
+    found = World(resting("asr", 3000), resting("nmt", 2000), resting("nmt.large", 5000))
+    for name in ("asr", "nmt", "nmt.large"):
+        found.start(f"{name}@cpu/0")
+        found.core.book.workers[f"{name}@cpu/0"].load_ms = 4000.0
+    found.open("s", pipeline=("asr", "nmt"))
+    found.open("a", pipeline=("asr", "nmt.large"))
+    found.admit(0, "s")
+    found.loaded(found.peer("asr@cpu/0"))
+    found.done(found.peer("asr@cpu/0"))
+    for message in (Loading(), Loaded("", load_ms=4000.0)):
+        found.core.handle(found.peer("nmt@cpu/0"), message, found.now)
+        found.turn()
+    found.done(found.peer("nmt@cpu/0"))
+    found.admit(0, "a")
+    found.done(found.peer("asr@cpu/0"))
+    return found
+
+
+def leavers(found: World) -> list[str]:
+    return [send.peer.partition("@")[0] for send in found.sent if isinstance(send.message, Park)]
+
+
+def test_what_both_pass_stays_where_the_rival_s_memory_is_enough() -> None:
+    found = shared()
+    found.core.handle("arbiter#1", Vacate("cpu", 2000, "nmt.large@cpu/0"), found.now)
+    found.turn()
+    assert leavers(found) == [], "asr would be back for the next utterance of either"
+    found.advance(8.1)
+    assert leavers(found) == ["nmt"]
+
+
+def test_and_leaves_at_once_where_it_is_not() -> None:
+    found = shared()
+    found.core.handle("arbiter#1", Vacate("cpu", 2001, "nmt.large@cpu/0"), found.now)
+    found.turn()
+    assert leavers(found) == ["asr"]
 
 
 def test_stages_that_the_same_utterances_pass_are_no_rivals() -> None:

@@ -27,6 +27,16 @@ def test_a_stage_whose_runs_all_fail_is_not_well_and_one_that_works_again_is() -
     assert health(world)["ready"]
 
 
+def test_a_model_that_comes_back_from_its_rest_is_well_and_one_that_comes_for_another_reason_is_not() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, called=1)}}))
+    assert health(world)["ready"]
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, called=1, stalled_s=1000.0)}}))
+    assert "made no progress for 1000 s" in health(world)["reason"]
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0)}}))
+    assert not health(world)["ready"]
+
+
 @pytest.mark.parametrize("phase", ["started", "waiting for its endpoints"])
 def test_a_gateway_that_does_not_serve_is_no_health(phase: str) -> None:
     world = serving()

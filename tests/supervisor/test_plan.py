@@ -10,7 +10,7 @@ import pytest
 
 from engine.boot import Boot, GatewayBoot, WorkerBoot
 from engine.config import Config, DeviceSection, NodeSection, StageSection, VariantSection
-from engine.devices import Device, HostMemory
+from engine.devices import EVERY_GPU, Device, HostMemory
 from engine.supervisor import plan, rings
 from engine.supervisor.survey import Survey, survey
 from ipc.errors import ConfigError, DragomanError, MemoryTooSmall
@@ -55,6 +55,33 @@ def test_devices_are_chosen_by_name_or_uuid_and_a_wrong_one_is_named() -> None:
     assert list(make(config(stages), [*GPUS, CPU]).workers) == ["a@cuda:1/0", "a@cuda:1/1", "a@cpu/0", "a@cpu/1"]
     with pytest.raises(ConfigError, match=r"stages\.a\.devices names 'cuda:7'.*cuda:0, cuda:1"):
         make(config({"a": StageSection(kind="simulated", devices=("cuda:7",))}), GPUS)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "section", "workers"),
+    [
+        (("cuda:0", "cuda:1"), {}, ["a@cuda:0/0"]),
+        (("GPU-0", "GPU-1"), {}, ["a@cuda:0/0"]),
+        (("auto",), {}, ["a@cuda:0/0"]),
+        (("cuda:1", "cpu"), {}, ["a@cpu/0"]),
+        (("cuda:1",), {"cpu_fallback": True}, ["a@cpu/0"]),
+        (("GPU-1",), {"cpu_fallback": True}, ["a@cpu/0"]),
+    ],
+)
+def test_a_silent_gpu_is_nobody_s_and_its_stages_are_where_else_they_may_be(
+    wanted: tuple[str, ...], section: dict[str, bool], workers: list[str]
+) -> None:
+    made = config({"a": StageSection(kind="simulated", devices=wanted, **section)})  # type: ignore[arg-type]
+    planned = plan.make(made, [GPUS[0], CPU], MEMORY, 8, survey(made), "ipc:///x", None, {"cuda:1": "it is asleep"})
+    assert [role for role in planned.workers if role.startswith(workers[0])] == workers
+    assert not any("cuda:1" in role for role in planned.workers)
+
+
+@pytest.mark.parametrize("silent", ["cuda:1", EVERY_GPU])
+def test_a_stage_that_only_silent_gpus_may_run_ends_the_start_with_the_reason(silent: str) -> None:
+    made = config({"a": StageSection(kind="simulated", devices=("cuda:1",))})
+    with pytest.raises(DragomanError, match=rf"stage a has no device.*stages\.a\.devices.*{silent}: it is asleep"):
+        plan.make(made, [CPU], MEMORY, 8, survey(made), "ipc:///x", None, {silent: "it is asleep"})
 
 
 def test_repair_has_a_worker_on_standby_on_the_cpu_beside_its_gpus() -> None:
@@ -239,6 +266,32 @@ def test_a_missing_model_is_the_configuration_s_fault_and_names_the_field() -> N
 def test_rings_larger_than_what_is_free_are_refused() -> None:
     with pytest.raises(MemoryTooSmall, match="are available"):
         make(config(node=NodeSection(ring_budget_bytes=GIB)), memory=HostMemory(16 * GIB, GIB // 2))
+
+
+@pytest.mark.parametrize(
+    ("total", "each", "ceilings"),
+    [
+        (24, {}, [16, 8, 0]),
+        (24, {"cuda:0": 4 * GIB}, [4, 8, 0]),
+        (24, {"GPU-0": 4 * GIB, "cuda:1": 12 * GIB}, [4, 8, 0]),
+        (36, {}, [0, 0, 0]),
+        (0, {"cuda:1": 5 * GIB}, [0, 5, 0]),
+    ],
+)
+def test_all_gpus_together_have_a_ceiling_that_each_has_a_part_of_by_its_size(
+    total: int, each: dict[str, int], ceilings: list[int]
+) -> None:
+    gpus = [GPUS[0], replace(GPUS[1], total_bytes=12 * GIB)]
+    section = DeviceSection(max_total_bytes=total * GIB, max_bytes=each)
+    made = make(config(devices=section), [*gpus, CPU])
+    assert [device.ceiling_bytes // GIB for device in made.arbiter.devices] == ceilings
+
+
+def test_a_ceiling_of_all_gpus_is_seen_by_the_plan_and_bounds_one_s_part_of_shared_ones() -> None:
+    big = {"a": StageSection(kind="simulated", estimate_bytes=10 * GIB, devices=("cuda:0",))}
+    assert make(config(big, devices=DeviceSection(share=True, max_total_bytes=30 * GIB)), [*GPUS, CPU]).workers
+    with pytest.raises(DragomanError, match=r"needs 10\.0 GiB on cuda:0, which can give at most"):
+        make(config(big, devices=DeviceSection(max_total_bytes=16 * GIB)), [*GPUS, CPU])
 
 
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
