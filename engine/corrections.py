@@ -32,7 +32,7 @@ from engine.estimates import Start, whole
 
 VERSION = 1  # of the history's format
 ALLOWANCE = 0.05  # on what was measured: two loads of one model are not the same to the byte
-LEAST_LOADED = 0.5  # of what its files say a load takes is there when a model has loaded
+LEAST_LOADED = 0.5  # of what the files say of it is there when a model has loaded
 RECENT = 3  # clean loads that count
 MOST_BYTES = 2**50  # a larger measurement is none
 SHOWN = 10  # newest loads that are kept to be looked at
@@ -176,7 +176,7 @@ class History(msgspec.Struct, frozen=True):
 def judged(sample: Sample, before: Sequence[Sample], guess: Start) -> Sample:
     """This measurement with its verdict, after these.
 
-    No load takes nothing, nor far less than its weights: a driver that lists it so is not believed.
+    No load takes nothing, nor far less than its files say: a driver that lists it so is not believed.
     """
     proven = (
         sample.phase == "load"
