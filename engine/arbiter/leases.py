@@ -366,12 +366,12 @@ class Leases:
 
     def _not_needed(self, device: str, outlook: Outlook, now: float) -> list[Lease]:
         """What models were granted besides and have not used for a while, where that serves the first in line."""
-        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
         old = now - self._waits.lease_wait_s / 2
-        peers = {one.peer for one in held if one.grows and one.granted_at <= old}
+        peers = {one.peer for one in self._present[device] if one.grows and one.granted_at <= old}
         head = self._lines.in_front_of(device).head
         if not peers or outlook.closed or head is None or head.grows or outlook.kind(head) != "room":
             return []
+        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
         theirs = [[one for one in held if one.peer == peer] for peer in peers]
         spare = [one for leases in theirs for one in not_used(leases)]
         return spare if head.nbytes <= outlook.room + sum(one.nbytes for one in spare) else []
