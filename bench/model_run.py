@@ -130,4 +130,7 @@ def weigh(kind: str, model: str, given: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    weigh(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})
+    try:
+        weigh(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})
+    except (StageError, ImportError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report import Goal, Report
+from bench.report import Goal, Report, at_least
 from engine.config import Config, NodeSection, StageSection
 from engine.supervisor.survey import survey
 from ipc.errors import DragomanError
@@ -31,14 +33,24 @@ def main(argv: Sequence[str]) -> int:
     for name in args.shape or shapes.SHAPES:
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="shape-") as folder:
             print(f"{name}: writing", file=sys.stderr, flush=True)
-            path = shapes.plan(name).write(Path(folder) / name, shapes.silent)
-            print(f"{name}: loading and running", file=sys.stderr, flush=True)
             kind = shapes.SHAPES[name].kind
+            path = written(name, Path(folder) / name)
+            print(f"{name}: loading and running", file=sys.stderr, flush=True)
             _add(
                 report, name.replace("-", "_").replace(".", "_"), estimated(kind, path, args), weighed(kind, path, args)
             )
     report.show(args.json)
     return report.exit_code
+
+
+def written(name: str, out: Path) -> Path:
+    """The model of this shape. Raises DragomanError when it cannot be written."""
+    try:
+        return shapes.plan(name).write(out, shapes.silent)
+    except ImportError as error:
+        raise DragomanError(f"cannot write the shape {name}: {error}", f"pip install {error.name}") from error
+    except OSError as error:
+        raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --folder") from error
 
 
 def estimated(kind: str, model: Path, args: argparse.Namespace) -> int:
@@ -56,6 +68,9 @@ def weighed(kind: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.model_run", kind, str(model), json.dumps(options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
+        if done.returncode == -signal.SIGKILL:
+            mend = "it may have been for want of memory: give a smaller --shape, or --audio-s or --chars"
+            raise DragomanError(f"measuring {model.name} was killed", mend)
         raise DragomanError(f"measuring {model.name} ended with code {done.returncode}", "what it said stands above")
     found: dict[str, Any] = json.loads(done.stdout)
     print(f"{model.name}: {found['outcome']}", file=sys.stderr, flush=True)
@@ -74,13 +89,23 @@ def _add(report: Report, name: str, estimate: int, found: dict[str, Any]) -> Non
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_node.py bench models", description=__doc__)
-    parser.add_argument("--shape", action="append", choices=list(shapes.SHAPES), help="only this one (repeatable)")
-    parser.add_argument("--folder", metavar="DIR", help="where models are written for the time being (default: TMPDIR)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the model's library (default 2)")
-    parser.add_argument("--audio-s", type=float, metavar="S", help="length of the speech (default: the node's longest)")
     parser.add_argument(
-        "--chars", type=int, metavar="N", help="length of a text (default: the longest its stage takes)"
+        "--shape",
+        action="append",
+        choices=list(shapes.SHAPES),
+        metavar="NAME",
+        help=f"only this one, of {', '.join(shapes.SHAPES)} (repeatable)",
     )
-    parser.add_argument("--limit-s", type=float, metavar="S", help="stop a run after so long (default: 600)")
+    parser.add_argument("--folder", type=_folder, metavar="DIR", help="where models are written meanwhile (TMPDIR)")
+    parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="of the model's library (2)")
+    parser.add_argument("--audio-s", type=at_least(0.1), metavar="S", help="length of the speech (the node's longest)")
+    parser.add_argument("--chars", type=at_least(1), metavar="N", help="length of a text (the longest its stage takes)")
+    parser.add_argument("--limit-s", type=at_least(0.0), metavar="S", help="stop a run after so long (600)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args(argv)
+
+
+def _folder(text: str) -> str:
+    if not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder that can be written to")
+    return text

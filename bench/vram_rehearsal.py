@@ -15,7 +15,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -24,7 +24,10 @@ from bench.report import ZERO, Goal, Report
 from bench.standin_driver import Driver, Gpu
 from bench.vram_events import REFUSED, SHORT, Event, Events, Gib, Seconds, complaint
 from bench.vram_grants import Grants, Sample
+from bench.vram_shortages import Shortages
 from engine.arbiter.events import Waits
+from engine.config_rules import nearest
+from engine.corrections_file import OFF
 from engine.limits import Limits
 from engine.node import Node
 from ipc.errors import DragomanError
@@ -92,11 +95,16 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read(path: Path, gpus: int) -> Scenario:
     """Raises ScenarioError with one line when it cannot be read or makes no sense."""
     try:
-        scenario = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Scenario)
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        if unknown := next(strange_keys(tree, Scenario), ""):
+            raise ScenarioError(f"{path}: {unknown}", "docs/vram.md says what each is")
+        scenario = msgspec.convert(tree, Scenario)
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: {error}", "docs/vram.md lists what a scenario may say") from error
+        what, _, where = str(error).partition(" - at `$.")
+        text = f"{where.rstrip('`')}: {what}" if where else what
+        raise ScenarioError(f"{path}: {text}", "docs/vram.md lists what a scenario may say") from error
     beyond = [one for one in scenario.outsiders if not 0 <= one.gpu < gpus]
     if beyond:
         raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
@@ -106,6 +114,19 @@ def read(path: Path, gpus: int) -> Scenario:
         if words := complaint(event, (stage.name for stage in scenario.stages), gpus):
             raise ScenarioError(f"{path}: {words}", "docs/vram.md lists what a scenario may say")
     return scenario
+
+
+def strange_keys(tree: Mapping[str, Any], struct: type[msgspec.Struct], where: str = "") -> Iterator[str]:
+    """A line for each key that this table, or one inside it, does not have."""
+    known = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for name, value in tree.items():
+        if name not in known:
+            yield f"{where}{name} is unknown; {nearest(name, known)}there are {', '.join(known)}"
+        inner = next(iter(get_args(known.get(name))), None)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, list):
+            for number, one in enumerate(value):
+                if isinstance(one, Mapping):
+                    yield from strange_keys(one, inner, f"{where}{name}[{number}].")
 
 
 def config(scenario: Scenario) -> dict[str, Any]:
@@ -129,7 +150,7 @@ def config(scenario: Scenario) -> dict[str, Any]:
     return {
         "stages": stages,
         "pipelines": {"full": [one.name for one in scenario.stages]},
-        "devices": scenario.devices,
+        "devices": {"estimates_file": OFF, **scenario.devices},  # what is measured of no real model is nobody else's
         "deadlines": scenario.deadlines,
     }
 
@@ -158,8 +179,10 @@ class Rehearsal:
         self.packed: list[int] = []
         self.grants = Grants(limits(scenario, totals), scenario.deadlines.get("unreadable_s", Waits.unreadable_s))
         self.events = Events(scenario.events, driver, int(scenario.context_gib * GIB))
+        self.shortages = Shortages(totals)
+        self._short = [0] * len(totals)  # allocations that have failed
         self._driver, self._totals = driver, totals
-        self._seen: queue.SimpleQueue[tuple[int, Sample]] = queue.SimpleQueue()  # and not given to the grants yet
+        self._seen: queue.SimpleQueue[tuple[int, Sample, int]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)
         self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
         self._sent_at: dict[int, float] = {}
@@ -180,7 +203,10 @@ class Rehearsal:
         while not over.wait(SAMPLE_S):
             for gpu, foreign in enumerate(self._foreign):
                 lagging = self._driver.lagging(gpu)  # first: who dies in between is counted once at most
-                self._seen.put((gpu, Sample(time.monotonic(), self._driver.holders(gpu), lagging, foreign)))
+                sample = Sample(time.monotonic(), self._driver.holders(gpu), lagging, foreign)
+                short = self._driver.get(gpu, "out_of_memory")
+                self._seen.put((gpu, sample, short - self._short[gpu]))
+                self._short[gpu] = short
 
     def run(self, node: Node) -> float:
         """Returns how long it took. Raises DragomanError when nothing comes any more."""
@@ -253,8 +279,12 @@ class Rehearsal:
         arbiter = node.stats().get("arbiter", {})
         reported_at = time.monotonic() - arbiter.get("age_ms", math.inf) / 1000
         while not self._seen.empty():
-            self.grants.sample(*self._seen.get())
+            gpu, sample, failed = self._seen.get()
+            self.grants.sample(gpu, sample)
+            if failed:
+                self.shortages.add(gpu, sample, failed)
         self.grants.judge(arbiter)
+        self.shortages.judge(arbiter.get("leases", ()), reported_at)
         return reported_at
 
     def _judge_the_rest(self, node: Node) -> None:
@@ -323,12 +353,14 @@ def summary(
 ) -> Report:
     report = Report("vram")
     numbers = range(len(totals))
-    ooms = sum(driver.get(gpu, "out_of_memory") for gpu in numbers)
+    every, snatched = sum(driver.get(gpu, "out_of_memory") for gpu in numbers), rehearsal.shortages.snatched
+    ooms = every - snatched
     allocations = sum(driver.get(gpu, "allocations") for gpu in numbers)
     wrong = [one for one in rehearsal.outcomes if one.outcome != "ok"]
     report.add("utterances", len(rehearsal.outcomes), "")
     report.add("oom", ooms, "allocations", ZERO)
-    report.add("oom_rate", ooms / max(1, ooms + allocations), "ratio", Goal(at_most=0.05, fatal=True))
+    report.add("oom_rate", ooms / max(1, every + allocations), "ratio", Goal(at_most=0.05, fatal=True))
+    report.add("snatched", snatched, "allocations")
     report.add("failed", len(wrong), "utterances", ZERO)
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):

@@ -24,6 +24,7 @@ from engine.limits import Limits
 
 MIB, GIB = 2**20, 2**30
 CARDS_GIB = ((6, 8), (8, 12), (16, 24), (24,), (48, 80))  # in one machine
+SHARES = 0.03, 0.05, 0.1, 0.2, 0.4  # of the smallest card: from a voice to a large recogniser on 8 GiB
 FATES = ("dies waiting", "dies loading", "fails to load", "dies", "unloads", "parks")
 FATE_SHARES = (0.03, 0.03, 0.03, 0.08, 0.33, 0.5)
 HOLD_S, LOAD_S = 120.0, (0.2, 1.5)  # mean; from, to
@@ -102,7 +103,7 @@ class Trace:
         )  # fmt: skip
 
     def _model(self, number: int, smallest: int) -> Model:
-        share = self._chance.choice((0.03, 0.05, 0.08, 0.12, 0.2))
+        share = self._chance.choice(SHARES)
         late = 0.0 if self.quiet else self._chance.choice((0.0, 0.0, WORKSPACE))
         return Model(STAGES[number % 4], f"m{number}", int(share * smallest * self._chance.uniform(0.8, 1.2)), late)
 

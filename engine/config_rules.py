@@ -247,6 +247,8 @@ def _check_value(field: str, value: Any, type_: Any) -> None:
         return None
     if type_ == tuple[VariantSection, ...] and isinstance(value, list | tuple):
         for number, table in enumerate(value):
+            if not isinstance(table, Mapping):
+                raise Problem(f"{field}[{number}]", f'is {table!r}; write it like {{ compute_type = "int8" }}')
             _check_table(VariantSection, table, f"{field}[{number}].")
             _check_says(f"{field}[{number}]", table)
         return None
@@ -315,6 +317,16 @@ def _check_stage(where: str, kind: str, section: StageSection) -> None:
             found.check_options(options)
         except ValueError as error:
             raise Problem(f"{where}.{field}", f"cannot be used: {error}") from error
+    _check_compute_types(where, found.declare(section.options).compute_types, section)
+
+
+def _check_compute_types(where: str, known: tuple[str, ...], section: StageSection) -> None:
+    """Of the stage and of its variants: those are loaded only where room is short, which is too late for an error."""
+    given = {"compute_type": section.compute_type}
+    given |= {f"variants[{n}].compute_type": one.compute_type for n, one in enumerate(section.variants)}
+    for field, value in given.items():
+        if known and value and value not in known:
+            raise Problem(f"{where}.{field}", f"is {value!r}; {_among(value, known)}")
 
 
 def _check_models(name: str, section: StageSection) -> None:

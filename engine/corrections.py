@@ -74,6 +74,11 @@ class Subject(msgspec.Struct, frozen=True):
     compute_type: str
     max_batch: int
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What people call it: its stage, on any kind of device or on this one."""
+        return self.stage, f"{self.stage}@{self.device}"
+
 
 class Record(msgspec.Struct, frozen=True):
     """All that is known of one model on one kind of device, under one set of options."""
@@ -144,8 +149,9 @@ class History(msgspec.Struct, frozen=True):
         )
 
     def forget(self, name: str) -> tuple[History, int]:
-        """Without a stage's records ("all": every one, and contexts; or one by its key), and how many these were."""
-        models = {key: one for key, one in self.models.items() if name not in ("all", key, one.subject.stage)}
+        """Without a stage's records ("asr", or "asr@cpu": on that kind of device; "all": every one, and contexts; or one
+        by its key), and how many these were."""
+        models = {key: one for key, one in self.models.items() if name not in ("all", key, *one.subject.names)}
         contexts = {} if name == "all" else self.contexts
         return History(self.version, models, contexts), len(self.models) - len(models)
 

@@ -110,6 +110,9 @@ class Lack:
     devices: tuple[str, ...]
     needs_bytes: int
     there_bytes: int
+    beside: tuple[str, ...] = ()  # stages whose models are there and never leave
+    full: int = 0  # ... and are as many as there may be
+    capped: bool = False  # without devices.max_bytes there would be enough
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ def _lack(wish: Wish, devices: Mapping[str, Room], *, ever: bool) -> Lack:
     rooms = [devices[name] for name in wish.devices]
     there = max(room.limits.most_bytes if ever else room.left(0) for room in rooms)
     needs = min(_smallest(wish, room) for room in rooms)
-    return Lack(wish.stage, wish.devices, needs, max(0, there))
+    uncapped = max(replace(room.limits, ceiling_bytes=0).most_bytes for room in rooms)
+    return Lack(wish.stage, wish.devices, needs, max(0, there), capped=ever and there < needs <= uncapped)
 
 
 def _place(wish: Wish, variant: int, room: Room) -> Place:
@@ -352,8 +356,12 @@ def _size(wish: Wish) -> int:
     return max(wish.variants[0].needs.values())
 
 
+def _pinned(places: Sequence[Place]) -> list[Place]:
+    return [place for place in places if place.pinned]
+
+
 def _pinned_bytes(places: Sequence[Place]) -> int:
-    return sum(place.nbytes for place in places if place.pinned)
+    return sum(place.nbytes for place in _pinned(places))
 
 
 def _alone(wish: Wish, room: Room, places: Sequence[Place]) -> Place | None:
@@ -361,6 +369,8 @@ def _alone(wish: Wish, room: Room, places: Sequence[Place]) -> Place | None:
 
     None: in none.
     """
+    if len(_pinned(places)) >= room.limits.max_models:
+        return None
     there = room.limits.most_bytes - _pinned_bytes(places)
     now = room.left(_pinned_bytes(places))
     every = [_place(wish, number, room) for number in range(len(wish.variants))]
@@ -374,7 +384,11 @@ def _alone(wish: Wish, room: Room, places: Sequence[Place]) -> Place | None:
 def _beside_pinned(wish: Wish, devices: Mapping[str, Room], placed: Mapping[str, Sequence[Place]]) -> Lack:
     rooms = [devices[name] for name in wish.devices]
     there = max(room.limits.most_bytes - _pinned_bytes(placed[room.memory]) for room in rooms)
-    return replace(_lack(wish, devices, ever=True), there_bytes=max(0, there))
+    beside = dict.fromkeys(place.stage for room in rooms for place in _pinned(placed[room.memory]))
+    lack = replace(_lack(wish, devices, ever=True), there_bytes=max(0, there), beside=tuple(beside))
+    return replace(
+        lack, full=min(room.limits.max_models for room in rooms) if lack.there_bytes >= lack.needs_bytes else 0
+    )
 
 
 def _round_s(room: Room, places: Sequence[Place]) -> float:

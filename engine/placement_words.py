@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.placement import Lack, Placement, Verdict
+from engine.choices import field_of
+from engine.placement import Lack, Place, Placement, Verdict
 
 GIB = 2**30
 
@@ -17,7 +19,7 @@ def headline(placement: Placement) -> str:
     """The verdict in one line, with what belongs to it: the variants, the added latency, the bytes needed and there."""
     match placement.verdict:
         case Verdict.QUANTISED:
-            chosen = dict.fromkeys(f"{one.stage} {one.name}" for one in placement.places if one.variant)
+            chosen = dict.fromkeys(f"{one.stage} with {one.name}" for one in placement.places if one.variant)
             return f"{placement.verdict.value}: {', '.join(chosen)}"
         case Verdict.TURNS:
             if not placement.crowded:
@@ -32,18 +34,59 @@ def headline(placement: Placement) -> str:
 
 def _only_counted(placement: Placement) -> str:
     """That it is not for want of bytes, where it is not."""
-    roomy = [room for room in placement.rooms if placement.left_bytes.get(room.name, -1) >= 0]
-    most = [room.limits.max_models for room in roomy if room.name in placement.crowded]
+    counted = _counted(placement)
+    most = [room.limits.max_models for room in placement.rooms if room.name in counted]
     return f"; there is room for all, but devices.max_models is {min(most)}" if most else ""
+
+
+def _counted(placement: Placement) -> dict[str, list[Place]]:
+    """Devices that are crowded by number alone, with what is to be there."""
+    memory = {room.name: room.memory for room in placement.rooms}
+    return {
+        name: [place for place in placement.places if memory[place.device] == name]
+        for name in placement.crowded
+        if placement.left_bytes.get(name, -1) >= 0
+    }
 
 
 def lacking(lack: Lack) -> str:
     """A stage that fits nowhere, in words."""
     where = " or ".join(lack.devices)
+    pinned = f"{' and '.join(lack.beside)}, which {'are' if len(lack.beside) > 1 else 'is'} pinned"
+    if lack.full:
+        return f"stage {lack.stage} fits nowhere: devices.max_models is {lack.full}, and on {where} is {pinned}"
+    bounds = f" beside {pinned}" if lack.beside else " within devices.max_bytes" if lack.capped else ""
     return (
         f"stage {lack.stage} fits nowhere: it needs {gib(lack.needs_bytes)} on {where}, which can give at most "
         + gib(lack.there_bytes)
+        + bounds
     )
+
+
+def mend(placement: Placement) -> str:
+    """What would let all models be there at once, or at all; "" where they are."""
+    match placement.verdict:
+        case Verdict.NOWHERE:
+            return ", or ".join(_ways(placement.nowhere))
+        case Verdict.TURNS if placement.waits or not placement.crowded:
+            return "end the programs that hold the memory: nvidia-smi"
+        case Verdict.TURNS if set(placement.crowded) == set(_counted(placement)):
+            return f"for all at once: devices.max_models = {max(map(len, _counted(placement).values()))}"
+        case Verdict.TURNS:
+            return "for all at once: smaller models (stages.X.variants), another GPU, or one of 12 GB or more"
+    return ""
+
+
+def _ways(lacks: Sequence[Lack]) -> Iterator[str]:
+    """To make room for those that have none."""
+    if full := max(lack.full for lack in lacks):
+        yield f"raise devices.max_models to {full + sum(bool(lack.full) for lack in lacks)}"
+    if pinned := dict.fromkeys(stage for lack in lacks for stage in lack.beside):
+        yield "unpin " + ", ".join(f"{field_of(stage)}.pinned" for stage in pinned) + " = false"
+    if any(lack.capped for lack in lacks):
+        yield "raise devices.max_bytes"
+    if short := [f"{field_of(lack.stage)}.variants" for lack in lacks if not lack.full]:
+        yield f"use a smaller model, give it smaller ones ({', '.join(short)}), or another device"
 
 
 def lines(placement: Placement) -> list[str]:
@@ -53,7 +96,9 @@ def lines(placement: Placement) -> list[str]:
         here = [place for place in placement.places if place.device == device]
         if not here:
             continue
-        models = ", ".join(f"{one.stage}{f' ({one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here)
+        models = ", ".join(
+            f"{one.stage}{f' (with {one.name})' if one.variant else ''} {gib(one.nbytes)}" for one in here
+        )
         found.append(
             f"  {device}: {models}; {f'{gib(left)} left' if left >= 0 else f'{gib(-left)} too little for all'}"
         )

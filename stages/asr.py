@@ -72,6 +72,7 @@ class AsrStage(Stage):
         emits="text",
         requires=("faster_whisper",),
         install_hint="pip install faster-whisper",
+        compute_types=ctranslate2_file.COMPUTE_TYPES,
     )
 
     def __init__(self, config: StageConfig) -> None:

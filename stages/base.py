@@ -69,6 +69,7 @@ class Declaration:
     install_hint: str = ""  # the command that installs what ``requires`` names
     translates: bool = False  # its output is in the session's target language, before it: the source
     cpu_allowed: bool = True
+    compute_types: tuple[str, ...] = ()  # number formats that its library knows; (): they are not checked
     degrades_to_cpu: bool = False  # where its device has no room, the CPU is better than waiting
 
 

@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+COMPUTE_TYPES = (  # the library's own names
+    "default", "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16",
+    "float32",
+)  # fmt: skip
 BYTES = {0: 4, 1: 1, 2: 2, 3: 4, 4: 2, 5: 2}
 FLOATS = frozenset({0, 4, 5})
 INT8 = 1

@@ -78,6 +78,7 @@ class NmtStage(Stage):
         max_chars=4000,
         install_hint="pip install ctranslate2 sentencepiece",
         translates=True,
+        compute_types=ctranslate2_file.COMPUTE_TYPES,
     )
 
     def __init__(self, config: StageConfig) -> None:

@@ -93,7 +93,7 @@ class RepairStage(Stage):
         requires=("llama_cpp",),
         optional=True,
         degrades_to_cpu=True,
-        install_hint="make repair, or pip install 'dragoman[repair]' (builds for some minutes; needs a C++ compiler)",
+        install_hint="make repair, or pip install 'llama-cpp-python>=0.3.16' (builds some minutes; needs g++)",
     )
 
     def __init__(self, config: StageConfig) -> None:

@@ -6,9 +6,12 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import textwrap
 from pathlib import Path
 
 from ipc.errors import DragomanError
+
+COLUMNS = 80
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -27,13 +30,18 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     names = benchmarks()
     if args.name is None:
-        print("\n".join(f"{name:12} {theory}" for name, theory in names.items()) or "no benchmarks are installed")
+        print("\n".join(_listed(*one) for one in names.items()) or "no benchmarks are installed")
         return 0
     if args.name not in names:
         from engine.commands.inputs import UsageError
 
         raise UsageError(f"there is no benchmark {args.name!r}", f"use one of: {', '.join(names) or 'none installed'}")
     return int(importlib.import_module(f"bench.{args.name}").main(args.rest) or 0)
+
+
+def _listed(name: str, theory: str) -> str:
+    text = theory.removeprefix(f"bench {name}: ")
+    return textwrap.fill(text, COLUMNS, initial_indent=f"{name:11}", subsequent_indent=" " * 11)
 
 
 def benchmarks() -> dict[str, str]:

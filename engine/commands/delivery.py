@@ -9,6 +9,7 @@ Ctrl-C once: nothing more is submitted, what is in flight is waited for. Twice: 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from engine.commands.inputs import Utterance
 from engine.commands.reading import Found, within
 from engine.commands.results import Results, Row, outcome_row, refusal_row
 from engine.media import MediaError
-from engine.outcome import Busy, NodeGone, Outcome, Rejected, SessionClosed
+from engine.outcome import Busy, NodeGone, Outcome, Progress, Rejected, SessionClosed
 
 SILENT_S = 2.0  # a node that answers nothing for so long is told of, while it is waited for
+SLOW_S = 3.0  # nothing has ended for so long: the user is told what is waited for, where the node says it
 WAIT_S = 0.1  # how long one look may take, so that nothing has to be noticed by waiting for ever
 
 
@@ -63,6 +65,9 @@ class Delivery:
         self._say = say
         self._heard = heard
         self._lanes: list[Lane] = []
+        self._reason = ""  # why the one that was last told of waits
+        self._reasons_told = {""}
+        self._ended_at = time.monotonic()
 
     def run(self, work: Iterable[tuple[Utterance, Found]]) -> None:
         """Submit everything, write every outcome down, close the sessions. KeyboardInterrupt on the second Ctrl-C."""
@@ -86,14 +91,13 @@ class Delivery:
 
     def _open(self, number: int) -> Any:
         source, target = self._wish.languages[number % len(self._wish.languages)]
-        wanted: dict[str, Any] = {"partials": True, "on_progress": self._heard} if self._heard else {}
         return self._client.session(
             source=source,
             target=target,
             pipeline=self._wish.pipeline,
             models=self._wish.models,
             tag=f"s{number}",
-            **wanted,
+            on_progress=self._note,
         )
 
     def _close(self, lane: Lane) -> None:
@@ -130,6 +134,7 @@ class Delivery:
                 self._finish(outcome)
         except TimeoutError:
             self._say_silence()
+            self._say_reason()
         except NodeGone as error:
             self._break_all(error)
         except (SessionClosed, Rejected) as error:
@@ -144,6 +149,21 @@ class Delivery:
             self._say(f"the node does not answer; it is waited for, {self._client.patience_s:g} s in all")
         self._silence_told = silent
 
+    def _note(self, news: Progress) -> None:
+        """What an utterance waits for is known until it goes on."""
+        if news.state:
+            self._reason = f"stage {news.stage} waits: {news.reason}" if news.reason else ""
+            device, drained, _ = news.reason.partition(" is drained")
+            self._reason += f" (run_node.py ctl resume {device} lets it be used)" if drained else ""
+        if self._heard:
+            self._heard(news)
+
+    def _say_reason(self) -> None:
+        """Why nothing comes, each reason once, when nothing has come for a while."""
+        if self._reason not in self._reasons_told and time.monotonic() - self._ended_at >= SLOW_S:
+            self._reasons_told.add(self._reason)
+            self._say(self._reason)
+
     def _ended(self, wait_s: float) -> Iterator[Outcome]:
         """Outcomes as they come. A broken session makes the common reading fail, so then each is read alone."""
         if not any(lane.broken for lane in self._lanes):
@@ -157,6 +177,7 @@ class Delivery:
 
     def _finish(self, outcome: Outcome) -> None:
         lane = next(lane for lane in self._lanes if lane.session.tag == outcome.tag)
+        self._ended_at = time.monotonic()
         utterance = lane.flying.pop(outcome.index, None)
         if utterance is not None:
             audio = self._results.save_audio(utterance, outcome.audio, outcome.sample_rate)

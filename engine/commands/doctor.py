@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.commands import FAILED, OK, asking, bundling, choosing, examining, finding
+from engine.commands import FAILED, OK, asking, bundling, choosing, examining, finding, patience
 from engine.commands.examining import Finding
 from engine.commands.tables import nbytes, table
 from ipc.errors import DragomanError
@@ -61,7 +61,7 @@ COMFORT_BYTES = 2 * 2**30  # below this much free memory the embedded models alr
 ADVISED_BYTES = 12 * 10**9  # of GPU memory
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPAIR_COMMAND = (
-    "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'dragoman[repair]'"
+    "make repair" if (CHECKOUT / "Makefile").is_file() else "pip install 'llama-cpp-python>=0.3.16'"
 ) + " (builds for some minutes; needs a C++ compiler)"
 GPU_COMMAND = "make env GPU=1 (or: pip install --force-reinstall --no-deps onnxruntime-gpu==1.26.*)"
 
@@ -94,9 +94,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="what is installed, what is missing, and the command that mends it",
         description="Look at this machine: Python, kernel, packages against their floors, devices, memory, and which\n"
         "onnxruntime is in force; then at the configuration: each stage's model and libraries, and whether\n"
-        "the whole fits. With --connect, at a running node too. With --bundle, all of it in one archive for\n"
-        "somebody who helps: the doctor's report, the configuration without secrets, versions, and the running\n"
-        "node's statistics and last log lines.",
+        "the whole fits (what a running node holds counts as free). With --connect, at that node too.\n"
+        "With --bundle, all of it in one archive for somebody who helps: the doctor's report, the configuration\n"
+        "without secrets, versions, and the running node's statistics and last log lines.",
         epilog="examples:\n  run_node.py doctor\n  run_node.py doctor --config node.toml\n  run_node.py doctor --json\n"
         "  run_node.py doctor --bundle help.tar.gz\n"
         "\nexit codes: 0 all is well, 1 something that the node needs is missing, or (--connect) no node serves",
@@ -371,7 +371,8 @@ def _hardware() -> tuple[tuple[int, int], list[dict[str, Any]], str, str]:
 
     memory = devices.host_memory()
     try:
-        found = devices.look(("auto",))
+        with patience.waiting(patience.DRIVER):
+            found = devices.look(("auto",))
     except DragomanError as error:
         return (memory.total_bytes, memory.available_bytes), [], error.text, error.mend
     except Exception as error:  # a sick driver must not keep the doctor from the rest

@@ -19,6 +19,7 @@ EPILOG = """examples:
   run_node.py estimates
   run_node.py estimates --json | jq '.models[].estimate_bytes'
   run_node.py estimates --forget asr
+  run_node.py estimates --forget 'asr@NVIDIA L4'
   run_node.py estimates --forget all
 
 A node measures what each model takes when it has loaded, and the most that it takes in runs; its next start asks for
@@ -37,7 +38,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     choosing.add_config(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--forget", metavar="STAGE", help="forget what was measured of this stage (all: of all)")
+    parser.add_argument("--forget", metavar="WHAT", help="forget what was measured of this stage, on "
+                        "any kind of device or on one (STAGE@DEVICE), of one line (KEY@DEVICE), or all")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,8 +64,8 @@ def _forget(file: Path, name: str) -> int:
     """How many records were forgotten. Raises DragomanError when there is none by that name."""
     known = corrections_file.read(file)
     if not known.forget(name)[1]:
-        stages = ", ".join(sorted({record.subject.stage for record in known.models.values()}))
-        raise DragomanError(f"nothing was measured of {name!r}", f"there is {stages}" if stages else "there is nothing")
+        there = ", ".join(sorted({record.subject.names[1] for record in known.models.values()}))
+        raise DragomanError(f"nothing was measured of {name!r}", f"there is {there}" if there else "there is nothing")
     forgotten = 0
 
     def forget(history: History) -> History:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine import placement_words
+from engine.arbiter.lease import EXTERNAL
 from engine.choices import field_of, spread
+from engine.commands import asking, finding, patience
 from engine.config import Config
-from engine.placement import Placement, Verdict
+from engine.devices import Device
+from engine.placement import Placement
 from ipc.errors import DragomanError
 
+LOOK_S = 2.0  # how long a running node is asked
 EMBEDDED = "no configuration file: the embedded demo models"
 
 
@@ -46,10 +51,32 @@ def configuration(args: argparse.Namespace) -> list[Finding]:
         config = config_file.load(path, os.environ, Path(args.env_file) if args.env_file else None, base=base)
     except DragomanError as error:
         return [Finding("bad", "configuration", error.text, error.mend or "mend the line it names")]
-    return [Finding("ok", "configuration", str(path or EMBEDDED)), *_stages(config)]
+    return [Finding("ok", "configuration", str(path or EMBEDDED)), *_stages(config, running(args.connect))]
 
 
-def _stages(config: Config) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Running:
+    """A node that runs, and what its own workers hold: UUID of a GPU, "" of the CPU -> bytes."""
+
+    node: str
+    held: Mapping[str, int]
+
+
+def running(connect: str | None) -> Running | None:
+    """The node at this address, or the one that is found without; None when there is none, or it does not answer."""
+    try:
+        stats = asking.ask(finding.ctl_endpoint(connect or None), "stats", timeout_s=LOOK_S)
+    except DragomanError:
+        return None
+    uuids = {name: row["uuid"] for name, row in stats["arbiter"].get("devices", {}).items()}
+    held: Counter[str] = Counter()
+    for lease in stats["leases"]:
+        if not lease["worker"].startswith(EXTERNAL):
+            held[uuids.get(lease["device"], "")] += lease["held_bytes"]
+    return Running(stats["node"], held)
+
+
+def _stages(config: Config, beside: Running | None) -> Iterator[Finding]:
     from engine.supervisor import survey
 
     config = spread(config)
@@ -59,7 +86,9 @@ def _stages(config: Config) -> Iterator[Finding]:
         try:
             surveys |= survey.survey(alone)
         except DragomanError as error:
-            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set {field_of(name)}.model")
+            wrong = error.text.partition(" ")[0]  # a model's or a variant's field, where it is one's
+            field = wrong if wrong.startswith(field_of(name)) else f"{field_of(name)}.model"
+            yield Finding("bad", f"stage {name}", error.text, error.mend or f"set {field}")
             continue
         if surveys[name].absent:
             declared = surveys[name].declaration
@@ -71,26 +100,44 @@ def _stages(config: Config) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"stage {name}", section.model or "needs no model")
     if len(surveys) == len(config.stages):
-        yield from _plan(config, surveys)
+        yield from _plan(config, surveys, beside)
 
 
-def _plan(config: Config, surveys: dict[str, Any]) -> Iterator[Finding]:
-    """Whether devices, memory and languages allow all stages together, and where their models would go."""
+def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> Iterator[Finding]:
+    """Whether devices, memory and languages allow all stages together, and where their models would go.
+
+    ``beside``: a node that runs; what it holds counts as free, since it would have ended where another starts.
+    """
     from engine import corrections_file, devices
-    from engine.supervisor import plan
+    from engine.supervisor import claims, plan
 
+    held = beside.held if beside else {}
     try:
         section = config.devices
-        seen = devices.look(section.use, declared=section.declared_bytes, limit_s=config.deadlines.driver_s)
+        with patience.waiting(patience.DRIVER):
+            seen = devices.look(section.use, declared=section.declared_bytes, limit_s=config.deadlines.driver_s)
         found, left_out = devices.usable(seen), devices.silent(seen)
         history = corrections_file.read(corrections_file.place(section.estimates_file, os.environ))
+        free = [without(device, held.get(device.uuid, 0)) for device in found]
         cores, memory = os.cpu_count() or 1, devices.host_memory()
-        made = plan.make(config, found, memory, cores, surveys, "ipc://doctor", history, left_out)
+        memory = replace(memory, available_bytes=memory.available_bytes + held.get("", 0))
+        made = plan.make(config, free, memory, cores, surveys, "ipc://doctor", history, left_out)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return
-    yield Finding("ok", "plan", f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory")
+    aside = f", as if node {beside.node}, which runs, had ended" if beside else ""
+    said = f"{len(made.workers)} workers, {made.ring_bytes / 2**20:.1f} MiB of shared memory{aside}"
+    yield Finding("ok", "plan", said)
+    for device in found:
+        if not held.get(device.uuid) and device.uuid and (holder := claims.holder(device.uuid)):
+            yield Finding("note", device.name, f"it is in use by {holder}", claims.SHARE)
     yield placed(made.placement)
+
+
+def without(device: Device, held_bytes: int) -> Device:
+    """The device as it would be without so much."""
+    free = device.free_bytes + held_bytes if device.free_bytes >= 0 else -1
+    return replace(device, free_bytes=min(device.total_bytes, free))
 
 
 def placed(made: Placement) -> Finding:
@@ -98,9 +145,5 @@ def placed(made: Placement) -> Finding:
     head, *rest = placement_words.lines(made)
     text = "; ".join([head.removeprefix("placement: "), *map(str.strip, rest)])
     details = placement_words.document(made)
-    if made.waits:
-        return Finding("note", "placement", text, "end the programs that hold the memory: nvidia-smi", details)
-    if made.verdict is Verdict.TURNS:
-        mend = "for all at once: smaller models (stages.X.variants), another GPU, or one of 12 GB or more"
-        return Finding("note", "placement", text, mend, details)
-    return Finding("ok", "placement", text, details=details)
+    mend = placement_words.mend(made)
+    return Finding("note" if mend else "ok", "placement", text, mend, details)

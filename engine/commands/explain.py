@@ -33,7 +33,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     stats = asking.ask(finding.ctl_endpoint(args.connect), "stats")
     arbiter: Mapping[str, Any] = stats.get("arbiter") or {}
-    rows = [row for row in arbiter.get("waiting", []) if row["worker"].startswith(args.who)]
+    waiting = arbiter.get("waiting", [])
+    rows = [row for row in waiting if args.who in ("", row["model"]) or row["worker"].startswith(args.who)]
     workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
     later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
     if args.json:

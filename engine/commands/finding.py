@@ -6,6 +6,7 @@ A node that died without a farewell leaves its folder and its sockets behind; it
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from engine.commands import asking
 from engine.commands.asking import START_ONE, NoNode
 from engine.supervisor import folder
 from ipc.errors import DragomanError
+
+BOUND = Path("/proc/net/unix")
+SHOWN = 3  # nodes elsewhere
 
 
 def running() -> Path | None:
@@ -35,6 +39,20 @@ def starting() -> Path | None:
 def _will_be_found(endpoint: str) -> bool:
     health = asking.ask(endpoint, "health", timeout_s=1.0)
     return health.get("phase") == "starting" and bool(health.get("publishes"))
+
+
+def elsewhere() -> list[str]:
+    """Operators' sockets of this user's nodes that are not found by themselves: part of a program, or started under
+    another TMPDIR. By what the kernel knows of bound sockets (unix(7))."""
+    try:
+        bound = re.findall(r"(/\S+/[0-9a-f]{8})/ctl\n", BOUND.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return []
+    return [f"ipc://{home}/ctl" for home in dict.fromkeys(bound) if published.is_held(Path(home, published.LOCK))]
+
+
+def _or_that(endpoint: str) -> str:
+    return f"; or give --connect {endpoint}"
 
 
 def how_far(home: Path) -> str:
@@ -66,5 +84,7 @@ def ctl_endpoint(given: str | None) -> str:
     if home is None and (coming := starting()):
         raise NoNode(f"a node is starting ({coming.name}): {how_far(coming)}", "ask again when it has said ready")
     if home is None:
-        raise NoNode("no node of this user is running on this machine", START_ONE)
+        raise NoNode(
+            "no node of this user lets itself be found", f"{START_ONE}{''.join(map(_or_that, elsewhere()[:SHOWN]))}"
+        )
     return f"ipc://{home / 'ctl'}"

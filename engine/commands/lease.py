@@ -29,12 +29,18 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "lease",
         help="run a program under a lease of GPU memory",
-        description=__doc__.partition("\n")[0].replace("``", ""),
+        description="Run any program under a lease of the running node's arbiter, so that it and the node share a\n"
+        "device's memory.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--gib", type=float, required=True, metavar="N", help="memory that the program needs, in GiB")
-    parser.add_argument("--device", default="", metavar="D", help="where (default: the first GPU to have room)")
+    parser.add_argument(
+        "--device",
+        default="",
+        metavar="D",
+        help="where (default: the first GPU to have room; the CPU if there is none)",
+    )
     parser.add_argument(
         "--wait", type=float, default=WAIT_S, metavar="S", help=f"seconds to wait for room (default {WAIT_S:g})"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.commands import OK, choosing
+from engine.commands import OK, choosing, patience
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -34,8 +34,13 @@ def run(args: argparse.Namespace) -> int:
     announce(words)
     from engine.supervisor.main import run as supervise
 
-    with choosing.named(args):
-        return int(supervise(config, foreground=True, announce=announce))
+    with choosing.named(args), patience.waiting(patience.START) as over:
+
+        def said(line: Any) -> None:
+            over()
+            announce(line)
+
+        return int(supervise(config, foreground=True, announce=said))
 
 
 def announce(line: Any) -> None:

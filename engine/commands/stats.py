@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.arbiter.lease import EXTERNAL
 from engine.commands import asking, finding
 from engine.commands.tables import nbytes, table
 
@@ -92,7 +93,7 @@ def _orders(stats: Mapping[str, Any]) -> str:
 
 def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     head = [
-        "stage", "health", "concurrency", "busy", "waiting", "running", "done", "failed",
+        "stage", "health", "at once", "busy", "waiting", "running", "done", "failed",
         "wait ms", "99 % wait", "work ms",
     ]  # fmt: skip
     report = stats.get("scheduler") or {}
@@ -169,7 +170,7 @@ def _waiting(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
     arbiter = stats.get("arbiter") or {}
     waiting = arbiter.get("waiting") or []
     rows = [
-        [x["worker"].rpartition("#")[0] or x["worker"], x.get("device"), nbytes(x.get("needs_bytes")),
+        [holder(x).partition("#")[0], x.get("device"), nbytes(x.get("needs_bytes")),
          nbytes(x.get("room_bytes")), x.get("waited_s"), x.get("reason")]
         for x in waiting[:WAITING_SHOWN]
     ]  # fmt: skip
@@ -179,10 +180,26 @@ def _waiting(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
 
 
 def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    rows = [[x.get("lease"), x.get("worker"), x.get("device"), nbytes(x.get("nbytes")), x.get("state"),
+    rows = [[x.get("lease"), holder(x), x.get("device"), nbytes(x.get("nbytes")), _lease_state(x),
              nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
             for x in stats.get("leases") or []]  # fmt: skip
-    return "Leases", ["lease", "worker", "device", "granted", "state", "measured"], rows
+    return "Leases", ["lease", "holder", "device", "granted", "state", "measured"], rows
+
+
+def holder(row: Mapping[str, Any]) -> str:
+    """Who has, or wants, a lease: the worker and which of its lives, or the program by the name that it gave."""
+    if not row["worker"].startswith(EXTERNAL):
+        return str(row["worker"])
+    pid = row["worker"].removeprefix(EXTERNAL).partition("/")[0]
+    return f"{row.get('model') or 'a program'} (pid {pid})"
+
+
+def _lease_state(row: Mapping[str, Any]) -> str:
+    if row.get("overdue"):
+        return "overdue: it was asked to leave"
+    if row.get("asked_to_leave"):
+        return "asked to leave"
+    return f"{row.get('state')}{', may be asked to leave' if row.get('preemptible') else ''}"
 
 
 def _estimates(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:

@@ -1,23 +1,76 @@
-"""Plain text tables for terminals: columns as wide as their widest cell, wide characters counted as two."""
+"""Plain text tables for terminals: columns as wide as their widest cell, as far as the terminal has room, wide
+characters counted as two. What is written to a pipe or a file stays in lines, however long."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import unicodedata
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
+GAP = "  "
+LEAST = 80  # columns that every terminal is taken to have
+NARROW = 10  # no column is made narrower than this for another's sake
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lines of a table; numbers right, everything else left."""
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None = None) -> str:
+    """Lines of a table; numbers right, everything else left. What is wider than ``most`` columns is broken.
+
+    ``most``: None: as the terminal is; 0: as wide as it likes.
+    """
     cells = [[cell(value) for value in row] for row in rows]
-    widths = [max([width(name)] + [width(row[i]) for row in cells]) for i, name in enumerate(head)]
+    widths = _fit([list(head), *cells], terminal() if most is None else most)
     right = [
         bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(head))
     ]
-    lines = [list(head), ["-" * w for w in widths], *cells]
+    rule = [["-" * w for w in widths]]
+    lines = [*_broken(head, widths), *rule, *(line for row in cells for line in _broken(row, widths))]
     return "\n".join(
-        "  ".join(pad(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines
+        GAP.join(pad(c, w, r) for c, w, r in zip(line, widths, right, strict=True)).rstrip() for line in lines
     )
+
+
+def terminal() -> int:
+    """Columns of the terminal, at least ``LEAST``; 0 where there is none."""
+    return max(LEAST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 0
+
+
+def _fit(lines: Sequence[Sequence[str]], most: int) -> list[int]:
+    """Widths of the columns: of their widest cells, the widest made narrower until all have room, between words as
+    long as that does."""
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    words = [
+        max(width(word) for text in column for word in text.split() or [""]) for column in zip(*lines, strict=True)
+    ]
+    room = most - len(GAP) * (len(widths) - 1)
+    for least in (words, [min(w, NARROW) for w in words]):
+        while most and sum(widths) > room and (loose := [i for i, w in enumerate(widths) if w > least[i]]):
+            widths[max(loose, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _broken(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """The lines that a row takes."""
+    columns = [wrap(text, columns) for text, columns in zip(row, widths, strict=True)]
+    return [list(line) for line in zip_longest(*columns, fillvalue="")]
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """``text`` in lines of at most so many columns, broken between words where there are such."""
+    lines = [""]
+    for word in text.split(" "):
+        grown = f"{lines[-1]} {word}" if lines[-1] else word
+        if width(grown) <= columns:
+            lines[-1] = grown
+            continue
+        lines += [word] if lines[-1] else []
+        lines[-1] = word
+        while width(lines[-1]) > columns > 1:
+            kept = shorten(lines[-1], columns + 1)[:-1]
+            lines[-1:] = [kept, lines[-1][len(kept) :]]
+    return lines
 
 
 def cell(value: Any) -> str:

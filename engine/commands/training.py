@@ -26,9 +26,7 @@ def make(out: Path, only: Sequence[str], seed: int, threads: int, quick: bool) -
     """Train the chosen models (none: all) into ``out``; returns a table of what took how long. Raises DragomanError."""
     missing = [package for module, package in NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise DragomanError(
-            f"training needs {', '.join(missing)}", "pip install 'dragoman[train]' (in a checkout: -e '.[train]')"
-        )
+        raise DragomanError(f"training needs {', '.join(missing)}", f"pip install {' '.join(missing)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

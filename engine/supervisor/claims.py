@@ -54,8 +54,8 @@ class Claims:
                 who = _bind(_described(uuid, os.getpid(), self._node))
                 self._held[uuid] = [claim, who] if who is not None else [claim]
                 return ""
-            if holder := next(_holders(uuid), ""):
-                return holder
+            if who_has := holder(uuid):
+                return who_has
             time.sleep(LOOK_S)  # nobody has it: somebody takes it in this moment, or looks
         return "a process that does not say who it is"
 
@@ -86,6 +86,11 @@ class Claims:
             return gate
         gate.close()
         return None
+
+
+def holder(uuid: str) -> str:
+    """Who has a GPU, in words; "": nobody says so."""
+    return next(_holders(uuid), "")
 
 
 def _bind(name: str) -> socket.socket | None:

@@ -25,7 +25,7 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
     """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}, "notes": [text]}."""
     report: dict[str, Any]
     reported_at, report = life.reports.get("scheduler", (math.inf, {}))
-    stages = {name: of_stage(row) for name, row in report.get("stages", {}).items()}
+    stages = {name: of_stage(row, life.way_back(name)) for name, row in report.get("stages", {}).items()}
     reasons = [life.phase.value] if life.phase is not Phase.SERVING else []
     reasons += [
         text for role in ("arbiter", "scheduler", "gateway") if (text := _of_process(life, role, deadlines, now))
@@ -78,12 +78,13 @@ def _unreadable(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> lis
     ]
 
 
-def of_stage(row: dict[str, Any]) -> dict[str, Any]:
-    """One stage of the scheduler's report."""
+def of_stage(row: dict[str, Any], mend: str) -> dict[str, Any]:
+    """One stage of the scheduler's report. ``mend``: what brings its lost workers back."""
     if row.get("absent"):
         return {"alive": False, "progressing": False, "reason": f"absent: {row['absent']}"}
     if not (row.get("loaded") or row.get("parked") or row.get("called")):
-        return {"alive": False, "progressing": False, "reason": row.get("why") or "no worker has its model yet"}
+        why = row.get("why") or "no worker has its model yet"
+        return {"alive": False, "progressing": False, "reason": f"{why}; {mend}" if row.get("lost") else why}
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):
         return {"alive": True, "progressing": False, "reason": f"has work and made no progress for {stalled:.0f} s"}
@@ -94,16 +95,15 @@ def of_stage(row: dict[str, Any]) -> dict[str, Any]:
         "alive": True,
         "progressing": True,
         "reason": "",
-        "note": "; ".join(filter(None, [_lost(row), _resting(row), _degraded(row)])),
+        "note": "; ".join(filter(None, [_lost(row, mend), _resting(row), _degraded(row)])),
     }
 
 
-def _lost(row: dict[str, Any]) -> str:
+def _lost(row: dict[str, Any], mend: str) -> str:
     """What an operator should know of a stage that is well all the same."""
     lost, workers = row.get("lost", 0), row.get("workers", 0)
     why = f": {row['why']}" if row.get("why") else ""
-    stay_away = "will not come back until the node is started again, or ctl restart names them"
-    return f"{lost} of {workers} workers {stay_away}{why}" if lost else ""
+    return f"{lost} of {workers} workers will not come back by themselves{why}; {mend}" if lost else ""
 
 
 def _resting(row: dict[str, Any]) -> str:

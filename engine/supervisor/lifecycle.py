@@ -279,6 +279,9 @@ class Lifecycle:
         """
         if self.phase is not Phase.SERVING:
             raise DragomanError(f"the node is {self.phase.value}", "orders are taken while it serves")
+        workers = [record for record in self.roster if record.stage == target]
+        if verb == "load" and workers and all(record.device in self.quarantined for record in workers):
+            raise DragomanError(f"{workers[0].role} cannot load: {self._why_lost(workers[0])}", MEND_LOST)
         roles = self.orders.obey(verb, target, self.roster, value, usual)
         told = [*self._post("scheduler", self.orders.standing()), *self._post("arbiter", self.orders.standing())]
         if verb == "restart":
@@ -296,6 +299,13 @@ class Lifecycle:
         for role in set(spent) - set(lost):
             self.roster.revive(role, now)
         return [role for role in roles if role not in lost]
+
+    def way_back(self, stage: str) -> str:
+        """What brings those workers of a stage back that were given up."""
+        spent = [record for record in self.roster if record.stage == stage and record.state is State.SPENT]
+        if spent and all(record.device in self.quarantined for record in spent):
+            return MEND_LOST
+        return f"run_node.py ctl restart {stage} tries again"
 
     def _why_lost(self, record: Record) -> str:
         return f"{record.device} is quarantined: {self.quarantined[record.device]}"
@@ -401,7 +411,7 @@ class Lifecycle:
         if final:
             self.orders.forget(record.role)
             self.roster.give_up(record.role)
-            return text + "it stays away until the node is started again, or ctl restart names it"
+            return text + f"it stays away: {self.way_back(record.stage)}"
         wait = self.roster.restart(record.role, now)
         return text + (f"starting it again in {wait:.1f} s" if wait else "starting it again")
 

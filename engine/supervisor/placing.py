@@ -40,9 +40,7 @@ def place(
         rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
     )
     if made.verdict is placement.Verdict.NOWHERE:
-        names = ", ".join(f"{field_of(lack.stage)}.variants" for lack in made.nowhere)
-        mend = f"use a smaller model, give it smaller ones ({names}), or another device"
-        raise DragomanError(placement_words.headline(made), mend)
+        raise DragomanError(placement_words.headline(made), placement_words.mend(made))
     return made
 
 

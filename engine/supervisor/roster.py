@@ -133,6 +133,11 @@ class Record:
         return "@" in self.role
 
     @property
+    def stage(self) -> str:
+        """The stage of a worker."""
+        return self.role.partition("@")[0]
+
+    @property
     def device(self) -> str:
         """The device that a worker lives on ("asr@cuda:0/1": "cuda:0")."""
         return self.role.partition("@")[2].rpartition("/")[0]

@@ -129,9 +129,10 @@ def _variant(
         facts = stage.describe(section.model, section.options)
     except StageError as error:
         raise ConfigError(f"{field_of(name)}.variants[{number}].model cannot be used: {error.text}") from error
-    parts = [Path(given.model).name, given.compute_type, *(f"{key}={value}" for key, value in given.options.items())]
+    parts = [f"model {Path(given.model).name}" if given.model else "", given.compute_type]
+    parts += [f"{key}={value}" for key, value in given.options.items()]
     return Variant(
-        " ".join(filter(None, parts)),
+        ", ".join(filter(None, parts)),
         section,
         _starts(stage, facts, section, longest, factor),
         facts.weights_bytes,

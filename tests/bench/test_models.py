@@ -35,3 +35,23 @@ def test_the_longest_input_is_as_long_as_the_stage_takes() -> None:
     assert len(longest("tts", {}, 0, chars=60).text or "") in (59, 60)
     audio = longest("asr", {}, 12).audio
     assert audio is not None and audio.shape == (12 * 16_000,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["models", "--folder", "/no/such/one"], "'/no/such/one' is no folder that can be written to"),
+        (["models", "--threads", "0"], "0 is too small; the lowest is 1"),
+        (["models", "--shape", "nope"], "invalid choice: 'nope'"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], says: str) -> None:
+    done = subprocess.run([sys.executable, "run_node.py", "bench", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert says in done.stderr
+
+
+def test_a_model_that_is_none_is_said_in_one_line() -> None:
+    argv = [sys.executable, "-m", "bench.model_run", "nmt", "/no/such/one", "{}"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

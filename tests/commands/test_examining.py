@@ -21,7 +21,7 @@ full = ["ears"]
 
 def found(path: Path, text: str) -> dict[str, examining.Finding]:
     path.write_text(text, encoding="utf-8")
-    return {f.topic: f for f in examining.configuration(Namespace(config=str(path), env_file=None))}
+    return {f.topic: f for f in examining.configuration(Namespace(config=str(path), env_file=None, connect=None))}
 
 
 def test_a_configuration_that_would_start_is_ok(tmp_path: Path) -> None:
@@ -55,6 +55,11 @@ def test_what_would_end_the_start_is_bad_and_has_a_mend(tmp_path: Path, text: st
     assert finding.mend
 
 
+def test_the_mend_of_a_variant_whose_model_is_not_there_names_the_variant(tmp_path: Path) -> None:
+    demo = SIMULATED + f'[stages.nmt]\nmodel = "{embedded.DEMO / "nmt"}"\nvariants = [{{ model = "/no/such/one" }}]\n'
+    assert found(tmp_path / "node.toml", demo)["stage nmt"].mend == "set stages.nmt.variants[0].model"
+
+
 def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
     finding = found(tmp_path / "node.toml", SIMULATED + '[stages.nmt]\nmodel = "no/such/one"\nrequired = false\n')
     assert finding["stage nmt"].state == "note"
@@ -63,6 +68,6 @@ def test_a_stage_the_node_can_do_without_is_a_note(tmp_path: Path) -> None:
 def test_without_a_file_the_demo_models_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    findings = {one.topic: one for one in examining.configuration(Namespace(config=None, env_file=None))}
+    findings = {one.topic: one for one in examining.configuration(Namespace(config=None, env_file=None, connect=None))}
     assert "embedded demo models" in findings["configuration"].text
     assert findings["stage tts"].text == str(embedded.DEMO / "tts")

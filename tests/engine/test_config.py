@@ -391,6 +391,10 @@ def test_every_field_is_in_the_sample_the_environment_sample_and_the_reference_w
         ("[{}]", r"stages.asr.variants\[0\] is the stage as it is"),
         ("[{ compute_typ = 'int8' }]", r"variants\[0\].compute_typ is unknown; did you mean compute_type"),
         ("'int8'", "variants is 'int8'; it must be a list of tables"),
+        ("['int8']", r"variants\[0\] is 'int8'; write it like { compute_type"),
+        ("[{ compute_type = 'int9' }]", r"stages.asr.variants\[0\].compute_type is 'int9'; did you mean int8"),
+        ("[]\ncompute_type = 'int9'", r"stages.asr.compute_type is 'int9'; did you mean int8"),
+        ("[]\nmodels.big = { compute_type = 'int9' }", r"stages.asr.models.big.compute_type is 'int9'"),
         ("[{ options = { nonsense = 1 } }]", r"variants\[0\].options cannot be used: .*nonsense"),
     ],
 )

@@ -147,6 +147,17 @@ def test_records_are_forgotten_by_stage_by_key_or_all_and_the_oldest_leave_when_
     assert left.forget("all")[0].models == {}
 
 
+def test_a_stage_is_forgotten_on_every_kind_of_device_or_on_the_one_that_is_named():
+    history, guess = History(), Start(4 * GIB, GIB, "files")
+    for device in ("cpu", "NVIDIA L4"):
+        subject = msgspec.structs.replace(SUBJECT, device=device)
+        history = history.learn(f"k@{device}", subject, guess, load(2 * GIB))
+    for name in ("asr@NVIDIA L4", "k@NVIDIA L4"):
+        left, forgotten = history.forget(name)
+        assert forgotten == 1 and list(left.models) == ["k@cpu"]
+    assert history.forget("asr")[1] == 2 and history.forget("k")[1] == 0
+
+
 def test_rows_are_plain_and_say_what_the_next_start_asks_for():
     guess = Start(4 * GIB, GIB, "files")
     history = History().learn("k", SUBJECT, guess, load(2 * GIB))

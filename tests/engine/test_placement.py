@@ -96,7 +96,7 @@ def test_the_table_of_cards(
 def test_who_is_quantised_is_named_and_no_more_than_must_be() -> None:
     rooms = [room(12)]
     found = plan(rooms, pipeline(LARGE, rooms))
-    assert words.headline(found) == "all resident when quantised: nmt m2m100-418m int8_float16"
+    assert words.headline(found) == "all resident when quantised: nmt with m2m100-418m int8_float16"
     assert [found.variant_of(stage) for stage in LARGE] == [0, 0, 1, 0]
 
 
@@ -256,7 +256,27 @@ def test_models_that_never_leave_may_leave_no_room_for_another() -> None:
     found = plan([room(8)], [wish("a", 4, pinned=True), wish("b", 4)])
     assert found.verdict is Verdict.NOWHERE and found.nowhere[0].stage == "b"
     assert found.nowhere[0].there_bytes == room(8).limits.most_bytes - 4 * GIB
+    assert words.headline(found).endswith("which can give at most 3.2 GiB beside a, which is pinned")
+    assert words.mend(found).startswith("unpin stages.a.pinned = false, or use a smaller model")
     assert plan([room(8)], [wish("a", 4), wish("b", 4)]).verdict is Verdict.TURNS
+
+
+def test_who_fits_nowhere_beside_pinned_models_by_their_number_alone_is_told_that_number() -> None:
+    found = plan([room(16, max_models=1)], [wish("a", 2, pinned=True), wish("b", 2)])
+    assert words.headline(found) == "stage b fits nowhere: devices.max_models is 1, and on cuda:0 is a, which is pinned"
+    assert words.mend(found) == "raise devices.max_models to 2, or unpin stages.a.pinned = false"
+
+
+def test_the_mend_of_turns_is_the_number_of_models_where_there_is_room_for_all() -> None:
+    found = plan([room(16, max_models=1)], [wish("a", 2), wish("b", 2)])
+    assert words.mend(found) == "for all at once: devices.max_models = 2"
+    assert "smaller models" in words.mend(plan([room(6)], [wish("a", 4), wish("b", 4)]))
+
+
+def test_who_fits_nowhere_because_of_max_bytes_is_told_so() -> None:
+    found = plan([room(16, ceiling_bytes=4 * GIB)], [wish("a", 4)])
+    assert words.headline(found).endswith("can give at most 2.4 GiB within devices.max_bytes")
+    assert words.mend(found).startswith("raise devices.max_bytes, or use a smaller model")
 
 
 # ---------------------------------------------------------------- the arbiter keeps what the plan promises

@@ -148,7 +148,7 @@ def test_models_that_fit_together_only_when_some_are_smaller_begin_so(
     driver = gpus(Gpu(context_bytes=CONTEXT), lag_s=0.1)
     with Node(on_a_gpu({"nmt": {"variants": [smaller(GIB)]}}, vram={"nmt": 2 * GIB, "repair": 3 * GIB})) as node:
         stats = node.stats()
-        assert stats["placement"]["text"] == f"all resident when quantised: nmt vram_bytes={GIB}"
+        assert stats["placement"]["text"] == f"all resident when quantised: nmt with vram_bytes={GIB}"
         assert set(carry(node, 10)) == {f"nmt: with vram_bytes={GIB}"}
         assert node.stats()["scheduler"]["parked"] == 0, "and nobody leaves for anybody"
     assert driver.get(0, "out_of_memory") == 0

@@ -297,3 +297,18 @@ def test_the_command_says_what_it_does_and_waits_for_it() -> None:
 def command(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "run_node.py"), "ctl", *arguments, "--connect", node.ctl_endpoint]
     return subprocess.run(line, capture_output=True, text=True)
+
+
+def test_who_translates_with_a_drained_node_is_told_what_it_waits_for(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("hello\n")
+    text = {"stages": {"nmt": {"kind": "simulated"}}, "pipelines": {"translate-text": ["nmt"]}}
+    with Node(text) as node:
+        assert command(node, "drain", "cpu", "--wait", "10").returncode == 0
+        endpoint, line = node.endpoint, [sys.executable, str(ROOT / "run_node.py"), "translate"]
+        line += [str(tmp_path / "lines.txt"), "--out", str(tmp_path / "out"), "--connect", endpoint]
+        with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+            assert run.stderr is not None
+            says = "stage nmt waits: cpu is drained (run_node.py ctl resume cpu lets it be used)"
+            assert any(says in said for said in run.stderr)
+            assert command(node, "resume", "cpu").returncode == 0
+            assert run.wait(60) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from bench.standin_driver import GIB, Driver, Gpu
-from engine import ctl
+from engine import config_file, ctl
+from engine.commands.choosing import as_toml
 from engine.leasing import Lease
 from engine.node import Node
 from ipc.errors import DragomanError
@@ -24,6 +26,7 @@ from tests.node.rehearsal import Marks, assert_in_order, config, kill, process_o
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
 
 MIB = 2**20
+ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 300 * MIB
 RUN = 100 * MIB
 VRAM = {"asr": 3 * GIB, "repair": 2 * GIB, "nmt": GIB, "tts": GIB}
@@ -340,3 +343,25 @@ def test_a_lease_is_asked_for_while_the_arbiter_comes_back(gpus: Callable[..., D
         wait_until(lambda: not node.stats()["arbiter"])
         with Lease(GIB, ctl_endpoint=node.ctl_endpoint) as lease:
             assert lease.device in ("cuda:0", "cuda:1") and lease.uuid.startswith("GPU-")
+
+
+def test_the_doctor_beside_a_running_node_counts_its_memory_as_free(
+    gpus: Callable[..., Driver], tmp_path: Path
+) -> None:
+    gpus(*two(total_bytes=6 * GIB))
+    file = tmp_path / "node.toml"
+    file.write_text(as_toml(config_file.from_dict(on_gpus())))
+
+    def doctor(endpoint: str) -> dict[str, Any]:
+        command = [sys.executable, "run_node.py", "doctor", "--json", "--config", str(file), "--connect", endpoint]
+        said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False).stdout
+        return {one["topic"]: one for one in json.loads(said)["findings"]}
+
+    with Node(on_gpus()) as node:
+        translate(node, 2)
+        wait_until(lambda: sum(one["held_bytes"] > GIB for one in node.stats()["leases"]) == len(VRAM))
+        beside, unseen = doctor(node.ctl_endpoint), doctor(f"ipc://{tmp_path / 'nobody'}")
+    assert beside["placement"]["text"].startswith("all resident; cuda:0: asr")
+    assert "as if node" in beside["plan"]["text"] and beside["cuda:0"]["state"] == "ok"
+    assert unseen["placement"]["text"].startswith("by turns")
+    assert "it is in use by node" in unseen["cuda:0"]["text"] and unseen["cuda:0"]["state"] == "note"

@@ -102,3 +102,13 @@ def test_a_model_that_does_not_load_ends_the_start_with_file_field_and_configura
     )
     with pytest.raises(ConfigError, match=r"own\.toml: stages\.nmt\.model"), Node(tmp_path / "own.toml"):
         pass
+
+
+def test_who_finds_no_node_is_told_of_one_that_is_elsewhere(start_node: StartNode) -> None:
+    with Node(slow(0.0)) as node:  # a program's own: it does not let itself be found
+        asked = subprocess.run(command("stats"), capture_output=True, text=True, check=False)
+        assert asked.returncode == 1
+        assert "start one with: python run_node.py serve" in asked.stderr
+        assert "; or give --connect ipc://" in asked.stderr, "this one, or another that happens to run here"
+        assert node.ctl_endpoint in finding.elsewhere()
+    assert node.ctl_endpoint not in finding.elsewhere()

@@ -9,7 +9,7 @@ import pytest
 
 from engine.boot import WorkerPlan
 from engine.exits import PARKED
-from engine.supervisor.events import Exited, StopAsked, Tick
+from engine.supervisor.events import Exited, StopAsked, Tick, Warn
 from engine.supervisor.lifecycle import Lifecycle, Phase
 from engine.supervisor.orders import Orders
 from engine.supervisor.roster import Post, Roster, Signal, Spawn, State
@@ -49,6 +49,9 @@ class Gpus(World):
     def signalled(self, actions: list[Any] | None = None) -> list[tuple[str, int]]:
         found = self.actions if actions is None else actions
         return [(a.role, a.number) for a in found if isinstance(a, Signal)]
+
+    def said(self) -> list[str]:
+        return [a.text for a in self.actions if isinstance(a, Warn)]
 
     def spawned(self) -> list[str]:
         return [a.role for a in self.do(Tick()) if isinstance(a, Spawn)]
@@ -154,6 +157,22 @@ def test_without_a_shared_server_a_fault_is_one_worker_s() -> None:
     assert world.signalled() == []
 
 
+def test_the_way_back_is_a_restart_but_for_a_device_that_is_lost() -> None:
+    world = Gpus(restart_budget=0)
+    rows = {"asr": stage_row(workers=2, lost=1, why="killed"), "nmt": stage_row(workers=1, lost=1, loaded=0, why="x")}
+    world.do(Exited(ON_1, -9))
+    assert "it stays away: run_node.py ctl restart asr tries again" in world.said()[-1]
+    world.say("scheduler", Report({"stages": rows}))
+    assert health(world)["stages"]["asr"]["note"].endswith(": killed; run_node.py ctl restart asr tries again")
+    world.say("arbiter", LOST)
+    world.do(Exited(ALSO_0, -6))
+    assert "it stays away: reset it (nvidia-smi --gpu-reset)" in world.said()[-1]
+    world.say("scheduler", Report({"stages": rows}))
+    assert health(world)["reason"].endswith(
+        "stage nmt: x; reset it (nvidia-smi --gpu-reset), then start the node again"
+    )
+
+
 def test_no_operator_restarts_what_a_lost_device_has_ended() -> None:
     world = Gpus()
     homes = ((role, *role.partition("/")[0].split("@")) for role in (ON_0, ALSO_0, ON_1))
@@ -162,5 +181,7 @@ def test_no_operator_restarts_what_a_lost_device_has_ended() -> None:
     world.do(Exited(ON_0, -6))
     with pytest.raises(DragomanError, match="cannot start: cuda:0 is quarantined"):
         world.life.order("restart", ON_0, world.now)
+    with pytest.raises(DragomanError, match="cannot load: cuda:0 is quarantined: GPU is lost; reset it"):
+        world.life.order("load", "nmt", world.now)
     assert world.life.order("restart", "asr", world.now).roles == [ON_1]  # of the stage what can be
     assert world.state(ON_0) is State.SPENT
