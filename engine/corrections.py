@@ -149,8 +149,8 @@ class History(msgspec.Struct, frozen=True):
         )
 
     def forget(self, name: str) -> tuple[History, int]:
-        """Without a stage's records ("asr", or "asr@cpu": on that kind of device; "all": every one, and contexts; or one
-        by its key), and how many these were."""
+        """Without a stage's records ("asr", or "asr@cpu": on that kind of device; "all": every one, and contexts; or
+        one by its key), and how many these were."""
         models = {key: one for key, one in self.models.items() if name not in ("all", key, *one.subject.names)}
         contexts = {} if name == "all" else self.contexts
         return History(self.version, models, contexts), len(self.models) - len(models)
