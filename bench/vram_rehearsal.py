@@ -178,9 +178,9 @@ class Rehearsal:
         self.used: list[int] = []  # samples, over all GPUs
         self.packed: list[int] = []
         self.grants = Grants(limits(scenario, totals), scenario.deadlines.get("unreadable_s", Waits.unreadable_s))
-        self.events = Events(scenario.events, driver, int(scenario.context_gib * GIB))
         self.shortages = Shortages(totals)
         self._short = [0] * len(totals)  # allocations that have failed
+        self.events = Events(scenario.events, driver, int(scenario.context_gib * GIB))
         self._driver, self._totals = driver, totals
         self._seen: queue.SimpleQueue[tuple[int, Sample, int]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)

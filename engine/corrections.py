@@ -32,6 +32,7 @@ from engine.estimates import Start, whole
 
 VERSION = 1  # of the history's format
 ALLOWANCE = 0.05  # on what was measured: two loads of one model are not the same to the byte
+LEAST_LOADED = 0.5  # of what the files say of it is there when a model has loaded
 RECENT = 3  # clean loads that count
 MOST_BYTES = 2**50  # a larger measurement is none
 SHOWN = 10  # newest loads that are kept to be looked at
@@ -123,7 +124,7 @@ class History(msgspec.Struct, frozen=True):
         """This history with one more measurement."""
         before = self.models.get(key, Record(subject, guess))
         loads = before.loads + (sample.phase == "load")
-        sample = judged(sample, before.samples)
+        sample = judged(sample, before.samples, guess)
         others = [(name, one) for name, one in self.models.items() if name != key][1 - MODELS :]
         models = dict([*others, (key, Record(subject, guess, loads, kept((*before.samples, sample))))])
         return History(self.version, models, self._with_context(guess, sample, subject.device))
@@ -149,8 +150,10 @@ class History(msgspec.Struct, frozen=True):
         )
 
     def forget(self, name: str) -> tuple[History, int]:
-        """Without a stage's records ("asr", or "asr@cpu": on that kind of device; "all": every one, and contexts; or
-        one by its key), and how many these were."""
+        """Without the records of a name, and how many these were.
+
+        ``name``: a stage ("asr"), one on a kind of device ("asr@cpu"), a record's key, or "all": contexts too.
+        """
         models = {key: one for key, one in self.models.items() if name not in ("all", key, *one.subject.names)}
         contexts = {} if name == "all" else self.contexts
         return History(self.version, models, contexts), len(self.models) - len(models)
@@ -170,12 +173,16 @@ class History(msgspec.Struct, frozen=True):
         return Estimate(nbytes, "measured" if measured else guess.source, record.loads, record.last)
 
 
-def judged(sample: Sample, before: Sequence[Sample]) -> Sample:
-    """This measurement with its verdict, after these. No load takes nothing: who lists it so is not believed."""
+def judged(sample: Sample, before: Sequence[Sample], guess: Start) -> Sample:
+    """This measurement with its verdict, after these.
+
+    No load takes nothing, nor far less than its files say: a driver that lists it so is not believed.
+    """
     proven = (
         sample.phase == "load"
         and sample.clean
         and sample.nbytes > 0
+        and sample.nbytes >= LEAST_LOADED * guess.loaded_bytes
         and (sample.exact or any(map(sample.confirms, before)))
     )
     return msgspec.structs.replace(sample, proven=proven)

@@ -35,17 +35,20 @@ class Limits:
         return self.usable_bytes - self.margin(self.total_bytes)
 
     def margin(self, driver_free: int) -> int:
-        return max(int(self.safety_margin * driver_free), self.reserve_bytes)
+        """Bytes that are never granted: a share of what is free, as far as it may be used, or the reserve."""
+        return max(int(self.safety_margin * min(driver_free, self.usable_bytes)), self.reserve_bytes)
 
     def grantable(self, driver_free: int, promised: int, ours: int, foreign: int) -> int:
         """Bytes that may still be granted (negative: too much is taken already).
 
         ``promised``: sum max(0, granted - held) of our leases; ``ours``: sum max(granted, held).
         """
-        by_book = self.usable_bytes - ours - foreign
-        if self.ceiling_is_own:
-            by_book = min(self.usable_bytes - ours, self.total_bytes - ours - foreign)
-        return min(driver_free - promised, by_book) - self.margin(driver_free)
+        by_device = min(driver_free - promised, self.total_bytes - ours - foreign)
+        return min(by_device, self.under_ceiling(ours, foreign)) - self.margin(driver_free)
+
+    def under_ceiling(self, ours: int, foreign: int) -> int:
+        """Bytes between what is used and the ceiling; signed."""
+        return self.usable_bytes - ours - (0 if self.ceiling_is_own else foreign)
 
 
 def limits(plan: DevicePlan) -> Limits:

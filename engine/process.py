@@ -189,6 +189,14 @@ def start_time(pid: int) -> int:
     return _stat(pid, START_TIME_FIELD)
 
 
+def is_same(pid: int, started: int) -> bool:
+    """Whether this process is there and began then. Raises OSError when that cannot be seen."""
+    try:
+        return _read_stat(pid, START_TIME_FIELD) == started
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def parent(pid: int) -> int:
     """A process's parent; 0 if it is gone."""
     return _stat(pid, PARENT_FIELD)
@@ -197,10 +205,14 @@ def parent(pid: int) -> int:
 def _stat(pid: int, field: int) -> int:
     """A number from /proc/PID/stat, the ``field``-th of them, from the fourth on; 0 if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
+        return _read_stat(pid, field)
     except OSError:
         return 0
+
+
+def _read_stat(pid: int, field: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        after_name = file.read().rpartition(b")")[2].split()
     return int(after_name[field - 3])
 
 

@@ -462,7 +462,10 @@ class Run(_Wire, frozen=True):
 
 
 class Grow(_Wire, frozen=True):
-    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most."""
+    """A model needs more than it has leased: to be asked for, while it works on. ``wait_s``: how long at most.
+
+    ``nbytes`` 0: no more, its runs fit; what it has leased beyond its estimate is given back.
+    """
 
     nbytes: int
     wait_s: float
@@ -538,7 +541,8 @@ class LeaseRequest(_Wire, frozen=True):
     ``wait_s``: how long it waits for room; None: as the node is configured. ``preemptible``: its holder, a program
     outside the node, may be asked to ``Leave``. ``priority``: high | normal | low, among those that wait. ``grows``:
     besides the lease it has, for a model that is loaded. ``pid``: of the holder, to be found in a driver's list of
-    processes; 0: not said. ``among``: where ``device`` is "", devices of which the arbiter chooses one.
+    processes; 0: not said. ``among``: where ``device`` is "", devices of which the arbiter chooses one. ``base_bytes``:
+    what that process has on the device already, and asks for more than.
     """
 
     id: int
@@ -553,6 +557,7 @@ class LeaseRequest(_Wire, frozen=True):
     grows: bool = False
     pid: int = 0
     among: tuple[str, ...] = ()
+    base_bytes: int = 0
 
 
 class Granted(_Wire, frozen=True):
@@ -575,9 +580,14 @@ class Settled(_Wire, frozen=True):
 
 
 class Release(_Wire, frozen=True):
-    """``lease`` 0: whatever this holder has asked for, whether it has been answered or not."""
+    """``lease`` 0: whatever this holder has asked for, whether it has been answered or not.
+
+    ``keep_bytes``: so much it keeps, or what it was seen to have if that is more, of this lease and of all that it has
+    asked for besides; 0: nothing of this lease.
+    """
 
     lease: int
+    keep_bytes: int = 0
 
 
 class Inquire(_Wire, frozen=True):

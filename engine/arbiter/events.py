@@ -88,6 +88,13 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Action: say this to the node's people, a warning."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """Action: read this device's memory now; somebody waits for the figures."""
 
@@ -95,7 +102,7 @@ class Sample:
 
 
 Event = Union[FromWorker, Gone, Reading, DeviceLost, Orders, Tick]
-Action = Union[Send, Tell, AskToLeave, Alarm, Sample]
+Action = Union[Send, Tell, AskToLeave, Alarm, Note, Sample]
 
 
 @dataclass(frozen=True)

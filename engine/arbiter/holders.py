@@ -7,6 +7,7 @@ close its connection, for instance because it has become another program by exec
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,12 +15,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from engine.process import parent, start_time
+from engine.process import is_same, parent
 from ipc.messages import Gone
 from ipc.peers import split_peer
 from ipc.sockets import Poll
 
-_NAME = re.compile(r"lease@(\d+)/\d+#(\d+)")
+_NAME = re.compile(r"lease@(\d{1,9})/\d+#(\d+)")
+CROWDED = (errno.EMFILE, errno.ENFILE)  # there is no descriptor left: that says nothing of anybody
 
 
 class Holders:
@@ -29,25 +31,34 @@ class Holders:
         self._poll = poll
         self._fds: dict[str, int] = {}  # peer -> pidfd
         self._pids: dict[str, int] = {}  # peer -> process id
+        self._unseen: set[str] = set()  # who could not be looked at, and is taken to live until that can be done
 
     def watch(self, peer: str) -> bool:
         """Watch this holder; False when there is no such process (any more)."""
         if peer in self._fds:
             return True
+        self._unseen.discard(peer)
         match = _NAME.fullmatch(peer)
         if match is None:
             return False
-        pid, started = int(match[1]), int(match[2])
         try:
-            fd = os.pidfd_open(pid)
-        except OSError:
-            return False
-        if start_time(pid) != started:
-            os.close(fd)
-            return False
-        self._fds[peer], self._pids[peer] = fd, pid
-        self._poll.add(fd)
-        return True
+            return self._open(peer, int(match[1]), int(match[2]))
+        except OSError as error:
+            if error.errno in CROWDED:
+                self._unseen.add(peer)
+            return error.errno in CROWDED
+
+    def _open(self, peer: str, pid: int, started: int) -> bool:
+        fd = os.pidfd_open(pid)
+        try:
+            if not is_same(pid, started):  # another process has the number
+                return False
+            self._fds[peer], self._pids[peer] = fd, pid
+            self._poll.add(fd)
+            return True
+        finally:
+            if peer not in self._fds:
+                os.close(fd)
 
     def gather(self, processes: Mapping[int, int]) -> dict[int, int]:
         """Bytes by process, where what a holder's descendants have is the holder's: a script runs others.
@@ -65,7 +76,7 @@ class Holders:
 
     def dead(self, readable: set[Any]) -> list[Gone]:
         """Those whose death has been seen."""
-        found = []
+        found = [Gone(*split_peer(peer), "ended") for peer in list(self._unseen) if not self.watch(peer)]
         for peer in [peer for peer, fd in self._fds.items() if fd in readable]:
             fd = self._fds.pop(peer)
             del self._pids[peer]
@@ -76,6 +87,7 @@ class Holders:
 
     def forget(self, peer: str) -> None:
         """It has given its lease back, and lives on."""
+        self._unseen.discard(peer)
         if (fd := self._fds.pop(peer, None)) is not None:
             del self._pids[peer]
             self._poll.remove(fd)

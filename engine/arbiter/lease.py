@@ -19,7 +19,7 @@ stays. A request whose holder dies while it waits goes straight to released.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -90,6 +90,9 @@ class Lease:
     home: str = ""  # the device it was asked for, where that has no book of its own: see ``books`` in leases
     obstacle: str = ""  # kind of what it was told it waits for
     granted_at: float = 0.0
+    peak_bytes: int = 0  # of its holder's first lease: the most that a list of processes has shown the holder to have
+    overused: bool = False  # that was said to be more than was granted
+    base_bytes: int = 0  # what its holder's process has besides it, from before the grant
 
     def is_on(self, device: str) -> bool:
         """Whether it is of this device, whose ever memory that has."""
@@ -125,6 +128,26 @@ def shown_back(leases: Iterable[Lease]) -> bool:
     for lease in leases:
         held, leaving = held + lease.held_bytes, leaving + lease.leaving_bytes
     return held <= SHOWN_BACK * leaving
+
+
+def shrink(leases: Collection[Lease], nbytes: int) -> list[Lease]:
+    """Let one holder keep so much of these, or what it was seen to have if that is more; returns what is left empty."""
+    leases = sorted(leases, key=lambda lease: lease.number)
+    there = sum(lease.held_bytes for lease in leases)
+    left = max(nbytes, there, *(lease.peak_bytes for lease in leases))
+    for lease in leases:
+        lease.nbytes = min(lease.nbytes, left)
+        lease.held_bytes = min(lease.nbytes, there)
+        left, there = left - lease.nbytes, there - lease.held_bytes
+    leases[0].held_bytes += there  # more than was granted
+    return [lease for lease in leases if not lease.nbytes]
+
+
+def not_used(leases: Collection[Lease]) -> list[Lease]:
+    """Of one holder's those that it was granted besides, where it was never seen to have as much as without them."""
+    besides = [lease for lease in leases if lease.grows and not lease.held_bytes]
+    without = sum(lease.nbytes for lease in leases if lease not in besides)
+    return besides if max((lease.peak_bytes for lease in leases), default=0) <= without else []
 
 
 def move(lease: Lease, state: LeaseState, now: float) -> None:

@@ -36,10 +36,22 @@ from typing import Any
 from engine.arbiter import words
 from engine.arbiter.events import Action, Alarm, DeviceLost, Event, FromWorker, Sample, Send, Tick, Waits
 from engine.arbiter.kept import Kept, KeptDevice
-from engine.arbiter.lease import ALIVE, EXTERNAL, LEAVING, ON_DEVICE, Lease, LeaseState, move, shown_back
+from engine.arbiter.lease import (
+    ALIVE,
+    EXTERNAL,
+    LEAVING,
+    ON_DEVICE,
+    Lease,
+    LeaseState,
+    move,
+    not_used,
+    shown_back,
+    shrink,
+)
 from engine.arbiter.line import PRIORITIES, Line
 from engine.arbiter.lines import Lines
 from engine.arbiter.outlook import Outlook, look
+from engine.arbiter.overuse import Overuse
 from engine.arbiter.room import DOUBT_S, DeviceMemory, Reading
 from engine.arbiter.wants import Wants, Wish
 from engine.limits import Limits
@@ -72,6 +84,7 @@ class Leases:
         self._lost: dict[str, str] = {}  # quarantined device -> why
         self._load_times_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
+        self._overuse = Overuse()
         self.wants = Wants(waits.grace_s)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -83,6 +96,8 @@ class Leases:
                 return self._settled(peer, message, now)
             case FromWorker(peer, Release(lease=0)):
                 return self._let_go([one for one in self._by_role.get(_role(peer), ()) if one.peer == peer], now)
+            case FromWorker(peer, Release(lease=number, keep_bytes=nbytes)) if nbytes > 0:
+                return self._shrink(peer, number, nbytes, now)
             case FromWorker(peer, Release(lease=number)):
                 return self._let_go(self._of(peer, number), now)
             case Gone(role=role, incarnation=incarnation, stuck=stuck):
@@ -128,6 +143,7 @@ class Leases:
             variant=message.variant, priority=message.priority, preemptible=message.preemptible,
             grows=message.grows and not peer.startswith(EXTERNAL),  # a program has no model that is loaded
             pid=message.pid,
+            base_bytes=max(0, message.base_bytes),
             home=name if name != device else "",
         )  # fmt: skip
         if memory is None:
@@ -144,6 +160,7 @@ class Leases:
             return [self._deny(lease, f"no priority {message.priority[:64]!r}, only {', '.join(PRIORITIES)}", now)]
         if message.nbytes < 0 or message.nbytes > memory.limits.most_bytes:
             return [self._deny(lease, words.never_fits(lease, memory.limits), now)]
+        lease.nbytes = min(memory.limits.most_bytes, self._overuse.asks(lease))
         self._by_role.setdefault(_role(peer), []).append(lease)
         self._lines.add(lease, now, message.wait_s, () if message.device else among)
         return self._serve(device, now, lease)
@@ -180,10 +197,14 @@ class Leases:
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
-                actions.append(self._expire(expired, outlook.reason(expired), now))
+                actions.append(self._expire(expired, self._reason(expired, outlook, now), now))
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
+            elif spare := self._not_needed(device, outlook, now):
+                for lease in spare:
+                    lease.nbytes = 0
+                    move(lease, LeaseState.DRAINING, now)
             else:
                 break
         actions += self._hold_aside(device, now)
@@ -260,8 +281,7 @@ class Leases:
 
     # ------------------------------------------------------------ telling
 
-    @staticmethod
-    def _tell(line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
+    def _tell(self, line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
         """What the first in the line wait for, where that is another kind of thing than they were told."""
         if outlook.closed and outlook.closed.kind == "reading":  # that takes milliseconds
             return []
@@ -269,11 +289,29 @@ class Leases:
         for lease in islice(line, TOLD):
             if lease.obstacle != (kind := outlook.kind(lease)):
                 lease.obstacle = kind
-                told.append(Send(lease.peer, LeaseWait(outlook.reason(lease), lease.id)))
+                reason = outlook.reason(lease)
+                if names := self._lines.others(lease):
+                    reason += f"; the first to have room will do, of {', '.join(names)}"
+                told.append(Send(lease.peer, LeaseWait(reason, lease.id)))
         if asking is not None and asking.state is LeaseState.REQUESTED and not asking.obstacle:
             asking.obstacle = "line"
             told.append(Send(asking.peer, LeaseWait(f"more than {TOLD} requests wait before it", asking.id)))
         return told
+
+    def _reason(self, lease: Lease, outlook: Outlook, now: float) -> str:
+        """Why it waits, and in few words why it does not go to the other devices that would do."""
+        names = [name for name in self._lines.others(lease) if not lease.is_on(name)]
+        return "; ".join([outlook.reason(lease), *(f"{one}: {self._briefly(one, lease.nbytes, now)}" for one in names)])
+
+    def _briefly(self, name: str, nbytes: int, now: float) -> str:
+        if name in self._lost:
+            return "lost"
+        if name in self._lines.drained:
+            return DRAINED
+        device = self._lines.book(name)
+        line = self._lines.in_front_of(device)
+        outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
+        return outlook.briefly(nbytes)
 
     def _wish(self, device: str, outlook: Outlook, now: float) -> list[Action]:
         """Have room made, on figures that are true, for the first in line whom that helps."""
@@ -316,6 +354,27 @@ class Leases:
                 continue
             touched[lease.device] = None
         return [action for device in touched for action in (Sample(device), *self._serve(device, now))]
+
+    def _shrink(self, peer: str, number: int, nbytes: int, now: float) -> list[Action]:
+        """Let a holder keep so much of all its leases, or what it was seen to have if that is more."""
+        if not any(lease.state is LeaseState.HELD for lease in self._of(peer, number)):
+            return []
+        its = [lease for lease in self._by_role[_role(peer)] if lease.peer == peer]
+        held = [lease for lease in its if lease.state in ALIVE]
+        ended = shrink(held, nbytes) + [lease for lease in its if lease.state is LeaseState.REQUESTED]
+        return [*self._let_go(ended, now), *self._serve(held[0].device, now)]
+
+    def _not_needed(self, device: str, outlook: Outlook, now: float) -> list[Lease]:
+        """What models were granted besides and have not used for a while, where that serves the first in line."""
+        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
+        old = now - self._waits.lease_wait_s / 2
+        peers = {one.peer for one in held if one.grows and one.granted_at <= old}
+        head = self._lines.in_front_of(device).head
+        if not peers or outlook.closed or head is None or head.grows or outlook.kind(head) != "room":
+            return []
+        theirs = [[one for one in held if one.peer == peer] for peer in peers]
+        spare = [one for leases in theirs for one in not_used(leases)]
+        return spare if head.nbytes <= outlook.room + sum(one.nbytes for one in spare) else []
 
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         if not role.startswith(EXTERNAL):
@@ -361,8 +420,9 @@ class Leases:
         memory = self._devices.get(reading.device)
         if memory is None:
             return []
-        memory.take(reading, self._present[reading.device])
-        return self._serve(reading.device, now)
+        present = self._present[reading.device]
+        memory.take(reading, present)
+        return [*self._overuse.look(present), *self._serve(reading.device, now)]
 
     def _age(self, device: str, now: float) -> None:
         """End what has drained; call what has not in time a deficit."""
@@ -503,6 +563,7 @@ class Leases:
             "patience_s": round(line.patience(lease, now), 3),
             "leaving": self.wants.leaving(self._present[lease.device]),
             **outlook.explain(lease),
+            "reason": self._reason(lease, outlook, now),
             **aside,
         }
 
@@ -518,6 +579,7 @@ class Leases:
             "foreign_bytes": memory.foreign_bytes,
             "deficit_bytes": sum(one.held_bytes for one in present if one.state is LeaseState.DEFICIT),
             "lost_bytes": sum(max(one.nbytes, one.held_bytes) for one in present if one.state is LeaseState.LOST),
+            "over_lease_bytes": sum(max(0, one.held_bytes - one.nbytes) for one in present if one.state in ALIVE),
             "snapshot_age_ms": round((now - reading.taken_at) * 1000, 1) if reading else -1,
         }
 

@@ -11,15 +11,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
-from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
+from engine.arbiter.inbox import Inbox
 from engine.arbiter.journal import Journal
 from engine.arbiter.lease import EXTERNAL
 from engine.arbiter.leases import Leases
+from engine.arbiter.resident import Resident
 from engine.arbiter.room import Reading
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.arbiter.samples import Samples
@@ -51,6 +54,7 @@ from ipc.sockets import Dealer, Poll, Router
 
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
 MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
+HOST = "cpu"  # the device whose memory is the machine's
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
 
@@ -69,10 +73,11 @@ class Arbiter:
         self._samples = Samples()
         self._plans = boot.body.devices
         self._drained = boot.body.drained  # when this life began
-        self._workers = frozenset(boot.body.workers)
+        self._inbox = Inbox(frozenset(boot.body.workers))
         self._spare = Spare({plan.name: plan.total_bytes for plan in boot.body.devices})
         self._journal = Journal(boot.journal_fd)
-        self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE)
+        self._resident = Resident()
+        self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE, self._resident)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
         self._holders = Holders(self._poll)
@@ -101,6 +106,7 @@ class Arbiter:
             self._act(self._leases.handle(Tick(), process.now()))
             self._act(self._samples.look(self._leases.books()))
             self._act([*self._spare.look(self._leases.rooms())])
+            self._watch_processes()
             self._keep()
             if granting := self._granting:
                 failpoints.reach("arbiter.written")
@@ -128,6 +134,7 @@ class Arbiter:
         )
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
+        self._watch_processes()
         for alarm in self._leases.alarms():
             self._lifeline.post(alarm)
         for thing in (self._router, self._lifeline.link, self._lifeline.death_fd, *self._fds()):
@@ -156,7 +163,7 @@ class Arbiter:
         now = process.now()
         due = self._leases.due_in(now)
         beat = self._lifeline.due_in(now)
-        readable = self._poll.wait(beat if due is None else min(beat, due))
+        readable = self._poll.wait(0.0 if self._inbox else beat if due is None else min(beat, due))
         if self._lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
         return readable
@@ -168,6 +175,8 @@ class Arbiter:
                     self._stopping = True
                 case Up(role="scheduler", incarnation=incarnation):
                     self._meet(incarnation)
+                case Up(role=role, incarnation=incarnation):
+                    self._inbox.announce(role, incarnation)
                 case Gone() | Orders():
                     self._act(self._leases.handle(message, process.now()))
                 case Drain():
@@ -192,25 +201,26 @@ class Arbiter:
             self._act(self._leases.handle(news, process.now()))
 
     def _hear_workers(self) -> None:
+        refused = set()
         for peer, _, batch in self._router.drain():
-            if not peer.startswith(EXTERNAL) and split_peer(peer)[0] not in self._workers:
-                # Nobody would ever tell of its end, and it would keep its turn to load until then.
-                if peer in self._router:
-                    self._log.warning("%.200r is no worker of this node: it gets no memory, and is not heard", peer)
-                    self._router.dismiss(peer)
-                continue
-            for message in batch:
-                if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
-                    self._router.post(peer, Denied("the process that this lease is for is not there"))
-                    continue
-                if isinstance(message, (LeaseRequest, Settled, Release)):
-                    failpoints.reach("arbiter.asked")
-                    self._act(self._leases.handle(FromWorker(peer, message), process.now()))
-                if isinstance(message, Used):
-                    self._samples.hear(peer, message)
-                if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
-                    self._log.info("%s has given its lease back", peer.rpartition("#")[0])
-                self._forget_idle(peer)
+            if peer not in refused and (why := self._inbox.put(peer, batch)):
+                refused.add(peer)
+                self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
+                self._router.dismiss(peer)
+        for peer, message in self._inbox.take(self._router.__contains__):
+            self._hear(peer, message)
+
+    def _hear(self, peer: str, message: Any) -> None:
+        if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
+            return self._router.post(peer, Denied("the process that this lease is for is not there"))
+        if isinstance(message, (LeaseRequest, Settled, Release)):
+            failpoints.reach("arbiter.asked")
+            self._act(self._leases.handle(FromWorker(peer, message), process.now()))
+        if isinstance(message, Used):
+            self._samples.hear(peer, message)
+        if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
+            self._log.info("%s has given its lease back", peer.rpartition("#")[0])
+        return self._forget_idle(peer)
 
     def _forget_idle(self, peer: str) -> None:
         """A program that neither holds a lease nor waits for one is not watched: each takes a descriptor."""
@@ -228,6 +238,13 @@ class Arbiter:
                 if isinstance(one, Reading) and one.processes:
                     one = replace(one, processes=self._holders.gather(one.processes))
                 self._act(self._leases.handle(one, process.now()))
+
+    def _watch_processes(self) -> None:
+        """Those of who holds leases of the machine's memory, before they hear that they do."""
+        books = [leases for memory, leases in self._leases.books() if memory.limits.name == HOST]
+        leases = [one for one in chain(*books) if one.pid]
+        programs = {one.pid for one in leases if one.external}
+        self._resident.watch({one.pid for one in leases} - programs, programs)
 
     def _ask_late(self) -> None:
         """Ask to leave who is to: on its connection, or by a signal where it has none and will have none."""
@@ -260,6 +277,8 @@ class Arbiter:
                 case Alarm(message):
                     self._log.error("%s", words.quarantined(message.device, message.reason))
                     self._lifeline.post(message)
+                case Note(text):
+                    self._log.warning("%s", text)
                 case Sample(device):
                     self._samplers[device].ask()
                 case Measured():
@@ -297,18 +316,21 @@ class Arbiter:
         return {**report, "devices": rows}
 
 
-def samplers(devices: tuple[DevicePlan, ...], period_s: float) -> dict[str, Sampler]:
+def samplers(devices: tuple[DevicePlan, ...], period_s: float, resident: Resident) -> dict[str, Sampler]:
     """Book -> the sampler of its source; one for the machine's memory, one for each GPU, one for what is declared.
 
     A GPU's is there for its health too; where it tells no memory, it stands under the GPU's UUID, and is nobody's book.
     """
     own = [plan for plan in devices if not plan.book]
+    # What a GPU without memory of its own has of the machine's, no process is shown to have.
+    unified = any(plan.memory_source == "unified" for plan in devices)
     host = [plan.name for plan in own if plan.memory_source in ("host", "unified")]
     declared = {plan.name: plan.total_bytes for plan in own if plan.memory_source == "declared"}
     told = [plan.name for plan in own if plan.memory_source in ("nvml", "mig")]
     found: dict[str, Sampler] = {}
     if host:
-        found |= dict.fromkeys(host, Sampler("host", host_source(host), period_s))
+        source = host_source(host) if unified else host_source(host, processes=resident.read)
+        found |= dict.fromkeys(host, Sampler("host", source, period_s))
     if declared:
         found |= dict.fromkeys(declared, Sampler("declared", declared_source(declared), period_s))
     for plan in devices:

@@ -68,8 +68,16 @@ class Outlook:
             case "models" if self.models is not None:
                 return f"{len(self.models)} models are on {lease.device} (devices.max_models)"
             case "room":
-                return words.too_little(lease, self.memory, self.promised, self.room)
+                return words.too_little(lease, self.memory, self.present, self.room)
         return self.closed.text if self.closed else ""
+
+    def briefly(self, nbytes: int) -> str:
+        """Why a request for so much that could come here waits elsewhere, in few words."""
+        if nbytes > self.memory.limits.most_bytes:
+            return "too small"
+        if self.closed:
+            return {"turn": "a model loads", "unreadable": "cannot be read"}.get(self.closed.kind, "being read")
+        return f"{words.gib(max(0, self.room))} can be granted" if self.elder is None else "others wait longer"
 
     def lacks_place(self, lease: Lease) -> bool:
         return self.models is not None and not lease.external and lease.kind_of_model not in self.models

@@ -16,7 +16,8 @@ That is a guess whenever several may have grown. A driver may also *list* what e
 WSL, it does not, or by numbers that are not ours). Once one of our holders has appeared in its list, nothing is guessed
 of those who can stand there:
 
-* a living holder has what it is listed with, or nothing; what others are listed with is foreign;
+* a living holder has what it is listed with, or nothing, less what it had before it asked (the process of a worker on
+  the CPU); what others are listed with is foreign;
 * a driver may drop a process that ends before its memory is free, and before anybody tells of its death. So what the
   list drops while the sum stays is *fading*: still its holder's, which might take as much anew; after ``PATIENT_S`` it
   is somebody else's who is not listed;
@@ -26,7 +27,7 @@ Room for a grant, all figures signed::
 
     free = min( driver_free - sum max(0, granted - held),
                 min(total, ceiling) - sum max(granted, held) - foreign ) - margin
-    margin = max(safety_margin x driver_free, reserve)
+    margin = max(safety_margin x min(driver_free, ceiling), reserve)
 
 A reading from before a lease settled or let go is not the truth about it, so such figures wait for a later one.
 """
@@ -161,6 +162,16 @@ class DeviceMemory:
         promised += self._promised_anew(leases)  # with what is held: sum max(granted, held)
         return self.limits.grantable(self.reading.free_bytes, promised, promised + held, self.foreign_bytes)
 
+    def taken_of_ceiling(self, leases: Collection[Lease]) -> int:
+        """Bytes that are taken of the configured ceiling, where that and not the device is what bounds a grant; -1."""
+        if self.reading is None or not self.limits.ceiling_bytes:
+            return -1
+        promised = self.promised(leases)
+        ours = promised + sum(lease.held_bytes for lease in leases if lease.state in ON_DEVICE)
+        left = self.limits.under_ceiling(ours, self.foreign_bytes)
+        by_device = min(self.reading.free_bytes - promised, self.limits.total_bytes - ours - self.foreign_bytes)
+        return self.limits.usable_bytes - left if left < by_device else -1
+
     def promised(self, leases: Collection[Lease]) -> int:
         """Bytes that holders may still take, and that are not used by the driver's figures."""
         return sum(lease.promised_bytes for lease in leases) + self._promised_anew(leases)
@@ -209,9 +220,11 @@ class DeviceMemory:
         listed = reading.listed
         self._strangers_bytes = sum(listed.values())
         for pid, held in ours.items():
-            nbytes = listed.get(pid, 0)
+            nbytes = max(0, listed.get(pid, 0) - max(lease.base_bytes for lease in held))
             self._strangers_bytes -= nbytes
             fall = sum(lease.held_bytes for lease in held) - nbytes
+            first = min(held, key=lambda lease: lease.number)
+            first.peak_bytes = max(first.peak_bytes, nbytes)
             self._share(nbytes, held, reading)
             if fall > 0:
                 dropped.append((held[0], fall))

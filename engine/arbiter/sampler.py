@@ -86,14 +86,18 @@ class Sampler:
             os.eventfd_write(self._fd, 1)
 
 
-def host_source(names: Iterable[str], memory: Callable[[], HostMemory] = host_memory) -> Source:
-    """Source of the devices whose memory is the machine's."""
+def host_source(
+    names: Iterable[str],
+    memory: Callable[[], HostMemory] = host_memory,
+    processes: Callable[[], dict[int, int] | None] = lambda: None,
+) -> Source:
+    """Source of the devices whose memory is the machine's. ``processes``: bytes by process id; None: not told."""
     names = tuple(names)
 
     def read() -> list[News]:
         taken_at = now()
-        seen = memory()
-        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at) for name in names]
+        seen, listed = memory(), processes()
+        return [Reading(name, seen.total_bytes, seen.available_bytes, taken_at, listed) for name in names]
 
     return lambda repeat: repeat(read)
 

@@ -7,10 +7,10 @@ A load is measured in one of three ways, the best there is:
   there. In a container the driver knows processes by other numbers, or tells nothing;
 * the device's used memory in the reading before the grant and in the first one after the load. It is *noisy*, which
   means too much or too little, when anything else was seen to move: somebody else came, left or drained, a program
-  outside the node holds a lease there, foreign memory is not what it was, used memory fell while somebody foreign was
-  there to have freed it, or one of the other holders has run since the first reading. They are asked (``Inquire``),
-  afterwards; whoever runs answers late, and says so. What other programs do *while* memory grows, no reading shows; so
-  one such sample alone lowers nothing (``engine.corrections``).
+  outside the node holds a lease there, foreign memory is not what it was (a fall of used memory is put down to it
+  first), or one of the other holders has run since the first reading. They are asked (``Inquire``), afterwards; whoever
+  runs answers late, and says so. What other programs do *while* memory grows, no reading shows; so one such sample
+  alone lowers nothing (``engine.corrections``).
 
 Then the most that a holder has is told whenever it has grown: by itself or from the driver's list (exact), else by what
 the book puts down to it (noisy, and never more than was granted).
@@ -41,7 +41,6 @@ class _Watched:
     before: Reading | None  # when it was granted; None: that was an earlier arbiter's doing
     foreign_bytes: int
     others: frozenset[int]  # leases beside it
-    used_bytes: int = 0  # of the device, at the newest reading
     listed: bool = False  # the driver tells what it has
     noise: str = ""  # why its load's sample is not clean
     after: Reading | None = None  # the first one since it has loaded
@@ -92,7 +91,6 @@ class Samples:
             before = memory.reading if lease.number > self._known else None  # else an earlier arbiter granted it
             beside = frozenset(one.number for one in others)
             watched = _Watched(lease, before, memory.foreign_bytes, beside)
-            watched.used_bytes = before.used_bytes if before else 0
             self._watched[lease.number] = watched
         return watched
 
@@ -107,7 +105,7 @@ class Samples:
             return []
         assert memory.reading is not None
         if watched.after is None:
-            self._listen(watched, memory, memory.reading, others)
+            self._listen(watched, memory, others)
             if lease.state is not LeaseState.HELD or memory.reading.taken_at <= lease.since:
                 return []
             return self._read_after(watched, memory.reading, others)
@@ -116,7 +114,7 @@ class Samples:
             watched.noise = "another holder left before it could say whether it ran"
         return [] if watched.asked else [self._by_difference(watched)]
 
-    def _listen(self, watched: _Watched, memory: DeviceMemory, reading: Reading, others: list[Lease]) -> None:
+    def _listen(self, watched: _Watched, memory: DeviceMemory, others: list[Lease]) -> None:
         """For anything else that moves on the device."""
         beside = {one.number for one in others}
         if watched.others != beside or any(one.state is not LeaseState.HELD for one in others):
@@ -125,9 +123,6 @@ class Samples:
             watched.noise = watched.noise or "a program outside the node holds a lease there"
         elif abs(memory.foreign_bytes - watched.foreign_bytes) > STILL_BYTES:
             watched.noise = watched.noise or "memory of other programs changed, or it took more than was granted"
-        elif watched.foreign_bytes > STILL_BYTES and reading.used_bytes < watched.used_bytes - STILL_BYTES:
-            watched.noise = watched.noise or "used memory fell while it loaded"
-        watched.used_bytes = reading.used_bytes
 
     def _read_after(self, watched: _Watched, reading: Reading, others: list[Lease]) -> list[Send | Measured]:
         watched.after = reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from engine.arbiter.lease import EXTERNAL, Lease
@@ -43,19 +44,41 @@ def _is_program(peer: str) -> bool:
     return peer.startswith(EXTERNAL)
 
 
-def too_little(lease: Lease, memory: DeviceMemory, promised: int, room: int) -> str:
+def too_little(lease: Lease, memory: DeviceMemory, present: Collection[Lease], room: int) -> str:
+    """Why there is not enough, with the figures that bound it."""
     assert memory.reading is not None
+    free, limits = memory.reading.free_bytes, memory.limits
+    figures = f"{gib(free)} free, {gib(memory.promised(present))} promised"
+    if (taken := memory.taken_of_ceiling(present)) >= 0:
+        figures = f"{ceiling(limits)}, {gib(taken)} of them taken"
     return (
         f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, {gib(max(0, room))} can be "
-        f"granted ({gib(memory.reading.free_bytes)} free, {gib(promised)} promised, {gib(memory.margin())} margin)"
+        f"granted ({figures}, {margin(limits, free)})"
     )
 
 
 def never_fits(lease: Lease, limits: Limits) -> str:
+    whole = ceiling(limits) if limits.usable_bytes < limits.total_bytes else gib(limits.total_bytes)
     return (
         f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, which can give {gib(max(0, limits.most_bytes))}"
-        f" even when empty ({gib(limits.usable_bytes)} less the margin): use a smaller model or another device"
+        f" even when empty ({whole}, {margin(limits, limits.total_bytes)}): use a smaller model or another device"
     )
+
+
+def ceiling(limits: Limits) -> str:
+    return f"of {gib(limits.total_bytes)} devices.max_bytes leaves {gib(limits.usable_bytes)}"
+
+
+def margin(limits: Limits, free: int) -> str:
+    nbytes = limits.margin(free)
+    by = "devices.reserve_bytes" if nbytes and nbytes == limits.reserve_bytes else "margin"
+    return f"{gib(nbytes)} {by}"
+
+
+def overuse(lease: Lease, granted: int) -> str:
+    has, who = gib(lease.peak_bytes), name(lease)
+    mend = "ask for that the next time" if lease.external else "its next load asks for that"
+    return f"{who} has {has} on {lease.device}, {gib(granted)} were granted: {mend}"
 
 
 def quarantined(device: str, reason: str) -> str:
@@ -75,6 +98,7 @@ def lease_row(lease: Lease, *, overdue: bool) -> dict[str, Any]:
         "state": lease.state.value,
         "held_bytes": lease.held_bytes,
         "measured_bytes": lease.measured_bytes,
+        "over_bytes": max(0, lease.held_bytes - lease.nbytes),
         "granted_s": lease.granted_at,
         "left_s": lease.left_at,
         "pid": lease.pid,

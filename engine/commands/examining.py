@@ -119,9 +119,9 @@ def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> It
         found, left_out = devices.usable(seen), devices.silent(seen)
         history = corrections_file.read(corrections_file.place(section.estimates_file, os.environ))
         free = [without(device, held.get(device.uuid, 0)) for device in found]
-        cores, memory = os.cpu_count() or 1, devices.host_memory()
+        memory = devices.host_memory()
         memory = replace(memory, available_bytes=memory.available_bytes + held.get("", 0))
-        made = plan.make(config, free, memory, cores, surveys, "ipc://doctor", history, left_out)
+        made = plan.make(config, free, memory, os.cpu_count() or 1, surveys, "ipc://doctor", history, left_out)
     except DragomanError as error:
         yield Finding("bad", "plan", error.text, error.mend or "mend the field it names")
         return

@@ -192,6 +192,7 @@ class Flow:
             book.release(worker.peer, result.ticket)
             return self._failed(job, worker, result, now)
         worker.fruitless = 0
+        self._ease(worker, now)
         self._take_output(job, worker, result)
         book.release(worker.peer, result.ticket)
         return self._completed(job, worker, result, now)
@@ -290,6 +291,12 @@ class Flow:
             if worker.plan.extra:  # nobody makes room for it: it leaves instead
                 return
             self.book.send(worker.peer, Grow(round((after - before) * worker.plan.estimate_bytes), wait))
+
+    def _ease(self, worker: Worker, now: float) -> None:
+        """Where runs have fitted for a while, the usual estimate is enough again, and the rest is for others."""
+        if worker.raised > 1 and worker.has_fitted(self.book.deadlines.oom_window_s, now):
+            worker.raised = 1.0
+            self.book.send(worker.peer, Grow(0, 0.0))
 
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
         """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""

@@ -167,6 +167,11 @@ class Worker:
         """A run found too little memory; batches of ``fits`` (0: not even one) had enough."""
         self.fits, self.fits_since = max(1, fits), now
 
+    def has_fitted(self, window_s: float, now: float) -> bool:
+        """Whether whole batches have had enough memory for so long, since it last asked for more."""
+        self.batch_limit(window_s, now)
+        return not self.fits and now >= max(self.raised_at, self.loaded_at) + window_s
+
     def batch_limit(self, window_s: float, now: float) -> int:
         """Items that a batch may have now: as configured, or less after a shortage, twice as many each ``window_s``."""
         while self.fits and now >= self.fits_since + window_s:

@@ -59,5 +59,5 @@ def _need(
 def most_bytes(device: Device, limits: DeviceSection) -> int:
     """The largest lease that would ever fit: on the otherwise empty device."""
     ceiling = limits.max_bytes.get(device.name) or limits.max_bytes.get(device.uuid) or device.total_bytes
-    margin = max(int(limits.safety_margin * device.total_bytes), limits.reserve_bytes)
-    return min(device.total_bytes, ceiling) - margin
+    usable = min(device.total_bytes, ceiling)
+    return usable - max(int(limits.safety_margin * usable), limits.reserve_bytes)

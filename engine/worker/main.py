@@ -169,6 +169,8 @@ class Worker:
                 failpoints.reach("worker.received")
             case Load():
                 self.ask_for_lease(message)
+            case Grow(nbytes=0):
+                self.ask_for_no_more()
             case Grow(nbytes=nbytes, wait_s=wait_s):
                 self.ask_for_more(nbytes, wait_s)
             case Park():
@@ -181,10 +183,12 @@ class Worker:
         if self.state != "empty":
             return
         self.state, self.variant = "waiting", load.variant
-        chosen = self.chosen
+        chosen, on_cpu = self.chosen, self.plan.library_device == "cpu"
+        self.base_bytes = _resident_bytes() if on_cpu else 0
         self.request = LeaseRequest(
             time.monotonic_ns(), self.boot.role, self.plan.device, round(chosen.estimate_bytes * load.raised),
             chosen.model, load.wait_s, priority=self.plan.priority, variant=self.variant, pid=os.getpid(),
+            base_bytes=self.base_bytes,
         )  # fmt: skip
         self._to_arbiter(self.request)
 
@@ -197,6 +201,12 @@ class Worker:
                 priority=self.plan.priority, grows=True, pid=os.getpid(),
             )  # fmt: skip
             self._to_arbiter(self.request)
+
+    def ask_for_no_more(self) -> None:
+        """Its runs fit: what was leased beyond the estimate may go to others."""
+        if self.state == "loaded":
+            self.request = None
+            self._to_arbiter(Release(self.lease, keep_bytes=self.chosen.estimate_bytes))
 
     @property
     def chosen(self) -> VariantPlan:
@@ -219,7 +229,7 @@ class Worker:
         self._to_scheduler(Loading(self.chosen.model, self.variant))
         self.lifeline.post(Alive("loading"))  # the last word before a long silence
         self.tell()
-        self.base_bytes, begun = _resident_bytes(), now()
+        begun = now()
         try:
             self.runner = self._open()
         except Exception as error:

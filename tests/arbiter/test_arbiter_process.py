@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from engine.config import DeadlinesSection
 from engine.devices import host_memory
 from engine.process import start_time
 from ipc import memory
+from ipc.errors import PeerGone
 from ipc.messages import (
     Alive,
     ArbiterToWorker,
@@ -30,11 +32,14 @@ from ipc.messages import (
     Granted,
     LeaseRequest,
     LeaseWait,
+    Measured,
+    Orders,
     Release,
     Report,
     Settled,
     Stop,
     ToSupervisor,
+    Up,
 )  # fmt: skip
 from ipc.sockets import Dealer, Poll, Router
 
@@ -55,6 +60,7 @@ class Node:
         self.journal_fd = memory.create("journal", 2**20)
         self.incarnation = 0
         self.unheard: list = []  # came along with what was awaited
+        self.announced: dict[str, int] = {}  # worker's role -> its life
 
     def start(self, **deadlines: float) -> None:
         """The arbiter's next life; all have the same journal."""
@@ -74,6 +80,8 @@ class Node:
         )  # fmt: skip
         os.close(fd)
         self.await_message(Alive)
+        for role, life in self.announced.items():
+            self.say(Up(role, life))
 
     def kill(self) -> None:
         """SIGKILL, and everything read that it had said."""
@@ -105,7 +113,13 @@ class Node:
     def say(self, message) -> None:
         self.router.send(self.peer, [message])
 
-    def worker(self, role: str, incarnation: int = 1) -> Worker:
+    def announce(self, role: str, incarnation: int) -> None:
+        self.announced[role] = incarnation
+        self.say(Up(role, incarnation))
+
+    def worker(self, role: str, incarnation: int = 1, *, announced: bool = True) -> Worker:
+        if announced:
+            self.announce(role, incarnation)
         link = Dealer(self.endpoints["arbiter"], role, incarnation, ArbiterToWorker)
         assert link.greet(PATIENCE_S)
         self.workers.append(Worker(link, role))
@@ -254,6 +268,24 @@ def test_a_holder_that_died_with_the_arbiter_keeps_nobody_waiting(node):
     node.await_message(Report, lambda one: leases(one) == ["nmt@cpu/0#1 granted"])
 
 
+def test_of_a_load_that_began_in_its_earlier_life_it_measures_nothing_by_difference(node):
+    granted = node.worker("asr@cpu/0").ask(8 * MIB)
+    node.kill()
+    node.start()
+    asr, nmt = node.worker("asr@cpu/0"), node.worker("nmt@cpu/0")
+    assert isinstance(nmt.ask(8 * MIB), LeaseWait)
+    asr.link.send([Settled(granted.lease)])
+    nmt.link.send([Settled(nmt.hear().lease, 5 * MIB)])
+    assert node.await_message(Measured).worker == "nmt@cpu/0", "and what a worker measured itself it tells"
+
+
+def test_what_operators_keep_empty_is_not_reported_as_grantable(node):
+    node.await_message(Report, lambda one: one.snapshot["devices"]["cpu"]["grantable_bytes"] > 0)
+    node.say(Orders(drained=("cpu",)))
+    row = node.await_message(Report, lambda one: one.snapshot["devices"]["cpu"]["drained"]).snapshot["devices"]["cpu"]
+    assert row["grantable_bytes"] == 0 < row["free_bytes"]
+
+
 def test_leases_outlive_one_arbiter_after_another(node):
     granted = node.worker("asr@cpu/0").ask(8 * MIB)
     for _ in range(3):
@@ -323,6 +355,32 @@ def test_a_name_that_is_no_workers_of_this_node_gets_nothing_and_keeps_nobody_wa
     assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
     assert leases(node.await_message(Report, lambda one: one.snapshot["leases"])) == ["asr@cpu/0#1 granted"]
     assert capfd.readouterr().err.count("'nobody@cpu/0#7' is no worker of this node") == 1
+
+
+def test_a_life_of_a_worker_that_the_supervisor_has_not_told_of_gets_nothing(node):
+    false = node.worker("nmt@cpu/0", 9, announced=False)
+    false.link.send([LeaseRequest(1, "nmt@cpu/0", "cpu", MIB)])
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+    assert leases(node.await_message(Report, lambda one: one.snapshot["leases"])) == ["asr@cpu/0#1 granted"]
+    assert false.heard_now() == []
+    node.announce("nmt@cpu/0", 9)  # it was the news that was late
+    assert isinstance(false.hear(), LeaseWait)
+
+
+def test_a_flood_of_small_frames_is_not_heard_and_keeps_nobody_waiting(unstarted, capfd):
+    node = unstarted
+    node.start()
+    flood = node.worker(f"lease@{os.getpid()}/1", start_time(os.getpid()), announced=False)
+    with suppress(PeerGone):
+        for number in range(20_000):
+            flood.link.send([LeaseRequest(number, "x", "cpu", MIB)])
+    assert isinstance(node.worker("asr@cpu/0").ask(8 * MIB), Granted)
+    poll = Poll()
+    poll.add(flood.link)
+    while flood.heard_now():  # to the end of its stream
+        assert poll.wait(PATIENCE_S)
+    assert "says too much at once: it gets no memory, and is not heard" in capfd.readouterr().err
+    assert node.process.poll() is None
 
 
 def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go_on(unstarted, capfd):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from engine.arbiter import kept, leases, words
-from engine.arbiter.events import DeviceLost, FromWorker, Sample, Send, Tell, Tick, Waits
+from engine.arbiter.events import DeviceLost, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.journal import HEADER_BYTES
 from engine.arbiter.lease import MOVES, Lease, LeaseState, move
 from engine.arbiter.leases import MOST_LEASES, OVER, OVER_S, Leases
 from engine.arbiter.outlook import look
-from engine.arbiter.room import Reading
+from engine.arbiter.room import DOUBT_S, Reading
 from engine.arbiter.words import GIB
 from engine.limits import Limits
 from engine.supervisor.main import JOURNAL_BYTES
@@ -538,7 +538,10 @@ def test_what_is_not_shown_back_in_time_is_a_deficit_and_ends_when_it_is():
     bench.read(4 * GIB)
     assert (bench.states(), bench.row()["deficit_bytes"]) == (["deficit"], 20 * GIB)
     assert bench.row()["grantable_bytes"] == 4 * GIB
-    bench.later(0.1)
+    bench.later(DOUBT_S - 0.1)
+    bench.read(4 * GIB)
+    assert (bench.states(), bench.row()["foreign_bytes"]) == (["deficit"], 0), "it may be late"
+    bench.later(0.05)
     bench.read(24 * GIB)
     assert (bench.states(), bench.row()["grantable_bytes"]) == ([], 24 * GIB)
 
@@ -1572,3 +1575,182 @@ def test_a_program_whose_name_would_fill_the_journal_is_denied_in_words():
     bench.read(24 * GIB)
     (denied,) = bench.ask("lease@5/" + "0" * 900, GIB)
     assert isinstance(denied, Denied) and "more than 100 bytes" in denied.reason
+
+
+def test_where_the_machine_s_memory_is_listed_by_process_other_programs_growth_is_no_lease_s():
+    bench = Bench(Limits(GPU, 16 * GIB, safety_margin=0.0, returns_at_once=True))
+    bench.list({}, unlisted=2 * GIB, total=16 * GIB)
+    bench.ask("lease@7/1", 4 * GIB, pid=7)
+    bench.list({7: GIB}, unlisted=2 * GIB, total=16 * GIB)
+    bench.list({7: GIB}, unlisted=5 * GIB, total=16 * GIB)  # somebody else takes 3 GiB
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (GIB, 5 * GIB)
+    assert bench.row()["grantable_bytes"] == 7 * GIB  # the program may take 3 more
+
+
+def test_what_a_process_had_before_it_asked_is_not_of_its_lease():
+    bench = Bench(Limits(GPU, 16 * GIB, safety_margin=0.0, returns_at_once=True))
+    bench.list({}, unlisted=2 * GIB, total=16 * GIB)
+    bench.ask("asr@cpu/0", 4 * GIB, pid=7, base_bytes=GIB)
+    bench.list({7: 2 * GIB}, unlisted=GIB, total=16 * GIB)
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (GIB, 2 * GIB)
+    assert bench.row()["grantable_bytes"] == 10 * GIB  # what it has yet to take is kept for it
+    bench.arbiter_dies()
+    bench.list({7: 5 * GIB}, unlisted=GIB, total=16 * GIB)
+    assert (bench.row()["held_bytes"], bench.row()["grantable_bytes"]) == (4 * GIB, 10 * GIB)
+
+
+# ------------------------------------------------------------ more than was needed, more than was granted
+
+
+def grown_bench(true: int, lists: bool = True) -> Bench:
+    """A model of 8 GiB by its estimate has been granted 4 more; it has ``true`` bytes."""
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0, lists)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 8 * GIB, pid=7)[0].lease)
+    show(bench, min(true, 8 * GIB), lists)
+    bench.ask("asr@cuda:0/0", 4 * GIB, pid=7, grows=True)
+    show(bench, true, lists)
+    assert bench.row()["grantable_bytes"] == 24 * GIB - max(12 * GIB, true)
+    return bench
+
+
+def show(bench: Bench, true: int, lists: bool = True) -> list:
+    return bench.list({7: true} if true else {}) if lists else bench.list(None, unlisted=true)
+
+
+def give_back(bench: Bench, keep: int) -> list:
+    return bench.feed(FromWorker("asr@cuda:0/0#1", Release(1, keep_bytes=keep)))
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_what_was_leased_beyond_the_estimate_is_given_back_for_others(lists):
+    bench = grown_bench(5 * GIB, lists)
+    (waits,) = bench.ask("nmt@cuda:0/0", 14 * GIB)
+    assert isinstance(waits, LeaseWait)
+    heard = give_back(bench, 8 * GIB) + show(bench, 5 * GIB, lists)
+    assert [one.nbytes for one in heard if isinstance(one, Granted)] == [14 * GIB]
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 14 * GIB]
+
+
+def test_but_not_what_the_model_was_seen_to_have():
+    bench = grown_bench(10 * GIB)
+    show(bench, 5 * GIB)  # between two runs
+    give_back(bench, 8 * GIB)
+    show(bench, 5 * GIB)
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 2 * GIB]
+    assert bench.row()["grantable_bytes"] == 14 * GIB
+
+
+def test_nor_what_it_has_where_nobody_is_listed():
+    bench = grown_bench(10 * GIB, lists=False)
+    give_back(bench, 8 * GIB)
+    show(bench, 10 * GIB, lists=False)
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (10 * GIB, 0)
+    assert bench.row()["grantable_bytes"] == 14 * GIB
+
+
+def test_a_standing_lease_that_was_raised_comes_down_and_waiting_growth_with_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 16 * GIB, pid=7)[0].lease)
+    show(bench, 5 * GIB)
+    bench.ask("asr@cuda:0/0", 12 * GIB, pid=7, grows=True)  # there is not so much
+    give_back(bench, 8 * GIB)
+    show(bench, 5 * GIB)
+    report = bench.book.snapshot(bench.now)
+    assert [row["nbytes"] for row in report["leases"]] == [8 * GIB] and not report["waiting"]
+
+
+def test_a_worker_that_has_more_than_it_was_granted_is_named_once_and_asks_for_that_the_next_time():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", GIB, pid=7)[0].lease)
+    said = []
+    for true in (GIB, 6 * GIB, 5 * GIB):
+        reading = Reading(GPU, 24 * GIB, 24 * GIB - true, bench.now + 0.01, {7: true})
+        bench.later(0.01)
+        said += [one.text for one in bench.book.handle(reading, bench.now) if isinstance(one, Note)]
+    assert said == ["asr@cuda:0/0 has 6.0 GiB on cuda:0, 1.0 GiB were granted: its next load asks for that"]
+    (row,) = bench.book.snapshot(bench.now)["leases"]
+    assert (row["over_bytes"], bench.row()["over_lease_bytes"]) == (4 * GIB, 4 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1, "ended"))
+    show(bench, 0)
+    (granted,) = bench.ask("asr@cuda:0/0", GIB, pid=8, incarnation=2)
+    assert granted.nbytes == 6 * GIB
+    (other,) = bench.ask("nmt@cuda:0/0", GIB, pid=9)
+    assert isinstance(other, LeaseWait), "another worker's question is its own, and waits for the load"
+
+
+def test_what_rounds_is_not_called_more_than_was_granted():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    show(bench, 0)
+    bench.settle("asr@cuda:0/0", bench.ask("asr@cuda:0/0", 2 * GIB, pid=7)[0].lease)
+    reading = Reading(GPU, 24 * GIB, 24 * GIB - int(2.15 * GIB), bench.now + 0.01, {7: int(2.15 * GIB)})
+    assert not [one for one in bench.book.handle(reading, bench.now) if isinstance(one, Note)]
+
+
+# ------------------------------------------------------------ what bounds a grant is named
+
+
+def test_what_devices_max_bytes_leaves_is_named_where_that_is_the_bound():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=8 * GIB))
+    (denied,) = bench.ask("asr@cuda:0/0", 20 * GIB)
+    assert "(of 24.0 GiB devices.max_bytes leaves 8.0 GiB, 819 MiB margin)" in denied.reason
+    bench.read(18 * GIB)
+    (wait,) = bench.ask("asr@cuda:0/0", 4 * GIB)
+    assert "(of 24.0 GiB devices.max_bytes leaves 8.0 GiB, 6.0 GiB of them taken, 819 MiB margin)" in wait.reason
+
+
+def test_and_where_the_device_is_full_its_figures():
+    bench = Bench(Limits(GPU, 24 * GIB, ceiling_bytes=20 * GIB, ceiling_is_own=True, reserve_bytes=4 * GIB))
+    bench.read(6 * GIB)
+    (wait,) = bench.ask("asr@cuda:0/0", 4 * GIB)
+    assert "(6.0 GiB free, 0 MiB promised, 4.0 GiB devices.reserve_bytes)" in wait.reason
+
+
+def test_the_margin_is_a_share_of_what_may_be_used():
+    """Not of a machine's whole memory, of which this node may use a little."""
+    bench = Bench(Limits(GPU, 64 * GIB, ceiling_bytes=6 * GIB, ceiling_is_own=True))
+    bench.read(60 * GIB, 64 * GIB)
+    (granted,) = bench.ask("asr@cuda:0/0", 5 * GIB)
+    assert isinstance(granted, Granted)
+
+
+def test_who_would_do_with_several_devices_is_explained_for_each():
+    names = "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4"
+    sizes = 24, 24, 24, 4, 24
+    bench = Bench(*(Limits(name, size * GIB, safety_margin=0.0) for name, size in zip(names, sizes, strict=True)))
+    for name, size in zip(names, sizes, strict=True):
+        bench.read(min(size, 3) * GIB, size * GIB, name)
+    bench.feed(Orders(drained=("cuda:2",)))
+    bench.feed(DeviceLost("cuda:4", "it fell off"))
+    bench.ask("asr@cuda:1/0", GIB, "cuda:1")
+    (wait,) = bench.ask("lease@7/1", 5 * GIB, "", among=names)
+    assert wait.reason.startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
+    assert wait.reason.endswith("; the first to have room will do, of cuda:0, cuda:1, cuda:2, cuda:3, cuda:4")
+    (row,) = bench.book.snapshot(bench.now)["waiting"]
+    assert row["reason"].startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
+    assert row["reason"].endswith("; cuda:1: a model loads; cuda:2: drained; cuda:3: too small; cuda:4: lost")
+
+
+def test_what_a_model_was_granted_besides_and_has_not_used_for_a_while_goes_to_who_waits():
+    """Its raise may have been another program's doing, and it may have no runs to show it."""
+    bench = grown_bench(5 * GIB)
+    (wait,) = bench.ask("nmt@cuda:0/0", 14 * GIB)
+    assert isinstance(wait, LeaseWait)
+    bench.later(29.0)
+    assert show(bench, 5 * GIB) == []
+    bench.later(1.1)
+    (granted,) = show(bench, 5 * GIB)
+    assert isinstance(granted, Granted) and granted.nbytes == 14 * GIB
+    show(bench, 5 * GIB)
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 14 * GIB]
+
+
+@pytest.mark.parametrize(("true", "needs"), [(10 * GIB, 14 * GIB), (5 * GIB, 17 * GIB)])
+def test_but_not_what_it_has_used_nor_in_vain(true, needs):
+    bench = grown_bench(true)
+    bench.ask("nmt@cuda:0/0", needs)
+    bench.later(40.0)
+    show(bench, 5 * GIB)  # between two runs
+    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 4 * GIB]

@@ -9,6 +9,7 @@ import pytest
 
 from engine.arbiter.events import DeviceLost
 from engine.arbiter.main import samplers
+from engine.arbiter.resident import Resident
 from engine.arbiter.room import Reading
 from engine.arbiter.sampler import Gpu, Sampler, declared_source, host_source, nvml_source
 from engine.boot import DevicePlan
@@ -204,7 +205,7 @@ def test_every_gpu_has_a_sampler_of_its_own_and_one_without_a_book_is_watched_to
         DevicePlan("cuda:2", "GPU-c", "unified", book="cpu"),
         DevicePlan("cuda:3", "GPU-d", "declared", 24),
     )
-    found = samplers(plans, LONG_S)
+    found = samplers(plans, LONG_S, Resident())
     assert {book: sampler.name for book, sampler in found.items()} == {
         "cpu": "host", "cuda:0": "cuda:0", "cuda:1": "cuda:1", "GPU-c": "cuda:2", "cuda:3": "declared",
         "GPU-d": "cuda:3",

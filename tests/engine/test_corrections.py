@@ -166,6 +166,13 @@ def test_rows_are_plain_and_say_what_the_next_start_asks_for():
     assert msgspec.json.decode(msgspec.json.encode(row)) == row
 
 
+def test_an_exact_load_of_less_than_half_of_what_the_files_say_proves_nothing():
+    guess = Start(4 * GIB, loaded_bytes=3 * GIB)
+    for nbytes, asked in ((4096, 4 * GIB), (3 * GIB // 2 - 1, 4 * GIB), (2 * GIB, needed(guess, [load(2 * GIB)]))):
+        history = History().learn("k", SUBJECT, guess, Sample("load", nbytes, 1.0, exact=True))
+        assert history.estimate("k", guess, 8 * GIB).nbytes == asked
+
+
 def test_an_exact_load_of_nothing_proves_nothing():
     """Some drivers list a process with 0 bytes."""
     guess = Start(4 * GIB)

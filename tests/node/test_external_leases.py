@@ -20,6 +20,7 @@ from tests.node.rehearsal import config, kill, process_of, wait_until
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 HOLD = "import os, time; print(os.getpid(), os.environ['DRAGOMAN_LEASE_BYTES'], flush=True); time.sleep(60)"
+TAKE = "taken = bytearray(b'x') * (512 << 20); import sys; print(len(taken), flush=True); sys.stdin.read()"
 
 
 def command(node: Node, *arguments: str, gib: str = "0.25") -> list[str]:
@@ -46,6 +47,26 @@ def test_a_program_runs_under_a_lease_that_ends_with_it(number: int) -> None:
             assert row["nbytes"] == 256 * MIB and row["state"] == "held" and row["model"] == sys.executable
             child.send_signal(number)
             wait_until(lambda: not external(node))
+
+
+def test_what_another_program_takes_of_the_machine_s_memory_is_not_put_down_to_a_lease() -> None:
+    ages = set()
+
+    def reports(node: Node) -> int:
+        ages.add(node.stats()["arbiter"]["devices"]["cpu"]["snapshot_age_ms"])
+        return len(ages)
+
+    with Node(config()) as node, subprocess.Popen(
+        command(node, "--", sys.executable, "-c", HOLD, gib="1"), stdout=subprocess.PIPE
+    ) as holder:  # fmt: skip
+        wait_until(lambda: external(node) and external(node)[0]["held_bytes"])
+        with subprocess.Popen([sys.executable, "-c", TAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            ages.clear()
+            wait_until(lambda: reports(node) > 3)
+            assert external(node)[0]["held_bytes"] < 64 * MIB
+            other.kill()
+        holder.kill()
 
 
 def test_the_log_tells_of_a_program_s_lease_from_the_grant_to_the_end() -> None:
@@ -252,8 +273,8 @@ def test_who_gives_up_waiting_has_leased_nothing_and_hears_why() -> None:
         assert "load" in reasons[0]
         wait_until(lambda: process_of(node, "asr@cpu/0")["phase"] == "loaded")
         assert not external(node)
-        with Lease(256 * MIB, wait_s=0.1, ctl_endpoint=node.ctl_endpoint):
-            assert len(external(node)) == 1 or wait_until(lambda: external(node))
+        with Lease(256 * MIB, wait_s=0.1, ctl_endpoint=node.ctl_endpoint) as lease:
+            assert [row["lease"] for row in wait_until(lambda: external(node))] == [lease.number]
 
 
 def test_a_load_of_others_is_waited_out_and_does_not_count() -> None:

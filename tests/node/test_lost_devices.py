@@ -90,6 +90,7 @@ def test_a_lost_gpu_is_quarantined_its_stages_fail_with_the_reason_and_the_other
         assert f"stage nmt: {reason}" in seen["reason"] and f"stage repair: {reason}" in seen["reason"]
         assert not seen["stages"]["asr"]["reason"]
         row = wait_until(lambda: device(node, "cuda:1").get("quarantined") and device(node, "cuda:1"))
+        assert row["grantable_bytes"] == 0 < row["total_bytes"]
         assert reason.endswith(row["quarantined"]) and row["lost_bytes"] == taken("repair") + taken("nmt")
         states = {row["worker"].partition("@")[0]: row["state"] for row in node.stats()["leases"]}
         assert states == {"asr": "held", "tts": "held", "repair": "lost", "nmt": "lost"}

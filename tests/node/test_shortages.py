@@ -124,6 +124,38 @@ def test_a_larger_lease_is_held_for_a_model_that_needs_more_than_was_thought(gpu
         assert {lease["state"] for lease in leases} == {"held"}
 
 
+def leases_of(node: Node, role: str) -> list[int]:
+    return [row["nbytes"] for row in node.stats()["leases"] if row["worker"].startswith(role)]
+
+
+def test_what_a_passing_shortage_had_it_lease_besides_is_given_back(gpus: Gpus) -> None:  # noqa: F811
+    driver = gpus(Gpu(4 * GIB, context_bytes=CONTEXT))
+    options = {"vram_bytes": 500 * MIB, "vram_run_bytes": GIB}
+    with Node(node_config({"estimate_bytes": 2 * GIB}, options, retry_delay_s=1.0, oom_window_s=2.0)) as node:
+        driver.set_foreign(0, 4 * GIB - driver.truth(0) - 512 * MIB)
+        marks = Marks()
+        with node.client() as client, client.session(source="en", target="de", tag="t") as session:
+            session.submit(marks.make("t", 0))
+            wait_until(lambda: node.stats()["oom"].get("run", 0) >= 1)
+            driver.set_foreign(0, 0)
+            wait_until(lambda: leases_of(node, "nmt") == [2 * GIB, GIB // 2])
+            (outcome,) = session.outcomes(timeout_s=60.0)
+        assert outcome.outcome == "ok"
+        wait_until(lambda: carry(node, 1) and leases_of(node, "nmt") == [2 * GIB])
+
+
+def test_a_model_that_takes_more_than_it_leased_is_named_and_leases_that_the_next_time(gpus: Gpus) -> None:  # noqa: F811
+    gpus(Gpu(8 * GIB, context_bytes=CONTEXT))
+    with Node(node_config({"estimate_bytes": GIB}, {"vram_bytes": 3 * GIB})) as node:
+        true = 3 * GIB + CONTEXT
+        wait_until(lambda: node.stats()["arbiter"]["devices"]["cuda:0"]["over_lease_bytes"] == true - GIB)
+        (said,) = [line for line in ctl.ask(node.ctl_endpoint, "log")["lines"] if "were granted" in line]
+        assert "WARNING" in said and "nmt@cuda:0/0 has 3.3 GiB on cuda:0, 1.0 GiB were granted" in said
+        ctl.ask(node.ctl_endpoint, "restart", target="nmt@cuda:0/0")
+        wait_until(lambda: leases_of(node, "nmt") == [true])
+        assert [o.outcome for o in carry(node, 2)] == ["ok"] * 2
+
+
 def test_a_load_that_runs_out_is_another_process_the_next_time_and_leaves_nothing_behind(gpus: Gpus) -> None:  # noqa: F811
     """Its memory is there, but in pieces too small for it."""
     driver = gpus(Gpu(4 * GIB, context_bytes=CONTEXT))

@@ -90,6 +90,24 @@ def test_the_estimate_is_raised_in_steps_and_not_beyond_twice_itself() -> None:
     assert set(w.ended().values()) == {"error(no_vram)"}
 
 
+def test_the_raised_estimate_comes_down_when_runs_have_fitted_for_a_while() -> None:
+    w = world()
+    w.admit(0, budget_ms=600_000)
+    run_out(w, A)
+    w.advance(D + 0.2)
+    w.done(w.peer(A))
+    assert grown(w) == [250], "one run that fits shows little"
+    w.advance(WINDOW)
+    w.admit(1, budget_ms=600_000)
+    w.done(w.peer(A))
+    w.admit(2, budget_ms=600_000)
+    w.done(w.peer(A))
+    assert grown(w) == [250, 0], "what was leased besides is given back, once"
+    w.admit(3, budget_ms=600_000)
+    run_out(w, A)
+    assert grown(w) == [250, 0, 250], "and the next shortage begins anew"
+
+
 def test_jobs_that_run_out_together_raise_the_estimate_once() -> None:
     w = world()
     w.admit(0, budget_ms=600_000)
