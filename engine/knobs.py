@@ -38,6 +38,8 @@ def read(config: Config, text: str) -> tuple[str, int | float]:
     if not equals:
         raise DragomanError(f"{text!r} sets nothing", "write KNOB=VALUE, as in: set stages.asr.max_batch=1")
     known = names(config)
+    if name not in known and (inside := name.replace(".models.", ".")) in known:  # as the configuration writes it
+        name = inside
     if name not in known:
         raise DragomanError(f"{name} cannot be set while the node runs", f"{nearest(name, known)}{_listed(config)}")
     try:

@@ -275,7 +275,7 @@ def test_the_mend_of_turns_is_the_number_of_models_where_there_is_room_for_all()
 
 def test_who_fits_nowhere_because_of_max_bytes_is_told_so() -> None:
     found = plan([room(16, ceiling_bytes=4 * GIB)], [wish("a", 4)])
-    assert words.headline(found).endswith("can give at most 2.4 GiB within devices.max_bytes")
+    assert words.headline(found).endswith("can give at most 3.6 GiB within devices.max_bytes")
     assert words.mend(found).startswith("raise devices.max_bytes, or use a smaller model")
 
 

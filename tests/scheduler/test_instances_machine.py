@@ -86,7 +86,9 @@ class InstancesMachine(RuleBasedStateMachine):
             elif isinstance(send.message, Park):
                 assert not self.world.board[send.peer], f"{send.peer} is told to leave with work on board"
                 self.told_to_leave.add(role)
-            assert not (isinstance(send.message, Grow) and role in EXTRAS), "it asks for more than there is"
+            assert not (isinstance(send.message, Grow) and send.message.nbytes and role in EXTRAS), (
+                "it asks for more than there is"
+            )
 
     def _is_called(self, role: str, load: Load) -> None:
         """Promises about every call of an extra worker."""

@@ -252,6 +252,12 @@ def test_a_knob_has_a_value_of_its_type(text: str, value: float) -> None:
     assert (name, number) == (text.partition("=")[0].strip(), value) and type(number) is type(value)
 
 
+def test_a_knob_of_a_further_model_may_be_named_as_the_configuration_does() -> None:
+    config = Config(stages={"tts": StageSection(), "tts.es": StageSection(max_batch=4)})
+    for name in ("stages.tts.models.es.max_batch", "stages.tts.es.max_batch"):
+        assert knobs.read(config, f"{name}=3") == ("stages.tts.es.max_batch", 3)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
