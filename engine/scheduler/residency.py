@@ -217,12 +217,15 @@ class Residency:
         )  # fmt: skip
 
     def _distances(self) -> dict[str, float]:
-        """Stage -> how many stages the nearest unended utterance is before it. 0: it waits there or is in it."""
+        """Stage -> how many stages the nearest unended utterance is before it. 0: it waits there or is in it.
+
+        One that has no memory in the node yet is a step further away: nobody can work on it.
+        """
         found = dict.fromkeys(self.book.stages, FAR)
         for line in self.book.lines.values():
             for index in line.unended:
                 job = line.jobs[index]
-                for ahead, stage in enumerate(job.stages[job.at :]):
+                for ahead, stage in enumerate(job.stages[job.at :], start=int(job.waiting)):
                     found[stage] = min(found[stage], ahead)
         return found
 

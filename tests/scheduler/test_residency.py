@@ -86,6 +86,17 @@ def test_nobody_leaves_while_anybody_there_has_something_to_do_and_all_are_neede
     assert parked(found) == []
 
 
+def test_utterances_that_have_no_memory_yet_keep_nobody_at_work() -> None:
+    found = world("a", "b", "c")
+    found.kill(role("c"))
+    found.admit(0)
+    for name in "ab":
+        found.done(found.peer(role(name)))  # it waits at c
+    found.admit(1, waiting=True)
+    want(found, "c")
+    assert parked(found) == ["b"], "of the two that nobody can give work to, the one that is needed later"
+
+
 def test_when_all_wait_for_who_asks_the_one_needed_last_goes() -> None:
     found = world("a", "b", "c")
     found.kill(role("a"))
