@@ -199,6 +199,7 @@ def test_frames_that_are_too_large_wrong_or_of_another_life_are_not_heard(node: 
         ("lease@1/x#1", "the process that this lease is for is not there"),
         ("anybody#1", ""),  # the node's own names are its own
         ("asr@cpu/9#1", ""),
+        ("asr@cpu/0#77", ""),  # a life that never began
         ("nobody", ""),
     ],
 )
