@@ -281,7 +281,7 @@ class Scheduler:
     def _tell_capacity(self, now: float) -> None:
         if not self.book.gateway:
             return
-        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor)
+        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor, now)
         told_n, told_rate = self._told
         self._told_at, self.book.fleet_changed = now, False
         if n != told_n or abs(rate - told_rate) > RATE_STEP * told_rate:

@@ -103,6 +103,19 @@ def test_more_that_makes_nothing_faster_is_taken_back_and_not_tried_again_for_a_
     assert limit.n == 2
 
 
+def test_on_a_device_that_bears_two_and_never_three_three_are_tried_less_and_less_often() -> None:
+    limit, now, runs, ran_out, tried = Limit(1), 0.0, 0, 0, []
+    while now < 8 * 3600.0:
+        n = limit.within(1, 8)
+        tally = short(n) if n > 2 else well(n, 3.0 + n)
+        now += 10.0
+        runs, ran_out = runs + 1, ran_out + (n > 2)
+        tried += [now] * (n > 2 and (not tried or now - tried[-1] > 200))
+        ran(limit, tally, waiting=100, now=now)
+    assert ran_out < 0.02 * runs
+    assert tried[2] - tried[1] > 1.5 * (tried[1] - tried[0]) and len(tried) < 15
+
+
 def test_more_that_pays_stays_and_goes_on() -> None:
     limit = Limit(1)
     for n in range(1, MOST):

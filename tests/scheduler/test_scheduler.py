@@ -1029,3 +1029,19 @@ def test_what_waits_for_the_word_of_a_gateway_that_has_died_is_begun():
     world.turn()
     world.run_everything()
     assert world.ended() == {("s", 0): "ok"}
+
+
+def test_a_flood_of_tiny_utterances_takes_no_more_of_a_stage_whose_runs_have_one_length():
+    world = World(text_stage("a"))
+    world.start_all()
+    world.open("flood")
+    world.open("other")
+    said, served = {"flood": 0, "other": 0}, []
+    for _ in range(300):
+        for session, text in (("flood", "a"), ("other", "word " * 60)):
+            world.admit(said[session], session, text=text, budget_ms=600_000)
+            said[session] += 1
+        begun, world.now = world.now, world.now + 0.1
+        item = world.done(world.peer("a@cpu/0"), begun_ns=int(begun * 1e9), ended_ns=int(world.now * 1e9))
+        served.append(item.session)
+    assert 0.4 < served[100:].count("other") / 200 < 0.6
