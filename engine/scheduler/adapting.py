@@ -37,7 +37,7 @@ TIGHT_S, TIGHT_MOST_S = 300.0, 3600.0
 
 @dataclass(frozen=True)
 class Tally:
-    """One run: utterances, how many of them failed (not for memory), whether memory ran out, its seconds."""
+    """One run: utterances, how many failed (not for memory or their own fault), whether memory ran out, its seconds."""
 
     size: int
     failed: int

@@ -190,7 +190,9 @@ class Dispatch:
         queue = self.book.queues[plan.name]
         if plan.max_batch <= 1 or not plan.max_delay_ms or len(queue) >= plan.max_batch:
             return None
-        jobs = [job for key in queue if (job := self.book.job(key)) is not None]
+        jobs = [job for key in queue if (job := self.book.job(key)) is not None and self.may_run(key)]
+        if not jobs:
+            return None
         oldest = min(job.queued_ns for job in jobs) / 1e9
         run_s = self.book.paces[plan.name].run_s
         closes = min(oldest + plan.max_delay_ms / 1000, min(haste.latest(self.book, job) for job in jobs) - run_s)

@@ -170,7 +170,7 @@ class Scheduler:
     def _tally(self, stage: str, message: Done, now: float) -> None:
         results = message.results
         ran_out = bool(message.fits) or any(result.code == "oom" for result in results)
-        failed = sum(result.state == "failed" and result.code != "oom" for result in results)
+        failed = sum(result.state == "failed" and result.code != "oom" and result.retry for result in results)
         seconds = max((result.ended_ns - result.begun_ns for result in results), default=0) / 1e9
         if results:
             self.batches.ran(stage, Tally(len(results), failed, ran_out, seconds), now)

@@ -203,3 +203,17 @@ def test_operators_switch_it_off_and_on_and_bound_it() -> None:
     assert seen(world)["max_batch"] == 1, "what was learnt is not forgotten"
     world.core.handle("supervisor", Orders(knobs={"stages.a.max_batch": 1}), world.now)
     assert seen(world)["max_batch"] == 1
+
+
+def test_utterances_that_cannot_be_done_by_their_own_fault_make_nobody_s_batches_smaller() -> None:
+    world = busy()
+    peer = world.peer("a@cpu/0")
+    before = seen(world)["max_batch"]
+    while world.board[peer]:
+        items, world.board[peer] = world.board[peer], []
+        at = int(world.now * 1e9)
+        flaw = {"state": "failed", "code": "bad_text", "error": "cannot", "retry": False}
+        results = [RunResult(one.ticket, **flaw, begun_ns=at, ended_ns=at + 1000) for one in items]
+        world.core.handle(peer, Done(tuple(results)), world.now)
+        world.turn()
+    assert seen(world)["max_batch"] == before
