@@ -294,6 +294,15 @@ def test_a_ceiling_of_all_gpus_is_seen_by_the_plan_and_bounds_one_s_part_of_shar
         make(config(big, devices=DeviceSection(max_total_bytes=16 * GIB)), [*GPUS, CPU])
 
 
+def test_the_least_ceiling_of_all_gpus_is_one_and_is_named() -> None:
+    some = {"a": StageSection(kind="simulated", estimate_bytes=GIB, devices=("cuda:0",))}
+    for nbytes in (1, GIB):
+        with pytest.raises(DragomanError, match=r"within devices\.max_total_bytes; raise devices\.max_total_bytes"):
+            make(config(some, devices=DeviceSection(max_total_bytes=nbytes)), [*GPUS, CPU])
+    with pytest.raises(DragomanError, match=r"within devices\.max_bytes; raise devices\.max_bytes"):
+        make(config(some, devices=DeviceSection(max_bytes={"cuda:0": GIB})), [*GPUS, CPU])
+
+
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
     made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 8 * GIB, "GPU-1": 9 * GIB})), [*GPUS, CPU])
     assert [d.ceiling_bytes for d in made.arbiter.devices] == [8 * GIB, 9 * GIB, 0]
