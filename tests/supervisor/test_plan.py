@@ -303,6 +303,13 @@ def test_the_least_ceiling_of_all_gpus_is_one_and_is_named() -> None:
         make(config(some, devices=DeviceSection(max_bytes={"cuda:0": GIB})), [*GPUS, CPU])
 
 
+def test_a_stage_falls_back_to_no_cpu_that_the_node_does_not_use() -> None:
+    stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True)}
+    assert make(config(stages), [*GPUS, CPU]).workers
+    with pytest.raises(ConfigError, match=r'stages\.a\.cpu_fallback .* devices\.use leaves out the CPU; add "cpu"'):
+        make(config(stages), GPUS)
+
+
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
     made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 8 * GIB, "GPU-1": 9 * GIB})), [*GPUS, CPU])
     assert [d.ceiling_bytes for d in made.arbiter.devices] == [8 * GIB, 9 * GIB, 0]
