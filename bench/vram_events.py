@@ -6,6 +6,7 @@ After each death of the arbiter somebody asks for a small lease, and it is noted
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,9 @@ def complaint(event: Event, stages: Iterable[str], gpus: int) -> str:
             return f"an event is on GPU {gpu}, and there are {gpus}"
         case Order(order=order) if order.split()[:1] not in [[verb] for verb in VERBS] or len(order.split()) != 2:
             return f"{order!r} is no order: write one of {', '.join(VERBS)}, and what it is about"
+        case Kill(process=where) | Order(order=where) | Program(device=where):
+            if (found := re.search(r"cuda:(\d+)", where)) and int(found[1]) >= gpus:
+                return f"{where!r}: there are {gpus} GPUs, from cuda:0 on"
     return ""
 
 
@@ -135,7 +139,7 @@ class Events:
                 try:
                     ctl.ask(node.ctl_endpoint, verb, target=target)
                 except DragomanError as error:
-                    self.refused.append(str(error))
+                    self.refused.append(f"{order}: {error}")
             case Program():
                 self._start(event, node)
         return True
@@ -173,7 +177,7 @@ class Events:
         }  # fmt: skip
         told = msgspec.json.encode({"lease": options, "takes": takes - self._context_bytes, "for_s": event.for_s})
         command = [sys.executable, "-m", "bench.vram_program", told.decode()]
-        self.programs.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        self.programs.append(subprocess.Popen(command))
 
     def end(self) -> None:
         """Wait for who asks, and end the programs that still run: their memory is not wanted any more."""

@@ -22,7 +22,8 @@ def main(told: str) -> int:
     lease = Lease(**wanted["lease"])
     try:
         lease.acquire()
-    except DragomanError:
+    except DragomanError as error:
+        print(f"a program got no lease: {error}", file=sys.stderr)
         return REFUSED
     try:
         if lease.uuid and wanted["takes"] > 0:
