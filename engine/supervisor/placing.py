@@ -137,6 +137,8 @@ def _estimates(name: str, number: int, devices: Sequence[Device], needs: Needs) 
 
 def named(section: StageSection, stage: str, survey: Survey, devices: Sequence[Device]) -> list[Device]:
     """The devices that a stage's ``devices`` name, each once. Raises ConfigError."""
+    if not section.devices:
+        raise ConfigError(f"{field_of(stage)}.devices is empty", 'set it to ["auto"]')
     found = [device for entry in section.devices for device in _meant(entry, stage, devices, survey)]
     return list(dict.fromkeys(found))
 

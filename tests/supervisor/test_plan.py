@@ -303,6 +303,11 @@ def test_the_least_ceiling_of_all_gpus_is_one_and_is_named() -> None:
         make(config(some, devices=DeviceSection(max_bytes={"cuda:0": GIB})), [*GPUS, CPU])
 
 
+def test_a_stage_without_any_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.a\.devices is empty"):
+        make(config({"a": StageSection(kind="simulated", devices=())}), [*GPUS, CPU])
+
+
 def test_a_stage_falls_back_to_no_cpu_that_the_node_does_not_use() -> None:
     stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True)}
     assert make(config(stages), [*GPUS, CPU]).workers
