@@ -26,7 +26,9 @@ class NodeSection(_Section, frozen=True):
     max_text_chars: int = 4000  # longest text of one utterance
     window: int = 64  # most utterances of one session between acknowledged and submitted
     max_sessions: int = 1024  # most sessions open at once
-    ring_budget_bytes: int = 0  # shared memory for all rings; 0: min(256 MiB, 5 % of memory)
+    ring_budget_bytes: int = (
+        0  # shared memory for all rings; 0: min(256 MiB, 5 % of memory), or what longest arrays need
+    )
     outbox_session_bytes: int = 64 * 2**20  # results kept for one session
     outbox_node_bytes: int = 256 * 2**20  # results kept for all sessions
     capacity_factor: int = 10  # utterances taken in per unit of the bottleneck's concurrency
@@ -148,7 +150,7 @@ class StageSection(_Section, frozen=True):
     keep_alive_s: float = -1.0  # a model leaves its device after so long without work; -1: only when others need room
     pinned: bool = False  # its model never leaves its device for another
     skip_above: float = 0.0  # of repair: transcripts with a mean log-probability above it are left as they are; 0: none
-    required: bool = True  # false: the node starts without it when its model or library is missing
+    required: bool = True  # false: the node does without it where it cannot load, and a session for a deadline
     options: dict[str, Any] = {}  # the stage's own knobs
 
 

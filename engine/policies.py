@@ -38,7 +38,9 @@ class Policy(Protocol):
     """What ``node.placement`` names."""
 
     def order(self, stage: str, workers: Sequence[Candidate]) -> Sequence[str]:
-        """Roles of ``workers``, the best first. One that is left out gets nothing this time."""
+        """Roles of ``workers``, the best first. One that is left out gets nothing this time; where all are, it is asked
+        again with the next event, or after a while.
+        """
 
 
 class Earliest:

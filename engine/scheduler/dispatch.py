@@ -33,6 +33,7 @@ from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Run, RunItem
 
 SHORT_S = 1.0  # of speech; whatever is shorter counts as this long, when lengths are compared
+ASK_AGAIN_S = 1.0  # after a policy has left out every worker
 LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
@@ -46,6 +47,7 @@ class Dispatch:
         self.policy = policy
         self.serial = book.boot.mode == "serial"
         self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
+        self._left_out: set[str] = set()  # stages of which the policy wanted no worker
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     @property
@@ -109,6 +111,9 @@ class Dispatch:
         if self._is_shared:
             sends = [self._send_at(w) for w in workers if w.batches and w.takes_work(self.send_ahead)]
             times += [at for at in sends if at > now]
+        if plan.name in self._left_out:
+            self._left_out.discard(plan.name)
+            times.append(now + ASK_AGAIN_S)
         if times:
             self.book.stir(plan.name)
         return min(times, default=None)
@@ -152,11 +157,13 @@ class Dispatch:
             ]  # fmt: skip
             if candidates:
                 found += [by_role[role] for role in self._order(plan.name, candidates) if role in by_role]
+        if not found:
+            self._left_out.add(plan.name)
         return found
 
     def _order(self, stage: str, candidates: list[Candidate]) -> Sequence[str]:
         try:
-            return self.policy.order(stage, candidates)
+            return list(self.policy.order(stage, candidates))
         except Exception as error:  # a stranger's policy must not stop the node
             self.book.note("warning", f"placement {self.book.boot.placement} failed ({error!r}); earliest from now on")
             self.policy = Earliest()
@@ -183,7 +190,9 @@ class Dispatch:
         queue = self.book.queues[plan.name]
         if plan.max_batch <= 1 or not plan.max_delay_ms or len(queue) >= plan.max_batch:
             return None
-        jobs = [job for key in queue if (job := self.book.job(key)) is not None]
+        jobs = [job for key in queue if (job := self.book.job(key)) is not None and self.may_run(key)]
+        if not jobs:
+            return None
         oldest = min(job.queued_ns for job in jobs) / 1e9
         run_s = self.book.paces[plan.name].run_s
         closes = min(oldest + plan.max_delay_ms / 1000, min(haste.latest(self.book, job) for job in jobs) - run_s)

@@ -26,7 +26,7 @@ class Figures:
     def snapshot(self, now: float) -> dict[str, Any]:
         """All of them, as of ``now`` (seconds, monotonic)."""
         book, totals = self.book, self.book.totals
-        n, rate = capacity(book.paces, self.core.concurrency(), book.boot.capacity_factor)
+        n, rate = capacity(book.paces, self.core.concurrency(), book.boot.capacity_factor, now)
         active = sum(len(batch.jobs) for worker in book.workers.values() for batch in worker.batches)
         unended = sum(len(line.unended) for line in book.lines.values())
         shares = self._utilisation.look(book.workers, now)
@@ -54,7 +54,7 @@ class Figures:
             "promoted": self.core.ladder.promoted_total,
             "concurrency": self.core.concurrency(),
             "utilisation": {name: round(share, 3) for name, share in shares.items()},
-            "bottleneck": bottleneck(shares),
+            "bottleneck": bottleneck(shares, self._stuck()),
             "histogram_ms": list(STEPS_MS),
             "jobs": self._jobs(now, MOST_JOBS),
             "slots": book.slots.snapshot(),
@@ -79,6 +79,11 @@ class Figures:
                 left = None if job.lost else round(job.deadline - now, 2)
                 rows.append({"session": line.session.id, "index": index, "stages": states, "deadline_in_s": left})
         return rows
+
+    def _stuck(self) -> dict[str, int]:
+        """Stages that have work and no worker with a model, and how much."""
+        loaded = {worker.plan.stage for worker in self.book.workers.values() if worker.life is Life.LOADED}
+        return {name: len(queue) for name, queue in self.book.queues.items() if len(queue) and name not in loaded}
 
     def _per_device(self) -> dict[str, dict[str, Any]]:
         out: dict[str, dict[str, Any]] = {}

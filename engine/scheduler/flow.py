@@ -162,7 +162,8 @@ class Flow:
         if haste.may_leave_out(job, plan):
             self.book.timer(haste.latest(self.book, job), "haste", job.key)
         session = job.session
-        self.book.queues[plan.name].push(job.key, session.priority, now, job.speech_s, session.weight)
+        cost = self.book.paces[plan.name].effort.cost(job.speech_s)
+        self.book.queues[plan.name].push(job.key, session.priority, now, cost, session.weight)
         self.book.stir(plan.name)
 
     # ---------------------------------------------------------------- what a worker answered
@@ -195,7 +196,13 @@ class Flow:
         self._ease(worker, now)
         self._take_output(job, worker, result)
         book.release(worker.peer, result.ticket)
+        self._learn(job, result, hit[1].size)
         return self._completed(job, worker, result, now)
+
+    def _learn(self, job: Job, result: RunResult, size: int) -> None:
+        if result.state == "completed":
+            run_s = (result.ended_ns - result.begun_ns) / 1e9
+            self.book.paces[job.stage].effort.learn(job.speech_s, run_s / size)
 
     def _landed(self, key: Key) -> None:
         """The last run of a job that had ended before is over: serial mode may go on."""

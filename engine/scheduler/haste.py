@@ -61,7 +61,7 @@ def is_hopeless(book: Book, job: Job, now: float) -> bool:
     needed = [plan for plan in plans if not may_leave_out(job, plan)]
     if job.session.on_deadline == "text":  # its speech may be given up
         needed = [plan for plan in needed if plan.emits != "audio"]
-    return now + sum(book.paces[plan.name].least_s(now) for plan in needed) > job.deadline
+    return now + sum(book.paces[plan.name].least_s(now, job.speech_s) for plan in needed) > job.deadline
 
 
 def relieve(flow: Flow, job: Job, now: float) -> bool:

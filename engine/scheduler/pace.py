@@ -6,13 +6,17 @@ mean time; before anything was measured, the one with the least concurrency. Mea
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.choices import stage_of
+from engine.scheduler.effort import Effort
 
 WEIGHT = 0.04
+HALF_S = 30.0  # what sessions use of a stage's models changes within minutes
+LEAST_RECENT = 0.01  # less than this is over
 LEAD_S = 0.005  # from the decision to send until the worker has it, on a busy machine
 HOP_S = 0.02  # from stage to stage and to the client, on a busy machine
 STEPS_MS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)  # upper ends of a histogram's bars; the last has none
@@ -51,10 +55,13 @@ class StagePace:
     processing_sum_s: float = 0.0
     waiting: Histogram = field(default_factory=Histogram)
     processing: Histogram = field(default_factory=Histogram)
+    effort: Effort = field(default_factory=Effort)
+    recent: float = 0.0  # utterances done, each counting half after ``HALF_S``, as of ``measured_at``
     moved_at: float = 0.0  # when a run was last sent or ended, or work came to an empty queue (monotonic)
 
     def measure(self, waiting_s: float, processing_s: float, now: float) -> None:
         """One utterance has gone through, in a run of ``processing_s``."""
+        self.recent = self.recent_at(now) + 1.0
         self.last_s, self.measured_at = processing_s, now
         self.done += 1
         self.failed_in_row = 0
@@ -72,13 +79,20 @@ class StagePace:
         self.stay_off_s += WEIGHT * (abs(stay - self.stay_s) - self.stay_off_s)
         self.stay_s += WEIGHT * (stay - self.stay_s)
 
-    def least_s(self, now: float) -> float:
+    def least_s(self, now: float, speech_s: float) -> float:
         """What a run takes at least, to judge by: 0 when nothing has run for so long that it may be another by now.
 
-        So a wrong figure keeps nobody out for long: somebody tries, and the last run counts where it was faster.
+        So a wrong figure keeps nobody out for long: somebody tries, and the last run counts where it was faster. More
+        speech than usual may take no longer; less may take less.
         """
-        least = min(self.mean_s, self.last_s)
-        return least if now - self.measured_at <= 2 * least + 1 else 0.0
+        usual = min(self.mean_s, self.last_s)
+        if now - self.measured_at > 2 * usual + 1:
+            return 0.0
+        return min(usual, self.effort.of(speech_s)) if self.effort.run else usual
+
+    def recent_at(self, now: float) -> float:
+        """``recent``, as of now."""
+        return self.recent * math.exp2((self.measured_at - now) / HALF_S)
 
     @property
     def send_ahead_s(self) -> float:
@@ -96,13 +110,14 @@ class StagePace:
         return self.stay_s + 2 * self.stay_off_s + HOP_S
 
 
-def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int) -> tuple[int, float]:
+def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int, now: float) -> tuple[int, float]:
     """(utterances to take in, utterances per second) for the stages with their concurrency (instances x batch).
 
-    Of a stage with several models each counts for the share of the stage's utterances that it has done: one that has a
-    tenth of them holds up the others when it is ten times as slow. The rate is 0 until every stage has been measured.
+    Of a stage with several models each counts for the share of the stage's utterances that it has done of late: one
+    that has a tenth of them holds up the others when it is ten times as slow. The rate is 0 until every stage has been
+    measured.
     """
-    room = {name: concurrency[name] / share for name, share in _shares(paces, concurrency).items()}
+    room = {name: concurrency[name] / share for name, share in _shares(paces, concurrency, now).items()}
     if not room:
         return factor, 0.0
     if all(paces[name].mean_s for name in room):
@@ -111,15 +126,19 @@ def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: i
     return int(factor * min(room.values())), 0.0
 
 
-def _shares(paces: dict[str, StagePace], names: Iterable[str]) -> dict[str, float]:
+def _shares(paces: dict[str, StagePace], names: Iterable[str], now: float) -> dict[str, float]:
     """Model of a stage -> its share of the stage's utterances; of a stage that has done none, the first has all."""
     models: dict[str, list[str]] = {}
     for name in names:
         models.setdefault(stage_of(name), []).append(name)
-    shares = {}
+    shares: dict[str, float] = {}
     for every in models.values():
-        done = sum(paces[name].done for name in every)
-        if not done:
-            shares[every[0]] = 1.0
-        shares |= {name: paces[name].done / done for name in every if paces[name].done}
+        done = {name: count for name in every if (count := paces[name].recent_at(now)) >= LEAST_RECENT}
+        in_all = sum(done.values())
+        shares |= {name: count / in_all for name, count in done.items()} or {_first(every, paces): 1.0}
     return shares
+
+
+def _first(names: list[str], paces: dict[str, StagePace]) -> str:
+    """The model that was used last; before any was, the stage's own."""
+    return max(names, key=lambda name: paces[name].measured_at)

@@ -1,16 +1,18 @@
 """The queue in front of one stage: priority, then fairness between sessions, then index order. Pure.
 
-**Sessions** of one priority share a stage by the seconds of speech they bring, not by utterances, so that neither a
-flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's turn has a
-start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight. The level's virtual
-time is the tag of what a worker has begun last: what was sent ahead and waits there has not had its turn yet, and who
-comes meanwhile may be before it. One whose tag that time has passed has had less than its part: it begins at that
-time, and what it missed is its *credit*, up to ``CREDIT`` mean utterances. As long as that lasts its tag stays, so that
-it says several in a row before it has to take turns with a flood. (Borrowed virtual time, as of Duda and Cheriton 1999,
-but earned.)
+**Sessions** of one priority share a stage by what their utterances take of it (``effort``), not by their number, so
+that neither a flood nor long utterances starve anybody: start-time fair queueing (Goyal, Vin, Cheng 1996). A session's
+turn has a start tag; the lowest goes first; taking an utterance of ``cost`` moves the tag by cost / weight. The
+level's virtual time is the tag of what a worker has begun last: what was sent ahead and waits there has not had its
+turn yet, and who comes meanwhile may be before it. One whose tag that time has passed has had less than its part: it
+begins at that time, and what it missed is its *credit*, up to ``CREDIT`` mean utterances. As long as that lasts its
+tag stays, so that it says several in a row before it has to take turns with a flood. (Borrowed virtual time, as of
+Duda and Cheriton 1999, but earned.)
 
-**Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up until its next utterance is taken.
-So it gets one in a while however busy its betters are, and no more than that.
+**Ageing.** A session of which nothing was taken for ``age_s`` goes one priority up, and another one after as long
+again, until its next utterance is taken. There all such guests together are as one session more, in the order of their
+coming: so each gets one in a while however busy its betters are, and however many guests there are, no better waits
+for more than its turn.
 
 **Index order.** Within a session the lowest index goes first, always: "to the back" never means behind its own later
 indices.
@@ -69,6 +71,7 @@ class StageQueue:
         self._turns: dict[str, _Turn] = {}
         self._levels: list[list[tuple[float, int, _Turn]]] = [[] for _ in LEVELS]  # heaps
         self._times = [0.0 for _ in LEVELS]  # virtual
+        self._guests = [0.0 for _ in LEVELS]  # tag of the next one that comes there by age
         self._aging: list[deque[tuple[float, int, _Turn]]] = [deque() for _ in LEVELS]  # since when, by time
         self._latest = [0.0 for _ in LEVELS]  # tag that anybody has come to
         self._idle: dict[str, tuple[float, float]] = {}  # where sessions without work go on, and with what credit
@@ -179,7 +182,9 @@ class StageQueue:
             while aging and (aging[0][1] != aging[0][2].entry or now - aging[0][0] >= self.age_s):
                 _, entry, turn = aging.popleft()
                 if turn.entry == entry and self._is_waiting(turn):
-                    self._enter(turn, level - 1, self._times[level - 1], now)
+                    tag = max(self._times[level - 1], self._guests[level - 1])
+                    self._guests[level - 1] = tag + self._mean
+                    self._enter(turn, level - 1, tag, now)
 
     def __len__(self) -> int:
         return len(self.waiting)

@@ -170,7 +170,7 @@ class Scheduler:
     def _tally(self, stage: str, message: Done, now: float) -> None:
         results = message.results
         ran_out = bool(message.fits) or any(result.code == "oom" for result in results)
-        failed = sum(result.state == "failed" and result.code != "oom" for result in results)
+        failed = sum(result.state == "failed" and result.code != "oom" and result.retry for result in results)
         seconds = max((result.ended_ns - result.begun_ns for result in results), default=0) / 1e9
         if results:
             self.batches.ran(stage, Tally(len(results), failed, ran_out, seconds), now)
@@ -281,7 +281,7 @@ class Scheduler:
     def _tell_capacity(self, now: float) -> None:
         if not self.book.gateway:
             return
-        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor)
+        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor, now)
         told_n, told_rate = self._told
         self._told_at, self.book.fleet_changed = now, False
         if n != told_n or abs(rate - told_rate) > RATE_STEP * told_rate:

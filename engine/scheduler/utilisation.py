@@ -45,8 +45,11 @@ class Utilisation:
         return shares
 
 
-def bottleneck(shares: Mapping[str, float]) -> str:
-    """One sentence."""
+def bottleneck(shares: Mapping[str, float], stuck: Mapping[str, int]) -> str:
+    """One sentence. ``stuck``: utterances that wait, by stages of which no worker has its model."""
+    if stuck:
+        first, waiting = max(stuck.items(), key=lambda one: one[1])
+        return f"{first} is the bottleneck: {waiting} wait for it, and none of its workers has its model"
     if not shares:
         return "nothing has run yet"
     (first, most), *others = sorted(shares.items(), key=lambda one: -one[1])

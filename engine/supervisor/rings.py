@@ -2,7 +2,8 @@
 
 The budget (default: 256 MiB or 5 % of the memory, whichever is less) is halved: one half for the gateway's ring, the
 other divided evenly among the workers that emit arrays; ``rings.NAME`` overrides one. Each ring must hold one longest
-slot, or no such utterance could ever pass: that is an error at the start, naming the knob, and not a surprise later.
+slot, or no such utterance could ever pass. Where nobody has said otherwise it gets that much, whatever the budget;
+where somebody has, it is an error at the start, naming the knob, and not a surprise later.
 
 A worker may read the rings its input can lie in: the gateway's, and those of the stages before it in a pipeline. The
 gateway reads all, to copy results out. Supervisor, arbiter and scheduler map none.
@@ -84,6 +85,8 @@ def _blocks(config: Config, name: str, share_bytes: int, longest_bytes: int) -> 
     needed = blocks_for(longest_bytes)
     if blocks >= needed:
         return blocks
+    if given is None and not config.node.ring_budget_bytes:
+        return needed
     knob = f"rings.{stage_of(name)}" if given is not None else "node.ring_budget_bytes"
     shorter = "node.max_utterance_s" if name == GATEWAY else "the longest text or audio the stage takes"
     raise ConfigError(

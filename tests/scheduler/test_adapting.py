@@ -103,6 +103,19 @@ def test_more_that_makes_nothing_faster_is_taken_back_and_not_tried_again_for_a_
     assert limit.n == 2
 
 
+def test_on_a_device_that_bears_two_and_never_three_three_are_tried_less_and_less_often() -> None:
+    limit, now, runs, ran_out, tried = Limit(1), 0.0, 0, 0, []
+    while now < 8 * 3600.0:
+        n = limit.within(1, 8)
+        tally = short(n) if n > 2 else well(n, 3.0 + n)
+        now += 10.0
+        runs, ran_out = runs + 1, ran_out + (n > 2)
+        tried += [now] * (n > 2 and (not tried or now - tried[-1] > 200))
+        ran(limit, tally, waiting=100, now=now)
+    assert ran_out < 0.02 * runs
+    assert tried[2] - tried[1] > 1.5 * (tried[1] - tried[0]) and len(tried) < 15
+
+
 def test_more_that_pays_stays_and_goes_on() -> None:
     limit = Limit(1)
     for n in range(1, MOST):
@@ -190,3 +203,17 @@ def test_operators_switch_it_off_and_on_and_bound_it() -> None:
     assert seen(world)["max_batch"] == 1, "what was learnt is not forgotten"
     world.core.handle("supervisor", Orders(knobs={"stages.a.max_batch": 1}), world.now)
     assert seen(world)["max_batch"] == 1
+
+
+def test_utterances_that_cannot_be_done_by_their_own_fault_make_nobody_s_batches_smaller() -> None:
+    world = busy()
+    peer = world.peer("a@cpu/0")
+    before = seen(world)["max_batch"]
+    while world.board[peer]:
+        items, world.board[peer] = world.board[peer], []
+        at = int(world.now * 1e9)
+        flaw = {"state": "failed", "code": "bad_text", "error": "cannot", "retry": False}
+        results = [RunResult(one.ticket, **flaw, begun_ns=at, ended_ns=at + 1000) for one in items]
+        world.core.handle(peer, Done(tuple(results)), world.now)
+        world.turn()
+    assert seen(world)["max_batch"] == before

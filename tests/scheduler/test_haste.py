@@ -189,3 +189,15 @@ def test_stages_that_are_skipped_anyhow_make_nobody_late():
     for stage in ("asr", "repair", "tts"):
         run(world, stage)
     assert world.ended()["late", 5] == "ok"
+
+
+def test_a_short_one_is_not_judged_by_the_runs_of_long_ones():
+    world = started(text_stage("asr"))
+    for index in range(5):
+        world.admit(index, text="word " * 100)
+        run(world, "asr", 3.0)
+    world.admit(5, text="word", budget_ms=2500)
+    assert board(world, "asr") == [5], "a hundredth of the text, though runs have taken three seconds"
+    world.admit(6, text="word " * 100, budget_ms=2500)
+    run(world, "asr", 0.1)
+    assert world.ended()[("s", 6)] == "error(expired)"

@@ -200,3 +200,32 @@ def test_sessions_that_have_gone_are_forgotten() -> None:
         queue.push((f"s{n}", 0), "normal", 0.0)
         serve(queue, 2)
     assert len(queue._idle) <= FORGET and len(queue._turns) <= 1
+
+
+def test_however_many_have_aged_a_better_one_waits_for_its_turn_among_them_and_no_longer() -> None:
+    queue, said, heard, served, longest = StageQueue(age_s=30.0), 0, 0, [0] * 320, 0.0
+    for low in range(320):
+        queue.push((str(low), 0), "low", 0.0)
+    for run in range(1200):  # four a second
+        now = run / 4
+        if run >= 240 and run % 4 == 0:
+            queue.push(("high", said), "high", now)
+            said += 1
+        ((session, index),) = take(queue, now)
+        if session == "high":
+            heard, longest = heard + 1, max(longest, now - (60 + index))
+        else:
+            served[int(session)] += 1
+            queue.push((session, index + 1), "low", now)
+    assert heard == said and longest <= 0.5, "two runs"
+    assert min(served) >= 2, "and all of the others have had their turns"
+
+
+def test_an_aged_one_is_served_beside_betters_who_never_leave_off() -> None:
+    queue, seen = StageQueue(age_s=30.0), []
+    queue.push(("low", 0), "low", 0.0)
+    for run in range(400):
+        queue.push(("high", run), "high", run / 4)
+        queue.push(("high too", run), "high", run / 4)
+        seen += [session for session, _ in take(queue, run / 4)]
+    assert "low" in seen

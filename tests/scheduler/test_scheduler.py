@@ -1029,3 +1029,31 @@ def test_what_waits_for_the_word_of_a_gateway_that_has_died_is_begun():
     world.turn()
     world.run_everything()
     assert world.ended() == {("s", 0): "ok"}
+
+
+def test_a_flood_of_tiny_utterances_takes_no_more_of_a_stage_whose_runs_have_one_length():
+    world = World(text_stage("a"))
+    world.start_all()
+    world.open("flood")
+    world.open("other")
+    said, served = {"flood": 0, "other": 0}, []
+    for _ in range(300):
+        for session, text in (("flood", "a"), ("other", "word " * 60)):
+            world.admit(said[session], session, text=text, budget_ms=600_000)
+            said[session] += 1
+        begun, world.now = world.now, world.now + 0.1
+        item = world.done(world.peer("a@cpu/0"), begun_ns=int(begun * 1e9), ended_ns=int(world.now * 1e9))
+        served.append(item.session)
+    assert 0.4 < served[100:].count("other") / 200 < 0.6
+
+
+def test_an_old_one_that_may_not_run_does_not_keep_batches_from_filling():
+    world = started(text_stage("a", max_batch=4, max_delay_ms=200.0))
+    world.open("slow")
+    world.tell(Over(("slow",)))
+    world.admit(0, "slow")
+    world.advance(1.0)
+    world.admit(0)
+    assert not world.board[world.peer("a@cpu/0")], "its batch fills for as long as any other's"
+    world.advance(0.3)
+    assert [item.session for item in world.board[world.peer("a@cpu/0")]] == ["s"]

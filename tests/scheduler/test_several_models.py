@@ -302,14 +302,23 @@ def pace(mean_s: float, done: int) -> StagePace:
 def test_a_model_that_nobody_uses_holds_up_nobody() -> None:
     paces = {"asr": pace(0.5, 10), "tts": pace(1.0, 10), "tts.anna": StagePace()}
     concurrency = {"asr": 2, "tts": 1, "tts.anna": 1}
-    assert capacity(paces, concurrency, 10) == (10, 1.0)
+    assert capacity(paces, concurrency, 10, 0.0) == (10, 1.0)
 
 
 def test_models_that_share_the_work_are_as_fast_as_both_together() -> None:
     paces = {"asr": pace(0.1, 10), "tts": pace(1.0, 5), "tts.anna": pace(1.0, 5)}
-    assert capacity(paces, {"asr": 4, "tts": 1, "tts.anna": 1}, 10) == (20, 2.0)
+    assert capacity(paces, {"asr": 4, "tts": 1, "tts.anna": 1}, 10, 0.0) == (20, 2.0)
+
+
+def test_what_a_model_has_done_long_ago_does_not_hide_how_slow_the_one_in_use_is() -> None:
+    fast, slow = pace(1.0, 5000), StagePace()
+    for second in range(300):
+        slow.measure(0.0, 1.0, float(second))
+    n, rate = capacity({"tts": fast, "tts.anna": slow}, {"tts": 8, "tts.anna": 1}, 10, 300.0)
+    assert n <= 12 and rate < 1.2
+    assert capacity({"tts": fast, "tts.anna": slow}, {"tts": 8, "tts.anna": 1}, 10, 1e6)[0] == 10, "the last in use"
 
 
 def test_before_anything_was_done_the_own_models_count() -> None:
     paces = {name: StagePace() for name in ("asr", *VOICES)}
-    assert capacity(paces, {"asr": 2, "tts": 3, "tts.anna": 1}, 10) == (20, 0.0)
+    assert capacity(paces, {"asr": 2, "tts": 3, "tts.anna": 1}, 10, 0.0) == (20, 0.0)

@@ -53,10 +53,10 @@ def test_time_without_a_model_is_no_time_to_work_in() -> None:
 
 
 def test_the_sentence_names_the_busiest_or_says_that_none_is_busy() -> None:
-    assert bottleneck({"asr": 0.97, "nmt": 0.41}).startswith("asr is the bottleneck: its workers were busy 97%")
-    assert bottleneck({"asr": 0.97, "nmt": 0.41}).endswith("next is nmt, 41%")
-    assert bottleneck({"asr": 0.4}).startswith("no stage holds up the others")
-    assert bottleneck({}) == "nothing has run yet"
+    assert bottleneck({"asr": 0.97, "nmt": 0.41}, {}).startswith("asr is the bottleneck: its workers were busy 97%")
+    assert bottleneck({"asr": 0.97, "nmt": 0.41}, {}).endswith("next is nmt, 41%")
+    assert bottleneck({"asr": 0.4}, {}).startswith("no stage holds up the others")
+    assert bottleneck({}, {}) == "nothing has run yet"
 
 
 def test_a_histogram_counts_each_time_once() -> None:
@@ -76,3 +76,15 @@ def test_a_node_s_statistics_say_how_long_utterances_waited_and_ran() -> None:
     world.done(world.peer("a@cpu/0"), begun_ns=int(100.0 * 1e9) + 2_000_000, ended_ns=int(100.02 * 1e9))
     row = world.core.snapshot(world.now)["stages"]["a"]
     assert row["waiting_histogram"][1] == row["processing_histogram"][3] == 1
+
+
+def test_a_stage_that_work_waits_for_and_that_has_no_model_holds_up_the_others() -> None:
+    found = World(text_stage("asr"), text_stage("nmt"))
+    found.start("asr@cpu/0")
+    found.open()
+    for index in range(3):
+        found.admit(index)
+    for _ in range(3):
+        found.done(found.peer("asr@cpu/0"))
+    expected = "nmt is the bottleneck: 3 wait for it, and none of its workers has its model"
+    assert found.core.snapshot(found.now)["bottleneck"] == expected

@@ -14,7 +14,7 @@ from engine.devices import EVERY_GPU, Device, HostMemory
 from engine.supervisor import plan, rings
 from engine.supervisor.survey import Survey, survey
 from ipc.errors import ConfigError, DragomanError, MemoryTooSmall
-from ipc.ring import BLOCK
+from ipc.ring import BLOCK, blocks_for
 from stages.base import ModelFacts
 
 GIB = 2**30
@@ -201,6 +201,15 @@ def test_the_ring_budget_is_halved_between_the_gateway_and_the_workers_that_emit
 def test_the_default_budget_is_the_lesser_of_256_mib_and_a_twentieth_of_the_memory() -> None:
     assert rings.default_budget(64 * GIB) == 256 * 2**20
     assert rings.default_budget(GIB) == GIB // 20
+
+
+def test_where_nobody_has_set_a_budget_each_ring_holds_its_longest_array_however_many_there_are() -> None:
+    speak = msgspec.structs.replace(SPEAK, instances=16, options=SPEAK.options | {"output_bytes": 20 * 2**20})
+    many = config({**FULL, "speak": speak})
+    made = make(many, memory=HostMemory(64 * GIB, 32 * GIB))
+    longest = rings.longest_output_bytes(many, survey(many)["speak"])
+    assert longest >= 20 * 2**20 > rings.default_budget(64 * GIB) / 2 / 16
+    assert {made.rings[f"speak@cpu/{n}"] for n in range(16)} == {blocks_for(longest)}
 
 
 def test_one_writer_a_ring_and_only_those_read_it_whose_input_lies_there() -> None:
