@@ -105,6 +105,9 @@ def test_a_wrong_option_shows_the_usage_of_its_verb(
         (("translate", "run.wav", "--out", "o", "--private"), 2, "run.wav"),
         (("translate", "gone.wav", "--out", "o", "--config", "sim.toml", "--pipeline", "own"), 2, "gone.wav"),
         (("translate", "t.txt", "--out", "o", "--private", "--target", "xx"), 2, "--target xx"),
+        (("lease", "--gib", "1", "--connect", "garbage", "--", "true"), 1, "is not an address"),
+        (("lease", "--gib", "1", "--", "./run.wav"), 1, "not to be executed"),
+        (("lease", "--gib", "1e30", "--", "true"), 2, "below 1,048,576"),
         (("stats",), 1, "run_node.py serve"),
         (("stats", "--json"), 1, "run_node.py serve"),
         (("health",), 1, "run_node.py serve"),
@@ -183,7 +186,10 @@ def test_the_command_line_imports_no_model_library_and_no_transport_of_the_node_
 
 def test_bench_lists_the_benchmarks_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("bench") == 0
-    assert "harness" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "harness" not in told and "vram_program" not in told and "W1" not in told
+    names = {line.split()[0] for line in told.splitlines() if not line.startswith(" ")}
+    assert {"pipeline", "vram", "tune", "simulate", "plan"} <= names
 
 
 def test_an_interrupt_while_modules_are_loaded_is_no_traceback() -> None:
