@@ -8,9 +8,13 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are loaded ends it without a traceback
 
 try:
     import msgspec  # noqa: F401 - these two are what every verb needs
@@ -39,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_everything()
     args = parser().parse_args(argv)
     try:
-        code = int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
+        verb = importlib.import_module(f"engine.commands.{args.verb}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = int(verb.run(args))
         sys.stdout.flush()
         return code
     except UsageError as error:

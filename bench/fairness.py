@@ -1,4 +1,4 @@
-"""bench fairness: does a flood leave the others alone, and does Busy say when to come back? (W1, 30/5/30/5 ms.)
+"""bench fairness: does a flood leave the others alone, and does Busy say when to come back? (Stages of 30/5/30/5 ms.)
 
 Four sessions speak at random (Poisson, one seed) at half of what the node can do, first alone, then beside a fifth that
 always has more to send than the node takes: a hundred times what each of them sends. How long their utterances wait is

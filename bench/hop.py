@@ -1,4 +1,4 @@
-"""bench hop: what the node adds to an utterance, against four chained pyzmq processes. (W2: no-op stages, 320 KB.)
+"""bench hop: what the node adds to an utterance, against four chained pyzmq processes. (Idle stages, 320 KB.)
 
 Interleaved rounds: one utterance in flight through the chain, then through the node; then both saturated. CPU is
 that of all processes involved, the client's included, from the kernel's per-process clocks.

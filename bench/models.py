@@ -1,4 +1,4 @@
-"""bench models: memory and load time of models of real size on the CPU, beside what the node estimates. (Rows V1, V2.)
+"""bench models: memory and load time of models of real size on the CPU, beside what the node estimates.
 
 Models are written first (``models synthesize KIND --shape NAME``), one at a time, and deleted after their run; each is
 loaded and run on the longest input in a process of its own. A ratio is estimate over measured peak.

@@ -1,4 +1,4 @@
-"""bench overload: ten times as much as the node can do, for a while. (Simulated stages, 30/5/30/5 ms.)
+"""bench overload: ten times as much as the node can do, for a while. (Stages of 30/5/30/5 ms.)
 
 First one session floods the node alone: what it ends a second is its capacity. Then plain clients, which know nothing
 of their share, speak at random (Poisson) at ten times that, each utterance with a deadline of two seconds. Who is told

@@ -1,4 +1,4 @@
-"""bench pipeline: is the line as fast as a line can be? (W1: 30/5/30/5 ms and a tenth of it, 200 utterances.)
+"""bench pipeline: is the line as fast as a line can be? (Stages of 30/5/30/5 ms and a tenth of it, 200 utterances.)
 
 Each round runs the node pipelined at 30 ms and at 3 ms, with 40 % of every stage inside the interpreter lock, with a
 backlog of 20, and in its own serial mode. Every utterance carries a random 64-bit mark that the first stage reads from

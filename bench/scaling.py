@@ -1,4 +1,4 @@
-"""bench scaling: do two GPUs serve twice, and four GPUs four times as much? (W3: W1 with 1, 2 and 4 of each worker.)
+"""bench scaling: do two GPUs serve twice, and four GPUs four times as much? (With 1, 2 and 4 workers of each stage.)
 
 The GPUs are a stand-in driver's, with one worker of each stage on each; a sleep stands for a GPU's work. A backlog of
 200 utterances comes from as many sessions as there are GPUs, and the time it takes is compared with that of the ideal

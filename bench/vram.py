@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report.show(args.json)
+    for one in report.results:
+        if one.fails:
+            print(f"broken: {one.metric} is {one.value:.4g}, and is to be {one.goal}", file=sys.stderr)
     return report.exit_code
 
 

@@ -6,6 +6,8 @@ After each death of the arbiter somebody asks for a small lease, and it is noted
 from __future__ import annotations
 
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from ipc.errors import DragomanError
 GIB = 2**30
 CORES = ("arbiter", "scheduler", "gateway")
 ASKED_BYTES = 2**20
+PATIENCE_S = 10.0
 REFUSED, SHORT = 3, 4  # exit codes of a program that got no lease, or no memory within it
 
 Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
@@ -97,6 +100,9 @@ def complaint(event: Event, stages: Iterable[str], gpus: int) -> str:
             return f"an event is on GPU {gpu}, and there are {gpus}"
         case Order(order=order) if order.split()[:1] not in [[verb] for verb in VERBS] or len(order.split()) != 2:
             return f"{order!r} is no order: write one of {', '.join(VERBS)}, and what it is about"
+        case Kill(process=where) | Order(order=where) | Program(device=where):
+            if (found := re.search(r"cuda:(\d+)", where)) and int(found[1]) >= gpus:
+                return f"{where!r}: there are {gpus} GPUs, from cuda:0 on"
     return ""
 
 
@@ -135,7 +141,7 @@ class Events:
                 try:
                     ctl.ask(node.ctl_endpoint, verb, target=target)
                 except DragomanError as error:
-                    self.refused.append(str(error))
+                    self.refused.append(f"{order}: {error}")
             case Program():
                 self._start(event, node)
         return True
@@ -173,15 +179,22 @@ class Events:
         }  # fmt: skip
         told = msgspec.json.encode({"lease": options, "takes": takes - self._context_bytes, "for_s": event.for_s})
         command = [sys.executable, "-m", "bench.vram_program", told.decode()]
-        self.programs.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        self.programs.append(subprocess.Popen(command, stdout=subprocess.PIPE))
 
     def end(self) -> None:
-        """Wait for who asks, and end the programs that still run: their memory is not wanted any more."""
+        """Wait for who asks, and end the programs that still run: their memory is not wanted any more.
+
+        One that has just begun has ``PATIENCE_S`` to show whether it gets what it wants.
+        """
         for thread in self._asking:
             thread.join()
+        over = time.monotonic() + PATIENCE_S
+        for program in self.programs:
+            assert program.stdout is not None
+            select.select([program.stdout], [], [], max(0.0, over - time.monotonic()))  # a word, or its end
         for program in self.programs:
             program.terminate()
-            program.wait()
+            program.communicate()
 
     def ended_with(self, code: int) -> int:
         """How many programs have ended with this exit code."""

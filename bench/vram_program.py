@@ -22,7 +22,8 @@ def main(told: str) -> int:
     lease = Lease(**wanted["lease"])
     try:
         lease.acquire()
-    except DragomanError:
+    except DragomanError as error:
+        print(f"a program got no lease: {error}", file=sys.stderr)
         return REFUSED
     try:
         if lease.uuid and wanted["takes"] > 0:
@@ -32,6 +33,7 @@ def main(told: str) -> int:
             vram.take(wanted["takes"])
     except StageError:
         return SHORT
+    print("it has what it wants", flush=True)
     until = time.monotonic() + wanted["for_s"]
     while time.monotonic() < until and not lease.asked_to_leave:
         time.sleep(LOOK_S)

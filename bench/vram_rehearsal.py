@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import queue
+import sys
 import threading
 import time
 import tomllib
@@ -103,17 +104,26 @@ def read(path: Path, gpus: int) -> Scenario:
         raise ScenarioError(f"{path}: {error.strerror}", "name a scenario file; docs/examples has one") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         what, _, where = str(error).partition(" - at `$.")
+        if where == "deadlines[...]`":
+            where = f"deadlines.{next(name for name, value in tree['deadlines'].items() if not _is_number(value))}"
         text = f"{where.rstrip('`')}: {what}" if where else what
         raise ScenarioError(f"{path}: {text}", "docs/vram.md lists what a scenario may say") from error
     beyond = [one for one in scenario.outsiders if not 0 <= one.gpu < gpus]
     if beyond:
         raise ScenarioError(f"{path}: an outsider is on GPU {beyond[0].gpu}, and there are {gpus}", "count from 0")
+    names = [stage.name for stage in scenario.stages]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ScenarioError(f"{path}: there are two stages {twice[0]!r}", "give each a name of its own")
     if not scenario.stages:
         raise ScenarioError(f"{path}: there is nothing to do", "give it at least one stage")
     for event in scenario.events:
-        if words := complaint(event, (stage.name for stage in scenario.stages), gpus):
+        if words := complaint(event, names, gpus):
             raise ScenarioError(f"{path}: {words}", "docs/vram.md lists what a scenario may say")
     return scenario
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def strange_keys(tree: Mapping[str, Any], struct: type[msgspec.Struct], where: str = "") -> Iterator[str]:
@@ -271,7 +281,7 @@ class Rehearsal:
 
     def _look(self, node: Node) -> None:
         self.used.append(sum(self._driver.truth(gpu) - self._driver.lagging(gpu) for gpu in range(len(self._totals))))
-        self.packed.append(self._packing())
+        self.packed.append(max(self._packing(), self.used[-1]))  # what lies there is a packing too
         self._judge(node)
 
     def _judge(self, node: Node) -> float:
@@ -384,6 +394,10 @@ def add_events(report: Report, events: Events) -> None:
     if not events.total:
         return
     report.add("events", events.total, "")
+    for what, several in (("did not happen", events.missing), ("was refused", events.refused)):
+        for one in several:
+            said = one if isinstance(one, str) else msgspec.json.encode(one).decode()
+            print(f"{what}: {said}", file=sys.stderr)
     report.add("not_happened", len(events.missing), "events", ZERO)
     report.add("refused_orders", len(events.refused), "orders", ZERO)
     if events.next_grants or events.endless:

@@ -95,6 +95,7 @@ class DevicePlan(_Plan, frozen=True):
     memory_source: str = "host"  # nvml | mig | unified | declared | host: see ``engine.devices``
     total_bytes: int = 0
     ceiling_bytes: int = 0  # 0: none
+    ceiling_by: str = "devices.max_bytes"  # the setting that says so
     reserve_bytes: int = 0
     safety_margin: float = 0.1
     max_models: int = 5

@@ -131,7 +131,9 @@ class StageSection(_Section, frozen=True):
     models: dict[str, ModelSection] = {}  # further ones, by name: what a session's models = {NAME = ...} may choose
     languages: tuple[str, ...] = ()  # that its model is for; empty: what its files say
     devices: tuple[str, ...] = ("auto",)  # where its workers live; "auto": the GPUs that have room, else the CPU
-    cpu_fallback: bool = False  # works on the CPU while its own devices have no room; repair on "auto" always may
+    cpu_fallback: bool = (
+        False  # works on the CPU (of devices.use) while its own devices are full; repair on "auto" always may
+    )
     instances: int = 1  # workers on each of these devices
     max_instances: int = 0  # ... at most, while work piles up and there is room; 0: as instances
     max_batch: int = 1  # utterances in one run; of asr by profile

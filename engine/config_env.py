@@ -81,7 +81,7 @@ def _locate(rest: str, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] |
         return None
     if section == "STAGES":
         return _locate_stage(field, tree)
-    if section in TABLES:
+    if section in TABLES and field:
         names = {_capitals(name): name for name in tree.get(section.lower(), {})}
         return (section.lower(), names.get(field, field.lower())), TABLES[section]
     if not field:
@@ -158,7 +158,7 @@ def parse(text: str, type_: Any) -> Any:
         if type_ == tuple[str, ...]:
             return [part.strip() for part in text.split(",") if part.strip()]
         if type_ == dict[str, int]:
-            return {name: int(value) for name, value in _pairs(text)}
+            return dict(_counts(text))
         if type_ == tuple[VariantSection, ...]:
             return _guess(text) if text.strip() else []
         if type_ == dict[str, ModelSection]:
@@ -166,7 +166,8 @@ def parse(text: str, type_: Any) -> Any:
         if type_ is str:
             return text
     except ValueError:
-        raise Problem("", f"is {text!r}; it must be {words(type_)}") from None
+        form = " (name=value,name=value)" if type_ == dict[str, int] else ""
+        raise Problem("", f"is {text!r}; it must be {words(type_)}{form}") from None
     raise Problem("", "cannot be set here; write it into the configuration file")
 
 
@@ -183,6 +184,14 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
             if not equals:
                 raise ValueError(part)
             yield name, value
+
+
+def _counts(text: str) -> Iterator[tuple[str, int]]:
+    for name, value in _pairs(text):
+        try:
+            yield name, int(value)
+        except ValueError:
+            raise Problem("", f"has {name}={value}; {value!r} must be a whole number") from None
 
 
 def _guess(text: str) -> Any:

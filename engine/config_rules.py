@@ -17,6 +17,7 @@ from typing import Any, Union, get_args
 import msgspec
 
 import stages
+from engine import policies
 from engine.choices import OWN, field_of, spread
 from engine.config import Config, ModelSection, StageSection, VariantSection
 from engine.profiles import PROFILES
@@ -194,6 +195,7 @@ def check(tree: Mapping[str, Any]) -> Config:
 
 def check_together(config: Config) -> None:
     """What no field says alone: names that must exist, stages whose kinds must fit. Raises Problem."""
+    _check_placement(config.node.placement)
     if config.deadlines.silent_s <= config.deadlines.heartbeat_s:
         least = 2 * config.deadlines.heartbeat_s
         raise Problem("deadlines.silent_s", f"is not longer than heartbeat_s; set it to {least:g} or more")
@@ -213,6 +215,11 @@ def check_together(config: Config) -> None:
         for name in getattr(config.devices, field):
             if complaint := DEVICE.complaint(name):
                 raise Problem(f"devices.{field}", complaint)
+
+
+def _check_placement(name: str) -> None:
+    if complaint := OneOf(policies.names()).complaint(name):
+        raise Problem("node.placement", complaint)
 
 
 def check_complete(config: Config) -> None:

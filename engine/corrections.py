@@ -7,7 +7,9 @@ there. Then the node measures, and says how well:
   when it was read of its process alone; else it is the difference of two readings of the whole device, in which another
   program's change may hide. It is *proven* when it is exact, or when an earlier clean one has come to the same. The
   highest of the newest ``RECENT`` proven ones, with ``ALLOWANCE``, replaces guess and factor. What comes later (the
-  workspace of the longest inputs) keeps its guess on top, since a load shows nothing of it.
+  workspace of the longest inputs) keeps its guess on top, since a load shows nothing of it. But a model that was waited
+  for runs as soon as it has loaded, and what is read then has some of the workspace in it. So where the lowest proven
+  load lacks no more of the highest than what comes later, the lowest is the load, and the highest a peak.
 * any other load: it may be too high or too low, so it can only raise, until a proven one has followed.
 * a **run**: the most a model has held since. It only ever raises: one that was never put to its longest input proves
   nothing about it. Exact ones get the allowance. Others do not, for they are what the book put down to a lease and so
@@ -125,9 +127,12 @@ class History(msgspec.Struct, frozen=True):
         before = self.models.get(key, Record(subject, guess))
         loads = before.loads + (sample.phase == "load")
         sample = judged(sample, before.samples, guess)
+        samples = (*before.samples, sample)
         others = [(name, one) for name, one in self.models.items() if name != key][1 - MODELS :]
-        models = dict([*others, (key, Record(subject, guess, loads, kept((*before.samples, sample))))])
-        return History(self.version, models, self._with_context(guess, sample, subject.device))
+        models = dict([*others, (key, Record(subject, guess, loads, kept(samples)))])
+        ran = sample.proven and sample.nbytes > with_allowance(min(one.nbytes for one in proven_loads(samples)))
+        contexts = self.contexts if ran else self._with_context(guess, sample, subject.device)
+        return History(self.version, models, contexts)
 
     def _with_context(self, guess: Start, sample: Sample, device: str) -> dict[str, Context]:
         nbytes, (least, most) = sample.nbytes - guess.loaded_bytes, CONTEXTS
@@ -181,17 +186,25 @@ def judged(sample: Sample, before: Sequence[Sample], guess: Start) -> Sample:
     proven = (
         sample.phase == "load"
         and sample.clean
-        and sample.nbytes > 0
-        and sample.nbytes >= LEAST_LOADED * guess.loaded_bytes
+        and not is_too_little(sample, guess)
         and (sample.exact or any(map(sample.confirms, before)))
     )
     return msgspec.structs.replace(sample, proven=proven)
 
 
+def is_too_little(sample: Sample, guess: Start) -> bool:
+    """Whether no model can have been there: it had left already, or the driver does not tell."""
+    return sample.phase == "load" and (sample.nbytes <= 0 or sample.nbytes < LEAST_LOADED * guess.loaded_bytes)
+
+
 def needed(guess: Start, samples: Sequence[Sample]) -> int:
     """Bytes to ask for after these measurements, oldest first. See the module's docstring."""
     if proven := proven_loads(samples):
-        nbytes = with_allowance(max(one.nbytes for one in proven[-RECENT:])) + guess.later_bytes
+        highest = max(one.nbytes for one in proven[-RECENT:])
+        lowest = with_allowance(min(one.nbytes for one in proven)) + guess.later_bytes
+        nbytes = max(lowest, with_allowance(highest))
+        if lowest < highest:  # the lowest is no load of this model
+            nbytes = with_allowance(highest) + guess.later_bytes
     else:
         nbytes = guess.nbytes
     raising = [one.nbytes + guess.later_bytes for one in unproven_since(samples)]
@@ -203,7 +216,9 @@ def kept(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """Those of them that ``needed`` depends on, and the newest to be looked at."""
     loads = [one for one in samples if one.phase == "load"]
     runs = [one for one in samples if one.phase == "run"]
-    matter = [*proven_loads(samples)[-RECENT:], *loads[-SHOWN:]]
+    proven = proven_loads(samples)
+    matter = [*proven[-RECENT:], *loads[-SHOWN:]]
+    matter += [min(proven, key=lambda one: one.nbytes)] if proven else []
     for several in (
         unproven_since(samples), [one for one in runs if one.exact], [one for one in runs if not one.exact],
     ):  # fmt: skip

@@ -210,7 +210,7 @@ class Lease:
                 self._told_to_wait = True
                 self._on_wait(reason)
             case Denied(reason=reason):
-                raise DragomanError(reason, "run_node.py stats shows who holds it")
+                raise DragomanError(reason, "look at: run_node.py stats")
             case Leave():
                 self._asked_to_leave = True
 

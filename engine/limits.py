@@ -22,6 +22,7 @@ class Limits:
     safety_margin: float = 0.1
     max_models: int = 5
     ceiling_is_own: bool = False  # ... by this node alone, whatever others use
+    ceiling_by: str = "devices.max_bytes"  # the setting that says so
     returns_at_once: bool = False  # a dead process's memory is back when its death is known (host memory)
 
     @property
@@ -61,6 +62,7 @@ def limits(plan: DevicePlan) -> Limits:
         plan.safety_margin,
         plan.max_models,
         ceiling_is_own=plan.ceiling_is_own,
+        ceiling_by=plan.ceiling_by,
         returns_at_once=plan.memory_source in ("host", "unified", "declared"),
     )
 

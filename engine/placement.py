@@ -27,6 +27,7 @@ from enum import Enum
 from engine.limits import Limits
 
 LOAD_BYTES_PER_S = 500e6  # a guess from docs/vram.md, where nothing was measured here yet
+SAFETY_MARGIN = Limits("", 0).safety_margin  # nobody is told to keep less than that
 MOST_TRIES = 10_000  # of a place for a model (some tenths of a second); then it is taken for granted that there is none
 
 
@@ -112,7 +113,7 @@ class Lack:
     there_bytes: int
     beside: tuple[str, ...] = ()  # stages whose models are there and never leave
     full: int = 0  # ... and are as many as there may be
-    capped: bool = False  # without devices.max_bytes there would be enough
+    bound: str = ""  # the setting without which there would be enough
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,22 @@ def _lack(wish: Wish, devices: Mapping[str, Room], *, ever: bool) -> Lack:
     rooms = [devices[name] for name in wish.devices]
     there = max(room.limits.most_bytes if ever else room.left(0) for room in rooms)
     needs = min(_smallest(wish, room) for room in rooms)
-    uncapped = max(replace(room.limits, ceiling_bytes=0).most_bytes for room in rooms)
-    return Lack(wish.stage, wish.devices, needs, max(0, there), capped=ever and there < needs <= uncapped)
+    bound = _bound([room.limits for room in rooms], needs) if ever and there < needs else ""
+    return Lack(wish.stage, wish.devices, needs, max(0, there), bound=bound)
+
+
+def _bound(several: Sequence[Limits], needs: int) -> str:
+    """The setting without which one of them would have so much; "": none alone."""
+    for limits in several:
+        without = {
+            limits.ceiling_by: replace(limits, ceiling_bytes=0),
+            "devices.reserve_bytes": replace(limits, reserve_bytes=0),
+            "devices.safety_margin": replace(limits, safety_margin=min(limits.safety_margin, SAFETY_MARGIN)),
+        }
+        for setting, other in without.items():
+            if other.most_bytes >= needs:
+                return setting
+    return ""
 
 
 def _place(wish: Wish, variant: int, room: Room) -> Place:
@@ -207,6 +222,8 @@ def _place(wish: Wish, variant: int, room: Room) -> Place:
 
 def _hold(room: Room, places: Sequence[Place]) -> bool:
     """Whether all of these can stay on the device at once."""
+    if not places:
+        return True
     return len(places) <= room.limits.max_models and room.left(sum(place.nbytes for place in places)) >= 0
 
 

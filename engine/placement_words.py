@@ -55,7 +55,7 @@ def lacking(lack: Lack) -> str:
     pinned = f"{' and '.join(lack.beside)}, which {'are' if len(lack.beside) > 1 else 'is'} pinned"
     if lack.full:
         return f"stage {lack.stage} fits nowhere: devices.max_models is {lack.full}, and on {where} is {pinned}"
-    bounds = f" beside {pinned}" if lack.beside else " within devices.max_bytes" if lack.capped else ""
+    bounds = f" beside {pinned}" if lack.beside else f" within {lack.bound}" if lack.bound else ""
     return (
         f"stage {lack.stage} fits nowhere: it needs {gib(lack.needs_bytes)} on {where}, which can give at most "
         + gib(lack.there_bytes)
@@ -83,8 +83,8 @@ def _ways(lacks: Sequence[Lack]) -> Iterator[str]:
         yield f"raise devices.max_models to {full + sum(bool(lack.full) for lack in lacks)}"
     if pinned := dict.fromkeys(stage for lack in lacks for stage in lack.beside):
         yield "unpin " + ", ".join(f"{field_of(stage)}.pinned" for stage in pinned) + " = false"
-    if any(lack.capped for lack in lacks):
-        yield "raise devices.max_bytes"
+    for setting in dict.fromkeys(lack.bound for lack in lacks if lack.bound):
+        yield f"{'raise' if setting.startswith('devices.max') else 'lower'} {setting}"
     if short := [f"{field_of(lack.stage)}.variants" for lack in lacks if not lack.full]:
         yield f"use a smaller model, give it smaller ones ({', '.join(short)}), or another device"
 

@@ -80,6 +80,11 @@ BUILT_IN: dict[str, Callable[[], Policy]] = {
 }  # fmt: skip
 
 
+def names() -> tuple[str, ...]:
+    """Those that there are. An installed one may still prove to be unusable."""
+    return (*BUILT_IN, *sorted(entry.name for entry in entry_points(group=GROUP)))
+
+
 def find(name: str) -> Callable[[], Policy]:
     """What makes the policy of this name. Raises LookupError: the names that there are, or why it cannot be used."""
     if name in BUILT_IN:

@@ -44,7 +44,6 @@ from engine.arbiter.lease import (
     Lease,
     LeaseState,
     move,
-    not_used,
     shown_back,
     shrink,
 )
@@ -201,10 +200,6 @@ class Leases:
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
-            elif spare := self._not_needed(device, outlook, now):
-                for lease in spare:
-                    lease.nbytes = 0
-                    move(lease, LeaseState.DRAINING, now)
             else:
                 break
         actions += self._hold_aside(device, now)
@@ -363,18 +358,6 @@ class Leases:
         held = [lease for lease in its if lease.state in ALIVE]
         ended = shrink(held, nbytes) + [lease for lease in its if lease.state is LeaseState.REQUESTED]
         return [*self._let_go(ended, now), *self._serve(held[0].device, now)]
-
-    def _not_needed(self, device: str, outlook: Outlook, now: float) -> list[Lease]:
-        """What models were granted besides and have not used for a while, where that serves the first in line."""
-        old = now - self._waits.lease_wait_s / 2
-        peers = {one.peer for one in self._present[device] if one.grows and one.granted_at <= old}
-        head = self._lines.in_front_of(device).head
-        if not peers or outlook.closed or head is None or head.grows or outlook.kind(head) != "room":
-            return []
-        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
-        theirs = [[one for one in held if one.peer == peer] for peer in peers]
-        spare = [one for leases in theirs for one in not_used(leases)]
-        return spare if head.nbytes <= outlook.room + sum(one.nbytes for one in spare) else []
 
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         if not role.startswith(EXTERNAL):

@@ -66,7 +66,7 @@ def never_fits(lease: Lease, limits: Limits) -> str:
 
 
 def ceiling(limits: Limits) -> str:
-    return f"of {gib(limits.total_bytes)} devices.max_bytes leaves {gib(limits.usable_bytes)}"
+    return f"of {gib(limits.total_bytes)} {limits.ceiling_by} leaves {gib(limits.usable_bytes)}"
 
 
 def margin(limits: Limits, free: int) -> str:

@@ -45,13 +45,14 @@ def _listed(name: str, theory: str) -> str:
 
 
 def benchmarks() -> dict[str, str]:
-    """Name -> first line of its docstring, for every module of ``bench`` that defines ``main``; none is imported."""
+    """Name -> first line of its docstring, for every module of ``bench`` that is one; none is imported."""
     spec = importlib.util.find_spec("bench")
     if spec is None or not spec.submodule_search_locations:
         raise DragomanError("the benchmarks are not installed here", "run this in a clone of the repository")
     found = {}
     for file in sorted(Path(next(iter(spec.submodule_search_locations))).glob("[a-z]*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[file.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+        theory = (ast.get_docstring(tree) or "").split("\n")[0]
+        if theory.startswith(f"bench {file.stem}: "):
+            found[file.stem] = theory
     return found

@@ -109,6 +109,8 @@ def done_words(answer: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
     match answer["verb"]:
         case "restart":
             return f"restarted: {workers}"
+        case "drain" if answer.get("target") in stats.get("quarantined", ()):
+            return f"drained {answer['target']}, which is lost: no worker is there any more"
         case "drain":
             return f"drained {answer['target']}: its models are gone and their memory is back"
         case "load":
@@ -140,6 +142,10 @@ def undone(stats: Mapping[str, Any], answer: Mapping[str, Any], before: Mapping[
             waited = set(answer["workers"]) - loaded(stats) - left(stats, before)
         case "restart":
             waited |= loaded(before) - loaded(stats)
+        case "drain" if answer.get("target") in stats.get(
+            "quarantined", ()
+        ):  # the dead do not go, nor does their memory
+            waited = set(lives(stats))
         case "drain":
             waited |= {role for role, _ in leases(stats)}
         case "unload":  # its next life may have loaded again by now

@@ -130,7 +130,7 @@ def _plan(config: Config, surveys: dict[str, Any], beside: Running | None) -> It
     yield Finding("ok", "plan", said)
     for device in found:
         if not held.get(device.uuid) and device.uuid and (holder := claims.holder(device.uuid)):
-            yield Finding("note", device.name, f"it is in use by {holder}", claims.SHARE)
+            yield Finding("note", f"claim {device.name}", f"it is in use by {holder}", claims.SHARE)
     yield placed(made.placement)
 
 

@@ -6,13 +6,17 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from engine.commands import finding
+from engine.commands import asking, finding
 from engine.commands.inputs import UsageError
 from engine.leasing import WAIT_S, Lease
 from ipc.errors import DragomanError
 
 GIB = 2**30
+MOST_GIB = 2**20
 LONGEST_S = 30 * 86_400
 EPILOG = """examples:
   run_node.py lease --gib 6 -- python train.py
@@ -39,7 +43,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--device",
         default="",
         metavar="D",
-        help="where (default: the first GPU to have room; the CPU if there is none)",
+        help="where: its name, its UUID, or how that begins (default: the first GPU to have room; the CPU if there is"
+        " none)",
     )
     parser.add_argument(
         "--wait", type=float, default=WAIT_S, metavar="S", help=f"seconds to wait for room (default {WAIT_S:g})"
@@ -56,15 +61,23 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("lease needs a program to run", "write it after --, as in: lease --gib 6 -- python train.py")
-    if not 1 / GIB <= args.gib < 2**20:
-        raise UsageError(f"--gib is {args.gib:g}", "give the memory that the program needs, in GiB")
+    if not 1 / GIB <= args.gib < MOST_GIB:
+        raise UsageError(f"--gib is {args.gib:g}", f"give what the program needs, in GiB, below {MOST_GIB:,}")
     if not 0 <= args.wait <= LONGEST_S:
         raise UsageError(f"--wait is {args.wait:g}", f"give seconds from 0 to {LONGEST_S:,}")
     if shutil.which(command[0]) is None:
-        raise DragomanError(f"there is no program {command[0]!r}", "nothing was leased")
+        text = (
+            f"{command[0]!r} is not to be executed"
+            if Path(command[0]).exists()
+            else f"there is no program {command[0]!r}"
+        )
+        raise DragomanError(text, "nothing was leased")
+    endpoint = finding.ctl_endpoint(args.connect)
+    stats = asking.ask(endpoint, "stats")
+    device = named(args.device, (stats.get("arbiter") or {}).get("devices") or {})
     lease = Lease(
-        int(args.gib * GIB), args.device, wait_s=args.wait, preemptible=args.preemptible,
-        priority=args.priority, name=command[0], ctl_endpoint=finding.ctl_endpoint(args.connect), on_wait=_say,
+        int(args.gib * GIB), device, wait_s=args.wait, preemptible=args.preemptible,
+        priority=args.priority, name=command[0], ctl_endpoint=endpoint, on_wait=_say,
     ).acquire()  # fmt: skip
     environ = {**os.environ, "DRAGOMAN_LEASE_BYTES": str(lease.nbytes)}
     if lease.uuid:
@@ -76,6 +89,12 @@ def run(args: argparse.Namespace) -> int:
         lease.release()
         text = f"{command[0]} cannot be run: {error.strerror}"
         raise DragomanError(text, "a script needs a first line like #!/bin/sh") from error
+
+
+def named(given: str, devices: Mapping[str, Mapping[str, Any]]) -> str:
+    """The device whose name or UUID this is, or that alone has a UUID which begins so; else what was given."""
+    meant = [name for name, row in devices.items() if given and row["uuid"].startswith(given)]
+    return meant[0] if given not in devices and len(meant) == 1 else given
 
 
 def _say(reason: str) -> None:

@@ -139,9 +139,12 @@ def _health(row: Mapping[str, Any]) -> str:
 def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     memory = (stats.get("arbiter") or {}).get("devices") or {}
     work = {d["device"]: d for d in stats.get("per_gpu") or []}
+    unreadable = (stats.get("health") or {}).get("unreadable") or []
     rows = [[name, "quarantined"] + [None] * 7 for name in stats.get("quarantined") or {} if name not in memory]
     for name in [*memory, *(n for n in work if n not in memory)]:
         m, w = memory.get(name, {}), work.get(name, {})
+        if name in unreadable:
+            m = {**m, "memory_source": "unreadable", "grantable_bytes": 0}
         sizes = [nbytes(m.get(field)) for field in ("total_bytes", "free_bytes", "grantable_bytes")]
         figures = [w.get(field) for field in ("requests", "avg_time_s", "request_queue", "response_queue")]
         state = "quarantined" if m.get("quarantined") else m.get("memory_source")

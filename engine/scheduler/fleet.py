@@ -277,7 +277,7 @@ class Fleet:
             self.ready = True
             reason = self.book.boot.mode_reason
             if away := sorted({w.plan.stage for w in workers if w.parked and not w.plan.extra}):
-                reason += f"; models take turns in memory (now away: {', '.join(away)})"
+                reason += f"; models take turns in memory (away at the start: {', '.join(away)})"
             self.book.send(SUPERVISOR, Ready(self.book.boot.mode, reason))
 
     def check_start(self) -> None:

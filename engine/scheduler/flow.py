@@ -305,6 +305,17 @@ class Flow:
             worker.raised = 1.0
             self.book.send(worker.peer, Grow(0, 0.0))
 
+    def ease_idle(self, now: float) -> None:
+        """Likewise where there is nothing to run, and nothing that will be tried again."""
+        for worker in self.book.workers.values():
+            if worker.raised > 1 and worker.life is Life.LOADED and not worker.batches:
+                if not self._is_retried(worker.plan.stage):
+                    self._ease(worker, now)
+
+    def _is_retried(self, stage: str) -> bool:
+        jobs = (line.jobs[index] for line in self.book.lines.values() for index in line.unended)
+        return any(job.stage == stage and job.state is State.RETRYING for job in jobs)
+
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
         """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""
         wait = None if wait is None else retries.spread(wait, self._chance())

@@ -22,7 +22,8 @@ FAILED_IN_ROW = 10  # a stage whose last runs all failed, so many, is not well
 
 
 def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str, Any]:
-    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}, "notes": [text]}."""
+    """{"ready", "reason", "phase", "stages": {name: {"alive", "progressing", "reason"}}, "notes": [text],
+    "unreadable": [device]}."""
     report: dict[str, Any]
     reported_at, report = life.reports.get("scheduler", (math.inf, {}))
     stages = {name: of_stage(row, life.way_back(name)) for name, row in report.get("stages", {}).items()}
@@ -48,6 +49,7 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
         "phase": life.phase.value,
         "stages": stages,
         "notes": notes(life, deadlines, now),
+        "unreadable": list(_unreadable(life, deadlines, now)),
     }
 
 
@@ -59,23 +61,23 @@ def notes(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> list[str]
         for r in life.roster
         if r.state is State.STUCK
     ]
-    return lost + _unreadable(life, deadlines, now) + stuck
+    unreadable = [
+        f"device {device} cannot be read, its driver has said nothing for {age_s:.0f} s:"
+        " what runs there goes on, and nothing new is loaded"
+        for device, age_s in _unreadable(life, deadlines, now).items()
+    ]
+    return lost + unreadable + stuck
 
 
-def _unreadable(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> list[str]:
-    """Devices on which the arbiter grants nothing, since it has not read their memory for so long."""
+def _unreadable(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str, float]:
+    """Devices on which the arbiter grants nothing, and for how many seconds it has not read their memory."""
     reported_at, report = life.reports.get("arbiter", (now, {}))
     ages = {
         device: row["snapshot_age_ms"] / 1000
         for device, row in report.get("devices", {}).items()
         if device not in life.quarantined
     }
-    return [
-        f"device {device} cannot be read, its driver has said nothing for {age_s + now - reported_at:.0f} s:"
-        " what runs there goes on, and nothing new is loaded"
-        for device, age_s in ages.items()
-        if age_s > deadlines.unreadable_s
-    ]
+    return {device: age_s + now - reported_at for device, age_s in ages.items() if age_s > deadlines.unreadable_s}
 
 
 def of_stage(row: dict[str, Any], mend: str) -> dict[str, Any]:
@@ -107,9 +109,12 @@ def _lost(row: dict[str, Any], mend: str) -> str:
 
 
 def _resting(row: dict[str, Any]) -> str:
-    parked, workers = row.get("parked", 0), row.get("workers", 0)
+    workers = row.get("workers", 0)
+    parked = min(row.get("parked", 0), workers - row.get("lost", 0))  # one that is lost comes back for no work
+    comes = "1 comes" if parked == 1 else f"{parked} come"
     why = f" ({row['why']})" if row.get("why") else ""
-    return f"{parked} of {workers} workers without their model until there is work{why}" if parked else ""
+    has = f"{row.get('loaded', 0)} of {workers} workers have their model"
+    return f"{has}, {comes} back when there is work{why}" if parked > 0 else ""
 
 
 def _degraded(row: dict[str, Any]) -> str:

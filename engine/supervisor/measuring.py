@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from engine import corrections_file, logs
-from engine.corrections import History, Sample
+from engine.corrections import History, Sample, is_too_little
 from engine.corrections_file import Busy
 from engine.placement_words import gib
 from engine.supervisor.needs import Need
@@ -53,6 +55,8 @@ class Measuring:
         need = needs[message.variant]
         phase: Literal["load", "run"] = "load" if message.phase == "load" else "run"
         sample = Sample(phase, message.nbytes, at, message.exact, message.note, message.granted)
+        if not sample.note and is_too_little(sample, need.guess):
+            sample = replace(sample, note="its model had left already, or the driver does not tell")
         seen = self._seen.get(message.worker)
         if seen is None or seen.variant != message.variant:
             seen = self._seen[message.worker] = _Seen(message.variant)

@@ -13,7 +13,7 @@ import msgspec
 from engine import placement, placement_words
 from engine.boot import DevicePlan
 from engine.choices import field_of, models_in
-from engine.config import Config, StageSection
+from engine.config import Config, DeviceSection, StageSection
 from engine.devices import EVERY_GPU, Device, HostMemory
 from engine.limits import limits
 from engine.placement import LOAD_BYTES_PER_S, Placement, Room, Variant, Wish
@@ -72,6 +72,7 @@ def plan_device(config: Config, device: Device, devices: Sequence[Device], share
         memory_source=device.memory_source,
         total_bytes=device.total_bytes,
         ceiling_bytes=min(ceilings, default=0),
+        ceiling_by=_ceiling_by(section, here, devices, min(ceilings, default=0)),
         reserve_bytes=section.reserve_bytes,
         safety_margin=section.safety_margin,
         max_models=section.max_models,
@@ -136,6 +137,8 @@ def _estimates(name: str, number: int, devices: Sequence[Device], needs: Needs) 
 
 def named(section: StageSection, stage: str, survey: Survey, devices: Sequence[Device]) -> list[Device]:
     """The devices that a stage's ``devices`` name, each once. Raises ConfigError."""
+    if not section.devices:
+        raise ConfigError(f"{field_of(stage)}.devices is empty", 'set it to ["auto"]')
     found = [device for entry in section.devices for device in _meant(entry, stage, devices, survey)]
     return list(dict.fromkeys(found))
 
@@ -177,15 +180,26 @@ def without(config: Config, left_out: Mapping[str, str], devices: Sequence[Devic
 def bounded(config: Config, devices: Sequence[Device]) -> Config:
     """The configuration with the bound on all GPUs together as one on each."""
     section = config.devices
+    most = dict(section.max_bytes)
+    for name, part in _parts(section, devices).items():
+        uuid = next(device.uuid for device in devices if device.name == name)
+        most[name] = min(part, *(most.get(key, part) for key in (name, uuid)))
+    return msgspec.structs.replace(config, devices=msgspec.structs.replace(section, max_bytes=most))
+
+
+def _parts(section: DeviceSection, devices: Sequence[Device]) -> dict[str, int]:
+    """GPU -> its part of the bound on all together; {}: there is none."""
     gpus = [device for device in devices if device.kind == "cuda"]
     in_all = sum(device.total_bytes for device in gpus)
     if not section.max_total_bytes or section.max_total_bytes >= in_all:
-        return config
-    most = dict(section.max_bytes)
-    for device in gpus:
-        part = section.max_total_bytes * device.total_bytes // in_all
-        most[device.name] = min(part, *(most.get(name, part) for name in (device.name, device.uuid)))
-    return msgspec.structs.replace(config, devices=msgspec.structs.replace(section, max_bytes=most))
+        return {}
+    return {one.name: max(1, section.max_total_bytes * one.total_bytes // in_all) for one in gpus}  # 0 is no bound
+
+
+def _ceiling_by(section: DeviceSection, here: Sequence[Device], devices: Sequence[Device], ceiling: int) -> str:
+    parts = _parts(section, devices)
+    in_all = any(parts.get(device.name) == ceiling for device in here)
+    return "devices.max_total_bytes" if in_all else "devices.max_bytes"
 
 
 def _is_left_out(entry: str, left_out: Mapping[str, str], devices: Sequence[Device]) -> bool:

@@ -135,6 +135,7 @@ def make(
     config = placing.bounded(placing.without(config, left_out or {}, devices, surveys), devices)
     for name, section in config.stages.items():
         _check_skipping(name, section, surveys[name])
+        _check_fallback(name, section, surveys[name], devices)
     try:
         policies.find(config.node.placement)
     except LookupError as error:
@@ -365,6 +366,17 @@ def _check_skipping(name: str, section: StageSection, survey: Survey) -> None:
     if section.skip_above and not _dispensable(section, survey):
         text = f"{field_of(name)}.skip_above would skip a stage that no utterance can do without"
         raise ConfigError(text, "set it for repair, or say required = false for this one")
+
+
+def _check_fallback(name: str, section: StageSection, survey: Survey, devices: Sequence[Device]) -> None:
+    """That a stage which is to fall back to the CPU can."""
+    if not section.cpu_fallback or survey.absent or placing.spares(section, survey, devices):
+        return
+    if not survey.declaration.cpu_allowed:
+        raise ConfigError(
+            f"{field_of(name)}.cpu_fallback is true, and this stage cannot run on the CPU", "set it to false"
+        )
+    raise ConfigError(f"{field_of(name)}.cpu_fallback is true, and devices.use leaves out the CPU", 'add "cpu" to it')
 
 
 def _check_shares(config: Config, used: Mapping[str, str]) -> None:

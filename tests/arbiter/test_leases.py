@@ -1731,26 +1731,3 @@ def test_who_would_do_with_several_devices_is_explained_for_each():
     (row,) = bench.book.snapshot(bench.now)["waiting"]
     assert row["reason"].startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
     assert row["reason"].endswith("; cuda:1: a model loads; cuda:2: drained; cuda:3: too small; cuda:4: lost")
-
-
-def test_what_a_model_was_granted_besides_and_has_not_used_for_a_while_goes_to_who_waits():
-    """Its raise may have been another program's doing, and it may have no runs to show it."""
-    bench = grown_bench(5 * GIB)
-    (wait,) = bench.ask("nmt@cuda:0/0", 14 * GIB)
-    assert isinstance(wait, LeaseWait)
-    bench.later(29.0)
-    assert show(bench, 5 * GIB) == []
-    bench.later(1.1)
-    (granted,) = show(bench, 5 * GIB)
-    assert isinstance(granted, Granted) and granted.nbytes == 14 * GIB
-    show(bench, 5 * GIB)
-    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 14 * GIB]
-
-
-@pytest.mark.parametrize(("true", "needs"), [(10 * GIB, 14 * GIB), (5 * GIB, 17 * GIB)])
-def test_but_not_what_it_has_used_nor_in_vain(true, needs):
-    bench = grown_bench(true)
-    bench.ask("nmt@cuda:0/0", needs)
-    bench.later(40.0)
-    show(bench, 5 * GIB)  # between two runs
-    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 4 * GIB]

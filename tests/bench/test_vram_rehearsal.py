@@ -39,7 +39,7 @@ for_s = 0.0
 [[events]]
 what = "order"
 at_s = 0.1
-order = "drain cuda:7"
+order = "load b"
 [[events]]
 what = "kill"
 at_s = 0.1
@@ -144,6 +144,37 @@ FAULTS = {  # what the arbiter overlooks -> the room it sees
 }
 
 
+REFUSED = """
+utterances = 30
+gap_s = 0.1
+
+[[stages]]
+name = "a"
+weights_gib = 3
+
+[[outsiders]]
+gpu = 0
+at_s = 0.3
+gib = 14
+
+[[events]]
+what = "kill"
+at_s = 0
+process = "a@cuda:0/7"
+
+[[events]]
+what = "order"
+at_s = 0
+order = "load b"
+
+[[events]]
+what = "program"
+at_s = 0
+gib = 100
+for_s = 1
+"""
+
+
 def rehearsed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, float]]:
     """Exit code and metrics."""
     before = dict(os.environ)
@@ -200,6 +231,22 @@ def test_memory_that_somebody_snatches_is_shown_and_is_no_failure(
     assert found["snatched"] > 0
     assert found["failed"] == 0, "they are tried again"
     assert not list(tmp_path.rglob("estimates.json")), "a rehearsal's models are none that the user has"
+
+
+@pytest.mark.timeout(120)
+def test_what_did_not_happen_was_refused_or_got_no_lease_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_text(REFUSED)
+    code = vram.main(["--gpus", "8GiB", "--scenario", str(file), "--json"])
+    told = capfd.readouterr()
+    found = {row["metric"]: row["value"] for row in json.loads(told.out)["results"]}
+    assert (code, found["not_happened"], found["refused_orders"], found["programs_refused"]) == (1, 1, 1, 1)
+    assert 'did not happen: {"what":"kill","at_s":0.0,"process":"a@cuda:0/7"' in told.err
+    assert "was refused: load b: " in told.err and "a program got no lease: " in told.err
+    assert "broken: not_happened is 1, and is to be = 0" in told.err
+    assert 0 < found["vram_used_over_packing"] <= 1, "the outsider wants more than is left"
 
 
 def grants(tmp_path: Path, gpu_gib: int, scenario: str, modules: dict[str, str] | None = None) -> tuple[int, int]:

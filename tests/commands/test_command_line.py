@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,9 @@ def test_a_wrong_option_shows_the_usage_of_its_verb(
         (("translate", "run.wav", "--out", "o", "--private"), 2, "run.wav"),
         (("translate", "gone.wav", "--out", "o", "--config", "sim.toml", "--pipeline", "own"), 2, "gone.wav"),
         (("translate", "t.txt", "--out", "o", "--private", "--target", "xx"), 2, "--target xx"),
+        (("lease", "--gib", "1", "--connect", "garbage", "--", "true"), 1, "is not an address"),
+        (("lease", "--gib", "1", "--", "./run.wav"), 1, "not to be executed"),
+        (("lease", "--gib", "1e30", "--", "true"), 2, "below 1,048,576"),
         (("stats",), 1, "run_node.py serve"),
         (("stats", "--json"), 1, "run_node.py serve"),
         (("health",), 1, "run_node.py serve"),
@@ -181,4 +186,21 @@ def test_the_command_line_imports_no_model_library_and_no_transport_of_the_node_
 
 def test_bench_lists_the_benchmarks_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("bench") == 0
-    assert "harness" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "harness" not in told and "vram_program" not in told and "W1" not in told
+    names = {line.split()[0] for line in told.splitlines() if not line.startswith(" ")}
+    assert {"pipeline", "vram", "tune", "simulate", "plan"} <= names
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback() -> None:
+    """Held open: one of the modules that every verb needs stops for a moment, and says so."""
+    slow = "import sys, time; sys.stdout.write('here'); sys.stdout.flush(); time.sleep(30)"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "zmq.py").write_text(slow)
+        environ = {**os.environ, "PYTHONPATH": folder}
+        command = [sys.executable, str(ROOT / "run_node.py"), "stats"]
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.read(4) == b"here"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (-signal.SIGINT, b"")

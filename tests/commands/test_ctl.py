@@ -58,6 +58,15 @@ def test_a_drain_is_done_when_the_memory_is_back() -> None:
     assert undone(stats([], ("asr@cuda:0/0#1", "lease@77/1#0"), _0="empty"), answer, NOBODY) == []
 
 
+def test_a_drain_of_a_lost_device_is_done_when_no_worker_lives_there() -> None:
+    answer = {"verb": "drain", "target": "cpu", "workers": ["asr@cpu/0"]}
+    lost = {"quarantined": {"cpu": "it has fallen off the bus"}}
+    assert undone({**stats(["asr@cpu/0"], _0="running"), **lost}, answer, NOBODY) == ["asr@cpu/0"]
+    gone = {**stats(["asr@cpu/0"], ("asr@cpu/0#1",)), **lost}
+    assert undone(gone, answer, NOBODY) == []
+    assert "which is lost" in done_words(answer, gone)
+
+
 def test_an_unload_is_done_when_the_memory_is_back_even_if_the_next_life_has_loaded() -> None:
     answer = {"verb": "unload", "workers": ["asr@cpu/0"]}
     assert undone(stats([], ("asr@cpu/0#1",), _0="loaded"), answer, NOBODY) == ["asr@cpu/0"]

@@ -52,3 +52,10 @@ def lease(worker: str, **more: object) -> dict[str, object]:
 )
 def test_stats_names_the_holder_of_a_lease_and_says_who_was_asked_to_leave(row: dict[str, object], says: str) -> None:
     assert says in page({"leases": [row]}, "ipc://x")
+
+
+def test_stats_shows_a_device_that_cannot_be_read_as_one_that_grants_nothing() -> None:
+    devices = {"cuda:0": {"memory_source": "nvml", "total_bytes": 2**33, "free_bytes": 2**33, "grantable_bytes": 2**32}}
+    assert "cuda:0  nvml   8.0 GiB  8.0 GiB  4.0 GiB" in page({"arbiter": {"devices": devices}}, "ipc://x")
+    told = page({"arbiter": {"devices": devices}, "health": {"unreadable": ["cuda:0"]}}, "ipc://x")
+    assert "cuda:0  unreadable  8.0 GiB  8.0 GiB  0 B" in told

@@ -282,12 +282,20 @@ def test_every_kind_of_field_can_be_set_from_the_environment(written):
         ("DRAGOMAN_STAGES_ONE_MAXBATCH", "3", ("did you mean MAX_BATCH?",)),
         ("DRAGOMAN_STAGES_ONE_REQUIRED", "maybe", ("true or false",)),
         ("DRAGOMAN_NODE_MODE", "fast", ("node.mode", "serial")),
+        ("DRAGOMAN_NODE_PLACEMENT", "erliest", ("node.placement", "did you mean earliest?")),
+        ("DRAGOMAN_DEVICES_MAX_BYTES", "cuda:0=1000000,cpu=4GiB", ("has cpu=4GiB; '4GiB' must be a whole number",)),
+        ("DRAGOMAN_RINGS", "131072", ("'131072'; it must be a table of whole numbers (name=value,name=value)",)),
+        ("DRAGOMAN_PIPELINES", "full=one", ("write it into the configuration file",)),
     ],
 )
 def test_a_wrong_variable_is_named(written, name, value, parts):
     line = refusal(written, GOOD, {name: value})
     for part in (name, *parts):
         assert part in line
+
+
+def test_all_rings_can_be_set_at_once(written):
+    assert written(GOOD, {"DRAGOMAN_RINGS": "gateway=1048576"}).rings == {"gateway": 1048576}
 
 
 def test_a_variable_that_sets_nothing_is_warned_of_with_the_nearest_one(written, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -277,6 +278,23 @@ def test_who_fits_nowhere_because_of_max_bytes_is_told_so() -> None:
     found = plan([room(16, ceiling_bytes=4 * GIB)], [wish("a", 4)])
     assert words.headline(found).endswith("can give at most 3.6 GiB within devices.max_bytes")
     assert words.mend(found).startswith("raise devices.max_bytes, or use a smaller model")
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [({"reserve_bytes": 14 * GIB}, "devices.reserve_bytes"), ({"safety_margin": 0.9}, "devices.safety_margin")],
+)
+def test_who_fits_nowhere_because_of_what_is_kept_free_is_told_so(limits: dict[str, Any], setting: str) -> None:
+    found = plan([room(16, **limits)], [wish("a", 4)])
+    assert words.headline(found).endswith(f" within {setting}")
+    assert words.mend(found).startswith(f"lower {setting}, or use a smaller model")
+    assert "devices." not in words.mend(plan([room(16)], [wish("a", 16)])), "the margin that everybody has"
+
+
+def test_a_device_that_can_give_nothing_crowds_nobody() -> None:
+    rooms = [room(16, reserve_bytes=GIB, ceiling_bytes=2**20), room(16, 1)]
+    found = plan(rooms, [wish("a", 4, "cuda:0", "cuda:1")])
+    assert found.verdict is Verdict.RESIDENT and found.devices_of("a") == ("cuda:1",)
 
 
 # ---------------------------------------------------------------- the arbiter keeps what the plan promises

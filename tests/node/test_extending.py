@@ -97,5 +97,5 @@ def test_a_kind_or_a_policy_that_is_not_there_is_one_line() -> None:
         Node({"stages": {"shout": {"kind": "shot"}}}).start()
     with pytest.raises(DragomanError, match="kind 'torn' is installed and cannot be used: ModuleNotFoundError"):
         Node({"stages": {"shout": {"kind": "torn"}}}).start()
-    with pytest.raises(DragomanError, match=r"node.placement: no placement 'best'; there are earliest, .*second"):
+    with pytest.raises(DragomanError, match=r"node.placement is 'best'; use earliest .*second"):
         Node(config(node={"placement": "best"})).start()

@@ -163,7 +163,7 @@ def test_sessions_keep_their_models_when_who_knows_them_dies(victim: str) -> Non
 def test_where_not_all_have_room_further_models_load_when_they_have_work_and_take_turns() -> None:
     with Node(several(max_models=4)) as node, ExitStack() as stack:
         stats = node.stats()
-        assert "now away: nmt.formal, nmt.fr" in stats["mode_reason"], "ready without them"
+        assert "away at the start: nmt.formal, nmt.fr" in stats["mode_reason"], "ready without them"
         assert stats["health"]["ready"] and len(stats["arbiter"]["leases"]) <= 4
         talk = Talk(node, stack, *CHOSEN)
         for tag in SAY:
@@ -179,7 +179,7 @@ def test_where_not_all_have_room_further_models_load_when_they_have_work_and_tak
 
 def test_an_operator_speaks_of_a_model_by_its_name_inside_the_node() -> None:
     with Node(several(max_models=5)) as node:
-        assert "now away: nmt.formal, nmt.fr" in node.stats()["mode_reason"]
+        assert "away at the start: nmt.formal, nmt.fr" in node.stats()["mode_reason"]
         ctl.ask(node.ctl_endpoint, "load", target="nmt.fr")
         wait_until(lambda: node.stats()["scheduler"]["stages"]["nmt.fr"]["loaded"])
         ctl.ask(node.ctl_endpoint, "set", target="stages.nmt.fr.max_batch=1")

@@ -364,4 +364,4 @@ def test_the_doctor_beside_a_running_node_counts_its_memory_as_free(
     assert beside["placement"]["text"].startswith("all resident; cuda:0: asr")
     assert "as if node" in beside["plan"]["text"] and beside["cuda:0"]["state"] == "ok"
     assert unseen["placement"]["text"].startswith("by turns")
-    assert "it is in use by node" in unseen["cuda:0"]["text"] and unseen["cuda:0"]["state"] == "note"
+    assert "it is in use by node" in unseen["claim cuda:0"]["text"] and unseen["claim cuda:0"]["state"] == "note"

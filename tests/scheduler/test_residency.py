@@ -335,7 +335,7 @@ def test_a_node_whose_models_take_turns_is_ready_when_each_has_been_loaded_once(
     leave(found, "a")
     found.start(role("b"))
     (ready,) = found.messages(Ready, SUPERVISOR)
-    assert "take turns" in ready.mode_reason and "now away: a" in ready.mode_reason
+    assert "take turns" in ready.mode_reason and "away at the start: a" in ready.mode_reason
 
 
 def test_a_parked_worker_that_is_killed_instead_is_a_death_and_stays_parked() -> None:

@@ -94,7 +94,7 @@ def test_a_lost_result_is_made_again_by_the_model_that_made_it() -> None:
 def test_a_model_that_rests_is_not_waited_for_and_loads_when_a_session_has_work_for_it() -> None:
     found = world(text_stage("tts"), resting("tts.anna"))
     (ready,) = found.messages(Ready, SUPERVISOR)
-    assert "now away: tts.anna" in ready.mode_reason
+    assert "away at the start: tts.anna" in ready.mode_reason
     peer = found.peer("tts.anna@cpu/0")
     found.admit(0, "s")
     found.run_everything()

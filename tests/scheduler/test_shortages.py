@@ -83,9 +83,9 @@ def test_the_estimate_is_raised_in_steps_and_not_beyond_twice_itself() -> None:
     w = world(max_retries=0)
     for index in range(3):
         w.admit(index, budget_ms=600_000)
-        for _ in range(4):
+        for again in (True, True, True, False):
             run_out(w, A)
-            w.advance(10 * D)
+            w.advance(10 * D * again)
     assert grown(w) == [250, 312, 391, 47], "a quarter more each time, up to 2000"
     assert set(w.ended().values()) == {"error(no_vram)"}
 
@@ -106,6 +106,21 @@ def test_the_raised_estimate_comes_down_when_runs_have_fitted_for_a_while() -> N
     w.admit(3, budget_ms=600_000)
     run_out(w, A)
     assert grown(w) == [250, 0, 250], "and the next shortage begins anew"
+
+
+def test_and_when_there_is_nothing_to_run_and_nothing_to_try_again() -> None:
+    w = world()
+    w.admit(0, budget_ms=600_000)
+    run_out(w, A)
+    w.advance(D + 0.2)
+    run_out(w, A)
+    w.advance(2 * D)
+    assert grown(w) == [250, 312], "it is tried again in a while"
+    w.advance(D + 0.2)
+    w.done(w.peer(A))
+    for _ in range(10):
+        w.advance(WINDOW / 2)
+    assert grown(w) == [250, 312, 0]
 
 
 def test_jobs_that_run_out_together_raise_the_estimate_once() -> None:

@@ -72,6 +72,26 @@ def test_a_worker_that_will_not_come_back_is_told_although_its_stage_is_well() -
     assert told["ready"] and told["stages"]["nmt"]["note"].startswith("1 of 2 workers will not come back")
 
 
+@pytest.mark.parametrize(
+    ("row", "note"),
+    [
+        ({"loaded": 0, "parked": 1}, "0 of 2 workers have their model, 1 comes back when there is work"),
+        ({"loaded": 0, "parked": 2}, "0 of 2 workers have their model, 2 come back when there is work"),
+        ({"loaded": 1, "parked": 1, "lost": 1}, "1 of 2 workers have their model, 1 comes back when there is work"),
+    ],
+)
+def test_workers_without_their_model_are_counted_as_they_are(row: dict[str, int], note: str) -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(workers=2, **row)}}))
+    assert health(world)["stages"]["nmt"]["note"].endswith(note)
+
+
+def test_a_lost_worker_comes_back_for_no_work() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=1)}}))
+    assert "when there is work" not in health(world)["stages"]["nmt"]["note"]
+
+
 @pytest.mark.parametrize(("age_ms", "told"), [(-1, False), (1900.0, False), (2100.0, True)])
 def test_a_device_that_cannot_be_read_is_told_although_the_node_serves(age_ms: float, told: bool) -> None:
     world = serving()
@@ -80,4 +100,5 @@ def test_a_device_that_cannot_be_read_is_told_although_the_node_serves(age_ms: f
     seen = health(world)
     assert seen["ready"]
     assert [note.partition(",")[0] for note in seen["notes"]] == ["device cuda:0 cannot be read"] * told
+    assert seen["unreadable"] == ["cuda:0"] * told
     assert not told or "for 3 s" in seen["notes"][0]

@@ -329,6 +329,27 @@ def test_a_ceiling_of_all_gpus_is_seen_by_the_plan_and_bounds_one_s_part_of_shar
         make(config(big, devices=DeviceSection(max_total_bytes=16 * GIB)), [*GPUS, CPU])
 
 
+def test_the_least_ceiling_of_all_gpus_is_one_and_is_named() -> None:
+    some = {"a": StageSection(kind="simulated", estimate_bytes=GIB, devices=("cuda:0",))}
+    for nbytes in (1, GIB):
+        with pytest.raises(DragomanError, match=r"within devices\.max_total_bytes; raise devices\.max_total_bytes"):
+            make(config(some, devices=DeviceSection(max_total_bytes=nbytes)), [*GPUS, CPU])
+    with pytest.raises(DragomanError, match=r"within devices\.max_bytes; raise devices\.max_bytes"):
+        make(config(some, devices=DeviceSection(max_bytes={"cuda:0": GIB})), [*GPUS, CPU])
+
+
+def test_a_stage_without_any_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.a\.devices is empty"):
+        make(config({"a": StageSection(kind="simulated", devices=())}), [*GPUS, CPU])
+
+
+def test_a_stage_falls_back_to_no_cpu_that_the_node_does_not_use() -> None:
+    stages = {"a": StageSection(kind="simulated", devices=("cuda:0",), cpu_fallback=True)}
+    assert make(config(stages), [*GPUS, CPU]).workers
+    with pytest.raises(ConfigError, match=r'stages\.a\.cpu_fallback .* devices\.use leaves out the CPU; add "cpu"'):
+        make(config(stages), GPUS)
+
+
 def test_a_ceiling_may_be_given_by_name_or_uuid() -> None:
     made = make(config(devices=DeviceSection(max_bytes={"cuda:0": 8 * GIB, "GPU-1": 9 * GIB})), [*GPUS, CPU])
     assert [d.ceiling_bytes for d in made.arbiter.devices] == [8 * GIB, 9 * GIB, 0]
