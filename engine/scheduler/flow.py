@@ -323,6 +323,7 @@ class Flow:
             self._record(job, worker, result, State.FAILED.value, result.error)
             leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
             why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            why += f"; the next try, in {wait:.1f} s, would come after its deadline" if wait is not None else ""
             if wait is not None and haste.relieve(self, job, now):
                 return None
             return self._give_up(job, code, result.error + why, now)
@@ -408,8 +409,16 @@ class Flow:
         if job.passed:
             return "done"
         workers = self.book.workers_of(job.stage) if job.state is State.LOADING else []
-        why = next((f" ({worker.waiting_for})" for worker in workers if worker.waiting_for), "")
-        return f"{job.state.value} at {job.stage}{why}"
+        why = next((worker.waiting_for for worker in workers if worker.waiting_for), "") or self._pause(job)
+        return f"{job.state.value} at {job.stage}{f' ({why})' if why else ''}"
+
+    def _pause(self, job: Job) -> str:
+        """That it waits because each device of its stage pauses, in words, or ""."""
+        waits = job.state in (State.PENDING, State.LOADING) and not job.ticket
+        devices = dict.fromkeys(worker.plan.device for worker in self.book.workers_of(job.stage) if waits)
+        if not devices or any(self.book.shortages.held_until(device) is None for device in devices):
+            return ""
+        return f"nothing begins on {' and '.join(devices)} for a while: memory ran out there"
 
     def _give_up(self, job: Job, code: str, error: str, now: float) -> None:
         job.move(State.FAILED)

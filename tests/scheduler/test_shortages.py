@@ -139,6 +139,7 @@ def test_a_wait_that_would_end_after_the_deadline_ends_the_job_now_with_its_caus
     w.advance(D + 0.01)
     run_out(w, A)
     assert w.ended() == {("s", 0): "error(no_vram)"} and "on purpose" in w.outcomes[0].outcome.error
+    assert w.outcomes[0].outcome.error.endswith("; the next try, in 3.0 s, would come after its deadline")
 
 
 def test_so_does_a_pause_of_all_its_devices() -> None:
@@ -162,7 +163,35 @@ def test_out_of_memory_is_no_reported_failure() -> None:
     assert w.ended() == {("s", 0): "ok"}
 
 
+def test_the_end_after_all_tries_speaks_of_no_further_one() -> None:
+    w = world()
+    w.admit(0, budget_ms=600_000)
+    for wait in (D, 3 * D, 9 * D, 0):
+        run_out(w, A)
+        w.advance(wait + 0.01)
+    assert w.ended() == {("s", 0): "error(no_vram)"} and "next try" not in w.outcomes[0].outcome.error
+
+
 # ------------------------------------------------------------ a device's pause
+
+
+def test_who_waits_for_a_device_that_pauses_hears_of_it_at_its_deadline() -> None:
+    w = world()
+    for index in range(2):
+        w.admit(index, budget_ms=600_000)
+    run_out(w, A)
+    run_out(w, A)
+    w.admit(2, budget_ms=int(HOLD / 2 * 1000))
+    w.advance(HOLD / 2 + 0.01)
+    assert w.ended() == {("s", 2): "error(expired)"}
+    assert w.outcomes[0].outcome.error.endswith(
+        "it was pending at a (nothing begins on cuda:0 for a while: memory ran out there)"
+    )
+    w.advance(HOLD)
+    w.admit(3, budget_ms=100)
+    w.advance(0.2)
+    assert w.ended()[("s", 3)] == "error(expired)"
+    assert "memory" not in w.outcomes[1].outcome.error, "the pause is over"
 
 
 def test_one_shortage_is_an_accident_and_two_are_a_pause_of_that_device() -> None:
