@@ -22,6 +22,8 @@ try:
     from ipc.errors import ConfigError, DragomanError
 except ImportError as error:  # another Python than the environment's, or too old a one
     sys.exit(f"error: this Python cannot run Dragoman ({error}); run: make env, then .venv/bin/python run_node.py ...")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 DESCRIPTION = "Dragoman: a node that translates speech on this machine's own GPUs (or its CPU)."
 EPILOG = """examples:
@@ -37,8 +39,8 @@ run_node.py VERB --help tells more. Exit codes: 0 ok, 1 failed, 2 usage, 78 conf
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. What a user can mend is one line on standard error."""
     _show_everything()
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         code = int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
         sys.stdout.flush()
         return code

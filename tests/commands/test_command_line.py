@@ -141,6 +141,14 @@ def test_a_connect_endpoint_where_nothing_answers_is_one_line(
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_interruption_while_a_command_is_still_being_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_node, "parser", interrupted)
+    assert call("stats") == 130
+
+
 def test_it_starts_as_a_script_from_any_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_node.py"), "--version"],

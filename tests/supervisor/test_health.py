@@ -86,6 +86,15 @@ def test_workers_without_their_model_are_counted_as_they_are(row: dict[str, int]
     assert health(world)["stages"]["nmt"]["note"].endswith(note)
 
 
+def test_a_stage_all_of_whose_devices_are_drained_waits_for_an_operator() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, parked=1)}}))
+    assert "when there is work" in health(world)["stages"]["nmt"]["note"]
+    world.life.orders.drained.add("cpu")
+    note = "its work waits, operators have drained cpu: run_node.py ctl resume cpu"
+    assert health(world)["stages"]["nmt"]["note"] == note
+
+
 def test_a_lost_worker_comes_back_for_no_work() -> None:
     world = serving()
     world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=1)}}))
