@@ -8,9 +8,13 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are loaded ends it without a traceback
 
 try:
     import msgspec  # noqa: F401 - these two are what every verb needs
@@ -22,8 +26,6 @@ try:
     from ipc.errors import ConfigError, DragomanError
 except ImportError as error:  # another Python than the environment's, or too old a one
     sys.exit(f"error: this Python cannot run Dragoman ({error}); run: make env, then .venv/bin/python run_node.py ...")
-except KeyboardInterrupt:
-    sys.exit(130)
 
 DESCRIPTION = "Dragoman: a node that translates speech on this machine's own GPUs (or its CPU)."
 EPILOG = """examples:
@@ -39,9 +41,12 @@ run_node.py VERB --help tells more. Exit codes: 0 ok, 1 failed, 2 usage, 78 conf
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. What a user can mend is one line on standard error."""
     _show_everything()
+    args = parser().parse_args(argv)
     try:
-        args = parser().parse_args(argv)
-        code = int(importlib.import_module(f"engine.commands.{args.verb}").run(args))
+        verb = importlib.import_module(f"engine.commands.{args.verb}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = int(verb.run(args))
         sys.stdout.flush()
         return code
     except UsageError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from ipc.errors import DragomanError
 GIB = 2**30
 CORES = ("arbiter", "scheduler", "gateway")
 ASKED_BYTES = 2**20
+PATIENCE_S = 10.0
 REFUSED, SHORT = 3, 4  # exit codes of a program that got no lease, or no memory within it
 
 Gib = Annotated[float, msgspec.Meta(ge=0, le=4096)]
@@ -177,15 +179,22 @@ class Events:
         }  # fmt: skip
         told = msgspec.json.encode({"lease": options, "takes": takes - self._context_bytes, "for_s": event.for_s})
         command = [sys.executable, "-m", "bench.vram_program", told.decode()]
-        self.programs.append(subprocess.Popen(command))
+        self.programs.append(subprocess.Popen(command, stdout=subprocess.PIPE))
 
     def end(self) -> None:
-        """Wait for who asks, and end the programs that still run: their memory is not wanted any more."""
+        """Wait for who asks, and end the programs that still run: their memory is not wanted any more.
+
+        One that has just begun has ``PATIENCE_S`` to show whether it gets what it wants.
+        """
         for thread in self._asking:
             thread.join()
+        over = time.monotonic() + PATIENCE_S
+        for program in self.programs:
+            assert program.stdout is not None
+            select.select([program.stdout], [], [], max(0.0, over - time.monotonic()))  # a word, or its end
         for program in self.programs:
             program.terminate()
-            program.wait()
+            program.communicate()
 
     def ended_with(self, code: int) -> int:
         """How many programs have ended with this exit code."""

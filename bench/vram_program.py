@@ -33,6 +33,7 @@ def main(told: str) -> int:
             vram.take(wanted["takes"])
     except StageError:
         return SHORT
+    print("it has what it wants", flush=True)
     until = time.monotonic() + wanted["for_s"]
     while time.monotonic() < until and not lease.asked_to_leave:
         time.sleep(LOOK_S)

@@ -120,12 +120,11 @@ def _lost(row: dict[str, Any], mend: str) -> str:
 
 
 def _resting(row: dict[str, Any]) -> str:
-    workers = row.get("workers", 0)
-    parked = min(row.get("parked", 0), workers - row.get("lost", 0))  # one that is lost comes back for no work
+    parked, workers = row.get("parked", 0), row.get("workers", 0)
     comes = "1 comes" if parked == 1 else f"{parked} come"
     why = f" ({row['why']})" if row.get("why") else ""
     has = f"{row.get('loaded', 0)} of {workers} workers have their model"
-    return f"{has}, {comes} back when there is work{why}" if parked > 0 else ""
+    return f"{has}, {comes} back when there is work{why}" if parked else ""
 
 
 def _drained(devices: tuple[str, ...]) -> str:

@@ -39,7 +39,7 @@ for_s = 0.0
 [[events]]
 what = "order"
 at_s = 0.1
-order = "drain cuda:7"
+order = "load b"
 [[events]]
 what = "kill"
 at_s = 0.1

@@ -95,12 +95,6 @@ def test_a_stage_all_of_whose_devices_are_drained_waits_for_an_operator() -> Non
     assert health(world)["stages"]["nmt"]["note"] == note
 
 
-def test_a_lost_worker_comes_back_for_no_work() -> None:
-    world = serving()
-    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=1)}}))
-    assert "when there is work" not in health(world)["stages"]["nmt"]["note"]
-
-
 @pytest.mark.parametrize(("age_ms", "told"), [(-1, False), (1900.0, False), (2100.0, True)])
 def test_a_device_that_cannot_be_read_is_told_although_the_node_serves(age_ms: float, told: bool) -> None:
     world = serving()
