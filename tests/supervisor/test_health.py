@@ -86,6 +86,13 @@ def test_workers_without_their_model_are_counted_as_they_are(row: dict[str, int]
     assert health(world)["stages"]["nmt"]["note"].endswith(note)
 
 
+def test_a_stage_whose_only_worker_was_lost_while_its_model_was_away_is_not_well() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=0, why="lost")}}))
+    told = health(world)
+    assert not told["ready"] and "stage nmt: lost; " in told["reason"]
+
+
 def test_a_stage_all_of_whose_devices_are_drained_waits_for_an_operator() -> None:
     world = serving()
     world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, parked=1)}}))
