@@ -128,6 +128,7 @@ class Placement:
     added_s: float = 0.0
     nowhere: tuple[Lack, ...] = ()
     waits: tuple[Lack, ...] = ()
+    never: tuple[Lack, ...] = ()  # one a device that a stage is wanted on and that can never hold it, others can
     best: Mapping[str, int] = field(default_factory=dict)  # stage -> its variant if no other program held memory
     rooms: tuple[Room, ...] = ()  # what it was made for
 
@@ -145,7 +146,7 @@ def plan(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Placement:
     """Place all ``wishes``, which are in the order in which an utterance meets them."""
     alone = _plan([replace(room, free_bytes=room.limits.total_bytes) for room in rooms], wishes)
     best = {wish.stage: alone.variant_of(wish.stage) for wish in wishes}
-    return replace(_plan(rooms, wishes), best=best, rooms=tuple(rooms))
+    return replace(_plan(rooms, wishes), best=best, rooms=tuple(rooms), never=tuple(_never(rooms, wishes)))
 
 
 def measured(placement: Placement, load_s: Mapping[str, float]) -> Placement:
@@ -185,6 +186,16 @@ def _settled(wish: Wish, devices: Mapping[str, Room]) -> Wish | None:
     if spare is not None and _smallest(wish, spare) <= spare.limits.most_bytes:
         return replace(wish, devices=(spare.name,), on_spare=True)
     return None
+
+
+def _never(rooms: Sequence[Room], wishes: Sequence[Wish]) -> Iterator[Lack]:
+    """Of stages that are wanted on all of their devices: those that can hold no variant, where others can."""
+    devices = {room.name: room for room in rooms}
+    for wish in wishes:
+        each = [_lack(replace(wish, devices=(name,)), devices, ever=True) for name in wish.devices]
+        lacking = [lack for lack in each if lack.there_bytes < lack.needs_bytes]
+        if wish.everywhere and len(lacking) < len(each):
+            yield from lacking
 
 
 def _smallest(wish: Wish, room: Room) -> int:

@@ -74,6 +74,9 @@ def mend(placement: Placement) -> str:
             return f"for all at once: devices.max_models = {max(map(len, _counted(placement).values()))}"
         case Verdict.TURNS:
             return "for all at once: smaller models (stages.X.variants), another GPU, or one of 12 GB or more"
+    if placement.never:
+        some = dict.fromkeys(f"{field_of(lack.stage)}.devices" for lack in placement.never)
+        return f"name only GPUs that can hold it ({', '.join(some)}), or give it smaller variants"
     return ""
 
 
@@ -104,6 +107,11 @@ def lines(placement: Placement) -> list[str]:
         )
     if placement.verdict is not Verdict.NOWHERE:
         found += [f"  {lacking(lack)}: its utterances skip it" for lack in placement.nowhere]
+    for lack in placement.never:
+        most = (
+            f"{lack.devices[0]} can give at most {gib(lack.there_bytes)}{f' within {lack.bound}' if lack.bound else ''}"
+        )
+        found.append(f"  stage {lack.stage} is not on {lack.devices[0]}: it needs {gib(lack.needs_bytes)}, {most}")
     for lack in placement.waits:
         there = f"{gib(lack.there_bytes)} can be granted now"
         found.append(f"  stage {lack.stage} needs {gib(lack.needs_bytes)}, {there}: it waits for other programs")

@@ -26,7 +26,7 @@ def told(peer: str, message: Any) -> str:
     who = peer.rpartition("#")[0] or peer
     match message:
         case Granted(nbytes=nbytes):
-            return f"{who} is granted {gib(nbytes)}" if _is_program(peer) else f"{who} may load: {gib(nbytes)} granted"
+            return f"{who} is granted {gib(nbytes)}"
         case LeaseWait(reason=reason):
             return f"{who} waits: {reason}"
         case Denied(reason=reason):
@@ -51,10 +51,26 @@ def too_little(lease: Lease, memory: DeviceMemory, present: Collection[Lease], r
     figures = f"{gib(free)} free, {gib(memory.promised(present))} promised"
     if (taken := memory.taken_of_ceiling(present)) >= 0:
         figures = f"{ceiling(limits)}, {gib(taken)} of them taken"
-    return (
-        f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, {gib(max(0, room))} can be "
-        f"granted ({figures}, {margin(limits, free)})"
-    )
+    needs, there = apart(lease.nbytes, max(0, room))
+    needs += " more" if lease.grows else ""
+    figures += f", {margin(limits, free)}"
+    return f"{name(lease)} needs {needs} on {lease.device}, {there} can be granted ({figures})"
+
+
+def apart(one: int, other: int) -> tuple[str, str]:
+    """Two sizes in words that differ where they do."""
+    for words in (gib, _mib, _bytes):
+        if words(one) != words(other):
+            break
+    return words(one), words(other)
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
+def _bytes(nbytes: int) -> str:
+    return f"{nbytes} bytes"
 
 
 def never_fits(lease: Lease, limits: Limits) -> str:

@@ -67,12 +67,11 @@ A bundle of `run_node.py doctor --bundle`: what somebody who helps has to see.
 
 Not in it: audio, transcripts, translations, models, keys. Removed: values of fields named like secrets, credentials in
 addresses, texts in a stage's options (but a few like source and target); the home folder is written as ~. Names of
-sessions and of files are as they are: look
-through it before you pass it on.
+sessions and of files are as they are: look through it before you pass it on.
 """
 ABOUT = {
     "doctor.json": "what the doctor found on this machine, and what would mend it",
-    "configuration.toml": "the configuration in force",
+    "configuration.toml": "the configuration that doctor looked at, which a running node need not have",
     "environment.txt": "variables that the node looks at",
     "versions.txt": "Python, system, and every installed package",
     "stats.json": "what the running node says of itself",

@@ -222,7 +222,7 @@ def _onnxruntime(facts: Facts) -> Finding:
             + " one"
         )
     if has_gpu and not cuda:
-        return Finding("note", topic, text + "; tts will run on the CPU", GPU_COMMAND)
+        return Finding("note", topic, text + "; Piper voices will run on the CPU", GPU_COMMAND)
     return Finding("ok", topic, text)
 
 

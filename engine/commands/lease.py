@@ -98,4 +98,4 @@ def named(given: str, devices: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _say(reason: str) -> None:
-    print(f"waiting: {reason}", file=sys.stderr, flush=True)
+    print(reason if reason.startswith("waiting") else f"waiting: {reason}", file=sys.stderr, flush=True)

@@ -184,9 +184,9 @@ def _waiting(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
 
 def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     rows = [[x.get("lease"), holder(x), x.get("device"), nbytes(x.get("nbytes")), _lease_state(x),
-             nbytes(x["measured_bytes"]) if x.get("measured_bytes", -1) >= 0 else None]
+             nbytes(x.get("held_bytes"))]
             for x in stats.get("leases") or []]  # fmt: skip
-    return "Leases", ["lease", "holder", "device", "granted", "state", "measured"], rows
+    return "Leases", ["lease", "holder", "device", "granted", "state", "holds"], rows
 
 
 def holder(row: Mapping[str, Any]) -> str:

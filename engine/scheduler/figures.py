@@ -96,6 +96,7 @@ class Figures:
 
     def _stage(self, name: str, now: float) -> dict[str, Any]:
         pace, plan, workers = self.book.paces[name], self.book.stages[name], self.book.workers_of(name)
+        to_come = [worker for worker in self.book.regulars_of(name) if worker.life is not Life.LOST]
         done = max(1, pace.done)
         batches = [batch for worker in workers for batch in worker.batches]
         running = sum(len(batch.jobs) for batch in batches)
@@ -105,8 +106,8 @@ class Figures:
             "workers": len(workers),
             "lost": sum(worker.life is Life.LOST for worker in workers),
             "loaded": sum(worker.life is Life.LOADED for worker in workers),
-            "parked": sum(worker.parked for worker in self.book.regulars_of(name)),
-            "called": sum(worker.called for worker in self.book.regulars_of(name)),
+            "parked": sum(worker.parked for worker in to_come),
+            "called": sum(worker.called for worker in to_come),
             "instances": self.core.extras.snapshot(name),
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded

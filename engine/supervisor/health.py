@@ -26,7 +26,10 @@ def judge(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dict[str,
     "unreadable": [device]}."""
     report: dict[str, Any]
     reported_at, report = life.reports.get("scheduler", (math.inf, {}))
-    stages = {name: of_stage(row, life.way_back(name)) for name, row in report.get("stages", {}).items()}
+    stages = {
+        name: of_stage(row, life.way_back(name), _all_drained(life, name))
+        for name, row in report.get("stages", {}).items()
+    }
     reasons = [life.phase.value] if life.phase is not Phase.SERVING else []
     reasons += [
         text for role in ("arbiter", "scheduler", "gateway") if (text := _of_process(life, role, deadlines, now))
@@ -80,8 +83,16 @@ def _unreadable(life: Lifecycle, deadlines: DeadlinesSection, now: float) -> dic
     return {device: age_s + now - reported_at for device, age_s in ages.items() if age_s > deadlines.unreadable_s}
 
 
-def of_stage(row: dict[str, Any], mend: str) -> dict[str, Any]:
-    """One stage of the scheduler's report. ``mend``: what brings its lost workers back."""
+def _all_drained(life: Lifecycle, stage: str) -> tuple[str, ...]:
+    """The devices of a stage, where operators have drained all of them."""
+    devices = {record.device for record in life.roster if record.stage == stage}
+    return tuple(sorted(devices)) if devices and devices <= life.orders.drained else ()
+
+
+def of_stage(row: dict[str, Any], mend: str, drained: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One stage of the scheduler's report. ``mend``: what brings its lost workers back. ``drained``: its devices,
+    where all are.
+    """
     if row.get("absent"):
         return {"alive": False, "progressing": False, "reason": f"absent: {row['absent']}"}
     if not (row.get("loaded") or row.get("parked") or row.get("called")):
@@ -97,7 +108,7 @@ def of_stage(row: dict[str, Any], mend: str) -> dict[str, Any]:
         "alive": True,
         "progressing": True,
         "reason": "",
-        "note": "; ".join(filter(None, [_lost(row, mend), _resting(row), _degraded(row)])),
+        "note": "; ".join(filter(None, [_lost(row, mend), _drained(drained) or _resting(row), _degraded(row)])),
     }
 
 
@@ -109,12 +120,16 @@ def _lost(row: dict[str, Any], mend: str) -> str:
 
 
 def _resting(row: dict[str, Any]) -> str:
-    workers = row.get("workers", 0)
-    parked = min(row.get("parked", 0), workers - row.get("lost", 0))  # one that is lost comes back for no work
+    parked, workers = row.get("parked", 0), row.get("workers", 0)
     comes = "1 comes" if parked == 1 else f"{parked} come"
     why = f" ({row['why']})" if row.get("why") else ""
     has = f"{row.get('loaded', 0)} of {workers} workers have their model"
-    return f"{has}, {comes} back when there is work{why}" if parked > 0 else ""
+    return f"{has}, {comes} back when there is work{why}" if parked else ""
+
+
+def _drained(devices: tuple[str, ...]) -> str:
+    what = " and ".join(devices)
+    return f"its work waits, operators have drained {what}: run_node.py ctl resume {devices[0]}" if devices else ""
 
 
 def _degraded(row: dict[str, Any]) -> str:

@@ -438,7 +438,7 @@ def test_programs_outside_the_node_are_no_models_and_wait_for_no_place_among_the
     assert isinstance(bench.ask("lease@8/1", GIB)[0], Granted)
     bench.feed(Gone("tts@cuda:0/0", 1))
     (wait,) = bench.ask("lease@9/1", 20 * GIB + 1)
-    assert "needs 20.0 GiB" in wait.reason, "it lacks room, and nothing else"
+    assert f"needs {20 * GIB + 1} bytes" in wait.reason, "it lacks room, and nothing else"
 
 
 def test_what_is_still_lacking_is_said_again_when_a_lease_has_ended_or_never_will():
@@ -816,7 +816,7 @@ def test_time_alone_is_asked_for_when_it_matters():
 
 
 def test_what_a_worker_is_told_stands_in_the_log_in_words():
-    assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 may load: 3 MiB granted"
+    assert words.told("asr@cpu/0#1", Granted(1, 2, 3 * 2**20)) == "asr@cpu/0 is granted 3 MiB"
     assert words.told("lease@7/1#99", Granted(1, 2, 6 * 2**30)) == "lease@7/1 is granted 6.0 GiB"
     assert words.told("asr@cpu/0#1", Denied("too large", "no_vram", 1)) == "asr@cpu/0 gets no memory: too large"
 

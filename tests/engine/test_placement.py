@@ -291,6 +291,16 @@ def test_who_fits_nowhere_because_of_what_is_kept_free_is_told_so(limits: dict[s
     assert "devices." not in words.mend(plan([room(16)], [wish("a", 16)])), "the margin that everybody has"
 
 
+def test_a_device_that_a_stage_names_and_that_can_never_hold_it_is_told() -> None:
+    rooms = [room(8), room(4, 1)]
+    found = plan(rooms, [wish("a", 5, "cuda:0", "cuda:1", everywhere=True)])
+    assert found.verdict is Verdict.RESIDENT and found.devices_of("a") == ("cuda:0",)
+    assert words.lines(found)[-1] == "  stage a is not on cuda:1: it needs 5.0 GiB, cuda:1 can give at most 3.6 GiB"
+    assert "stages.a.devices" in words.mend(found)
+    anywhere = plan(rooms, [wish("a", 5, "cuda:0", "cuda:1")])
+    assert words.mend(anywhere) == "" and "is not on" not in "".join(words.lines(anywhere))
+
+
 def test_a_device_that_can_give_nothing_crowds_nobody() -> None:
     rooms = [room(16, reserve_bytes=GIB, ceiling_bytes=2**20), room(16, 1)]
     found = plan(rooms, [wish("a", 4, "cuda:0", "cuda:1")])

@@ -338,6 +338,16 @@ def test_a_node_whose_models_take_turns_is_ready_when_each_has_been_loaded_once(
     assert "take turns" in ready.mode_reason and "away at the start: a" in ready.mode_reason
 
 
+def test_a_parked_worker_that_is_lost_comes_back_for_no_work_and_is_not_counted_so() -> None:
+    found = world("a", "b")
+    want(found, "b")
+    leave(found, "a")
+    assert found.core.snapshot(found.now)["stages"]["a"]["parked"] == 1
+    found.core.handle(SUPERVISOR, Gone(role("a"), found.lives[role("a")], "the device is lost", final=True), found.now)
+    row = found.core.snapshot(found.now)["stages"]["a"]
+    assert (row["parked"], row["called"], row["lost"]) == (0, 0, 1)
+
+
 def test_a_parked_worker_that_is_killed_instead_is_a_death_and_stays_parked() -> None:
     found = world("a", "b")
     want(found, "b")

@@ -86,10 +86,20 @@ def test_workers_without_their_model_are_counted_as_they_are(row: dict[str, int]
     assert health(world)["stages"]["nmt"]["note"].endswith(note)
 
 
-def test_a_lost_worker_comes_back_for_no_work() -> None:
+def test_a_stage_whose_only_worker_was_lost_while_its_model_was_away_is_not_well() -> None:
     world = serving()
-    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=1)}}))
-    assert "when there is work" not in health(world)["stages"]["nmt"]["note"]
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=0, why="lost")}}))
+    told = health(world)
+    assert not told["ready"] and "stage nmt: lost; " in told["reason"]
+
+
+def test_a_stage_all_of_whose_devices_are_drained_waits_for_an_operator() -> None:
+    world = serving()
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, parked=1)}}))
+    assert "when there is work" in health(world)["stages"]["nmt"]["note"]
+    world.life.orders.drained.add("cpu")
+    note = "its work waits, operators have drained cpu: run_node.py ctl resume cpu"
+    assert health(world)["stages"]["nmt"]["note"] == note
 
 
 @pytest.mark.parametrize(("age_ms", "told"), [(-1, False), (1900.0, False), (2100.0, True)])
