@@ -7,7 +7,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
 * smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
   ``lease_wait_s``): then it holds back those behind it;
-* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
+* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way,
+  unless that one has passed it;
 * one that would do with several devices leaves its line for whichever of them has room first (``lines``, where also
   those stand aside who wait for a device that operators keep empty);
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
@@ -221,8 +222,9 @@ class Leases:
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines.in_front_of(device)
         outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
-        if outlook.closed and outlook.closed.kind == "turn":  # nobody's patience runs out over somebody else's load
-            line.stop(now)
+        loader = next((one for one in self._present[device] if one.state is LeaseState.GRANTED), None)
+        if loader is not None:  # nobody's patience runs out over somebody else's load
+            line.stop(now, loader)
         else:
             line.run(now)
         return outlook

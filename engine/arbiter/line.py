@@ -10,8 +10,9 @@ patience, programs outside the node for all but the last of theirs. Who then hol
 once one of the node's own has reached its limit. So programs, however many and for however long they wait, cost a
 request of the node's that much and not its memory.
 
-Patience runs for all of them or for none: it stands still while somebody loads there (``run``, ``stop``). All times in
-here are on that clock, in seconds; only the clock's own start is kept in the caller's time.
+Patience stands still while somebody loads there (``run``, ``stop``): all ends of it are on a clock that does. Only who
+was passed pays for the load of the one that did, when that is over, until nobody may pass it any more: so loads one
+after the other keep nobody waiting for ever. Ranks are in the caller's time, which no load stops.
 
 A device may have a thousand programs waiting for it, so each question costs a few searches in sorted lists, and no walk
 along the line: by rank, by size, by the end of their patience.
@@ -59,6 +60,8 @@ class Line:
         self._wait_s = wait_s
         self._clock = 0.0  # how far it had come when it last stopped
         self._since: float | None = None  # the caller's time when it was last started; None: it stands
+        self._loading: tuple[float, float] | None = None  # the rank of who loads
+        self._stopped = 0.0  # the caller's time when that began
         self._ranked: list[Lease] = []  # by rank
         self._sized: list[Lease] = []  # by size
         self._ranks: list[tuple[float, float]] = []  # of ``_sized``, for a search without looking at each lease
@@ -91,7 +94,7 @@ class Line:
         holding_s = HOLDING * min(wait_s, self._wait_s) if lease.external else (1 - PASSING) * self._wait_s
         lease.passed_until = lease.patient_until - holding_s
         self._places += 1  # two that came at once keep the order they came in
-        lease.rank = clock + PRIORITIES[lease.priority] * self._wait_s, self._places
+        lease.rank = now + PRIORITIES[lease.priority] * self._wait_s, self._places
         insort(self._ranked, lease, key=_rank)
         insort(self._ending, lease, key=_end)
         place = bisect_right(self._sized, lease.nbytes, key=_size)
@@ -155,11 +158,30 @@ class Line:
         return self._clock + (0.0 if self._since is None else now - self._since)
 
     def run(self, now: float) -> None:
+        """Nobody loads (any more)."""
         if self._since is None:
-            self._since = now
+            if self._loading is not None:
+                self._charge(self._loading, now)
+            self._since, self._loading = now, None
 
-    def stop(self, now: float) -> None:
-        self._clock, self._since = self.clock(now), None
+    def stop(self, now: float, loader: Lease) -> None:
+        """This one, who stood here, loads now."""
+        if self._since is not None or self._loading is None:
+            self._clock, self._since = self.clock(now), None
+            self._loading, self._stopped = loader.rank, now
+
+    def _charge(self, rank: tuple[float, float], now: float) -> None:
+        """Of those that one of this rank has passed, the time of its load, as far as they may be passed."""
+        passed = self._ranked[: bisect_left(self._ranked, rank, key=_rank)]
+        for lease in passed:
+            taken_s = min(now - max(self._stopped, lease.since), lease.passed_until - self._clock)
+            if taken_s > 0:
+                lease.patient_until -= taken_s
+                lease.passed_until -= taken_s
+        if passed:
+            self._ending.sort(key=_end)
+            self._own.sort(key=_limit)
+            self._outside.sort(key=_limit)
 
     def patience(self, lease: Lease, now: float) -> float:
         """Seconds of it that are left."""

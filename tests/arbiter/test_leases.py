@@ -296,6 +296,33 @@ def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waite
     assert (answer.id, type(answer)) == (1, Granted)
 
 
+@pytest.mark.parametrize(("elder", "wait_s"), [("repair@cuda:0/0", None), ("lease@7/1", 60.0)])
+@pytest.mark.parametrize(("priority", "limit_s"), [("normal", 30.0), ("high", 60.0)])
+def test_loads_one_right_after_the_other_pass_one_that_does_not_fit_for_half_its_time_and_no_longer(
+    elder: str, wait_s: float | None, priority: str, limit_s: float
+):
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0, max_models=99))
+    free = 10 * GIB
+    bench.read(free)
+    (waits,) = bench.ask(elder, 12 * GIB, wait_s=wait_s)
+    assert isinstance(waits, LeaseWait)
+    begun, now = bench.now, bench.ask("small0@cuda:0/0", MIB, priority=priority)[0]
+    for number in itertools.count():
+        assert isinstance(now, Granted) and bench.now < begun + limit_s + 10.0
+        bench.ask(f"small{number + 1}@cuda:0/0", MIB, priority=priority)  # the next one is there before it has loaded
+        bench.later(10.0)
+        bench.settle(f"small{number}@cuda:0/0", now.lease, MIB)
+        bench.later(0.01)
+        free -= MIB
+        now = next((one for one in bench.read(free) if isinstance(one, Granted)), None)
+        if now is None:
+            break
+    assert bench.now >= begun + limit_s
+    bench.later(1.0)
+    granted = bench.read(13 * GIB)[0]
+    assert isinstance(granted, Granted) and granted.nbytes == 12 * GIB
+
+
 @pytest.mark.parametrize(("wait_s", "until"), [(None, 30.0), (60.0, 30.0), (20.0, 10.0), (600.0, 570.0)])
 def test_smaller_requests_pass_a_program_that_lacks_room_but_not_in_the_last_of_its_patience(wait_s, until):
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
