@@ -118,11 +118,14 @@ class Worker:
                     self.runs.clear()
                     self.scheduler.post(Here(self.state, self.waiting_for, self.variant))
                 case Up(role="arbiter"):
-                    self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
-                    for message in (*self.last_words, self.request):
-                        self._to_arbiter(message)
+                    self._meet_arbiter()
                 case Stop():
                     self.leaving = True
+
+    def _meet_arbiter(self) -> None:
+        self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
+        for message in (*self.last_words, self.request):
+            self._to_arbiter(message)
 
     def _connect(self, role: str, old: Dealer | None, union: object) -> Dealer:
         if old is not None:
@@ -306,6 +309,8 @@ class Worker:
                         failpoints.reach("worker.done")
         time_ = now()
         if time_ >= self.lifeline.pulse_at:
+            if self.arbiter is not None and self.arbiter.ended:
+                self._meet_arbiter()  # it was there, and had no place for one more
             self.lifeline.beat(self.state, time_)
             if self.lifeline.report_due(time_):
                 self.lifeline.report(self.snapshot(), time_)
