@@ -148,7 +148,7 @@ class Leases:
             home=name if name != device else "",
         )  # fmt: skip
         if memory is None:
-            return [self._deny(lease, f"this node has no device {name!r}", now)]
+            return [self._deny(lease, f"this node has no device {_cut(name)!r}", now)]
         if name in self._lost:
             return [self._deny(lease, words.quarantined(name, self._lost[name]), now)]
         if message.wait_s is not None and not 0 <= message.wait_s < math.inf:

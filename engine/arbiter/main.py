@@ -217,18 +217,17 @@ class Arbiter:
         return not why
 
     def _hear_workers(self) -> None:
-        refused = set()
+        refused: dict[str, str] = {}
         for peer, _, batch in self._router.drain():
-            if (holder := self._holders.process(peer)) and not self._callers.may_lease_for(
-                self._router.pid(peer), holder
-            ):
-                self._router.post(
-                    peer, Denied("a lease is for the process that asks for it, or one that it has started")
-                )
-            elif peer not in refused and (why := self._inbox.put(peer, batch)):
-                refused.add(peer)
-                self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
-                self._router.dismiss(peer)
+            holder = self._holders.process(peer)
+            if holder and not self._callers.may_lease_for(self._router.pid(peer), holder):
+                why = "a lease is for the process that asks for it, or for one that it has started"
+                self._router.post(peer, Denied(why))
+            elif peer not in refused:
+                refused |= self._inbox.put(peer, batch)
+        for peer, why in refused.items():
+            self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
+            self._router.dismiss(peer)
         for peer, message in self._inbox.take(self._router.__contains__):
             self._hear(peer, message)
 
