@@ -133,8 +133,9 @@ class Leases:
             self._counts["late"] += 1
             return []
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
-        if known:
-            return self._repeat(known[0], now)
+        for lease in known:
+            if lease.state in ALIVE or lease.state is LeaseState.REQUESTED:
+                return self._repeat(lease, now)
         among = tuple(one for one in dict.fromkeys(message.among) if self._lines.book(one) in self._devices)
         name = message.device or self._best(among, message.nbytes, now)
         device = self._lines.book(name)

@@ -629,6 +629,27 @@ def test_a_dying_worker_with_two_questions_leaves_nothing_granted():
 # ---------------------------------------------------------------- when the arbiter dies
 
 
+def test_a_question_whose_lease_is_over_or_lost_is_a_new_one():
+    bench = Bench(Limits("cuda:0", 24 * GIB), Limits("cuda:1", 24 * GIB))
+    bench.read(24 * GIB, device="cuda:0"), bench.read(24 * GIB, device="cuda:1")
+
+    def ask(device: str) -> Any:
+        (answer,) = bench.feed(FromWorker("lease@7/1#1", LeaseRequest(1, "x", device, GIB)))
+        return answer
+
+    first = ask("cuda:0")
+    bench.later(0.1)
+    bench.read(23 * GIB, device="cuda:0")
+    bench.feed(FromWorker("lease@7/1#1", Release(first.lease)))  # and its memory is not back yet
+    second = ask("cuda:0")
+    assert isinstance(second, Granted) and second.lease != first.lease
+    bench.feed(DeviceLost("cuda:0", "it fell off the bus"))
+    denied = ask("cuda:0")
+    assert isinstance(denied, Denied) and "quarantined" in denied.reason
+    third = ask("cuda:1")
+    assert isinstance(third, Granted) and third.device == "cuda:1"
+
+
 def test_a_grant_whose_answer_got_lost_with_the_arbiter_is_given_again_and_not_twice():
     bench = Bench()
     bench.read(24 * GIB)
