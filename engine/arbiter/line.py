@@ -35,6 +35,7 @@ PRIORITIES = {"high": -AGEING, "normal": 0.0, "low": AGEING}
 NEAR = 32  # so many at the head of the line are looked at one by one, before all that fit are
 
 Model = tuple[str, str]  # Lease.kind_of_model
+PROGRAMS: Model = ("", "")  # all of them, which have no model
 
 
 def _rank(lease: Lease) -> tuple[float, float]:
@@ -43,6 +44,10 @@ def _rank(lease: Lease) -> tuple[float, float]:
 
 def _size(lease: Lease) -> int:
     return lease.nbytes
+
+
+def _kind(lease: Lease) -> Model:
+    return PROGRAMS if lease.external else lease.kind_of_model
 
 
 def _end(lease: Lease) -> float:
@@ -65,6 +70,7 @@ class Line:
         self._ranked: list[Lease] = []  # by rank
         self._sized: list[Lease] = []  # by size
         self._ranks: list[tuple[float, float]] = []  # of ``_sized``, for a search without looking at each lease
+        self._kinds: dict[Model, list[Lease]] = {}  # of each model, by rank
         self._ending: list[Lease] = []  # by the end of their patience
         self._own: list[Lease] = []  # of the node, by when nobody may pass them any more
         self._outside: list[Lease] = []  # of programs, likewise
@@ -96,6 +102,7 @@ class Line:
         self._places += 1  # two that came at once keep the order they came in
         lease.rank = now + PRIORITIES[lease.priority] * self._wait_s, self._places
         insort(self._ranked, lease, key=_rank)
+        insort(self._kinds.setdefault(_kind(lease), []), lease, key=_rank)
         insort(self._ending, lease, key=_end)
         place = bisect_right(self._sized, lease.nbytes, key=_size)
         self._sized.insert(place, lease)
@@ -108,6 +115,10 @@ class Line:
             del line[_place(line, lease, bisect_left(line, key(lease), key=key))]
         place = _place(self._sized, lease, bisect_left(self._sized, lease.nbytes, key=_size))
         del self._sized[place], self._ranks[place]
+        kind = self._kinds[_kind(lease)]
+        del kind[bisect_left(kind, lease.rank, key=_rank)]
+        if not kind:
+            del self._kinds[_kind(lease)]
 
     # ------------------------------------------------------------ whose turn it is
 
@@ -119,13 +130,13 @@ class Line:
         fitting = bisect_right(self._sized, room, key=_size)
         if not fitting:
             return None
-        near = (one for one in islice(self._ranked, NEAR) if one.nbytes <= room)
-        found = next((one for one in near if models is None or one.external or one.kind_of_model in models), None)
-        if found is None and models is not None:
-            allowed = [one for one in self._sized[:fitting] if one.external or one.kind_of_model in models]
-            found = min(allowed, default=None, key=_rank)
-        elif found is None:
-            found = self._sized[self._ranks.index(min(self._ranks[:fitting]))]
+        if models is not None:
+            kinds = [self._kinds[kind] for kind in (PROGRAMS, *models) if kind in self._kinds]
+            firsts = [next((one for one in kind if one.nbytes <= room), None) for kind in kinds]
+            found = min((one for one in firsts if one is not None), default=None, key=_rank)
+        else:
+            found = next((one for one in islice(self._ranked, NEAR) if one.nbytes <= room), None)
+            found = found or self._sized[self._ranks.index(min(self._ranks[:fitting]))]
         return None if found is None or (before is not None and found.rank > before.rank) else found
 
     def elder(self, room: int, models: Collection[Model] | None, now: float) -> Lease | None:
@@ -134,10 +145,14 @@ class Line:
         The node's own before programs; those hold nobody back while one of the node's own may not be passed.
         """
         clock = self.clock(now)
-        for lease in self._own:
+        if models is not None:
+            present = [one for kind in models for one in self._kinds.get(kind, ())]
+            if late := [one for one in present if one.passed_until <= clock and one.nbytes > room]:
+                return min(late, key=lambda one: (one.passed_until, one.rank[1]))
+        for lease in self._own if models is None else ():
             if clock < lease.passed_until:
                 break
-            if lease.nbytes > room and (models is None or lease.kind_of_model in models):
+            if lease.nbytes > room:
                 return lease
         if self._own and self._own[0].passed_until <= clock:
             return None
@@ -207,7 +222,13 @@ class Line:
         for external, line in ((False, self._own), (True, self._outside)):
             assert {id(one) for one in self._ranked if one.external == external} == {id(one) for one in line}
         assert [one.rank for one in self._sized] == self._ranks
+        kinds = [one for kind in self._kinds.values() for one in kind]
+        assert {id(one) for one in self._ranked} == {id(one) for one in kinds} and len(kinds) == len(self._ranked)
+        assert all(_kind(one) == name for name, kind in self._kinds.items() for one in kind) and all(
+            self._kinds.values()
+        )
         views: list[tuple[list[Lease], Callable[[Lease], Any]]] = [(self._ranked, _rank), (self._sized, _size)]
+        views += [(kind, _rank) for kind in self._kinds.values()]
         for line, key in (*views, (self._ending, _end), (self._own, _limit), (self._outside, _limit)):
             keys = [key(one) for one in line]
             assert keys == sorted(keys), "the line is out of order"
