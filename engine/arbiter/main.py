@@ -58,7 +58,7 @@ from ipc.sockets import Dealer, Poll, Router
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
 MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
 MAX_UNSENT_BYTES = 2**18  # that one of them leaves unread before it counts as gone
-SAID = 64  # of those that were turned away, the last so many are not named again
+SAID = 64  # reasons why somebody was turned away, which are not said again
 HOST = "cpu"  # the device whose memory is the machine's
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
@@ -87,7 +87,7 @@ class Arbiter:
         self._failures: dict[str, str] = {}
         self._callers = Callers(len(boot.body.workers), os.getppid())
         self._holders = Holders(self._poll, self._callers.most_programs)
-        self._turned_away: deque[str] = deque(maxlen=SAID)
+        self._turned_away: deque[str] = deque(maxlen=SAID)  # the last reasons
         self._expected_until = 0.0  # holders outside that an earlier arbiter has known may connect until then
         self._to_ask: dict[str, Leave] = {}  # ... and are to be asked to leave, when they have
         self._scheduler: Dealer | None = None
@@ -211,8 +211,8 @@ class Arbiter:
     def _admits(self, peer: str, pid: int) -> bool:
         """Whether that process may be here under this name."""
         why = self._callers.why_not(peer, pid, self._router.peers)
-        if why and peer not in self._turned_away:  # ZeroMQ tries again for ever
-            self._turned_away.append(peer)
+        if why and why not in self._turned_away:  # ZeroMQ tries again for ever, and a crowd is of many
+            self._turned_away.append(why)
             self._log.warning("%.200r %s; it is not heard", peer, why)
         return not why
 

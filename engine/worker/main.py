@@ -65,6 +65,7 @@ class Worker:
         self.poll = Poll()
         self.scheduler: Dealer | None = None
         self.arbiter: Dealer | None = None
+        self.met_again = False  # without having been told of it
         self.runner: Runner | None = None
         self.state = "empty"
         self.lease = 0
@@ -118,7 +119,9 @@ class Worker:
                     self.runs.clear()
                     self.scheduler.post(Here(self.state, self.waiting_for, self.variant))
                 case Up(role="arbiter"):
-                    self._meet_arbiter()
+                    if not self.met_again or self.arbiter is None or self.arbiter.ended:
+                        self._meet_arbiter()
+                    self.met_again = False
                 case Stop():
                     self.leaving = True
 
@@ -310,7 +313,8 @@ class Worker:
         time_ = now()
         if time_ >= self.lifeline.pulse_at:
             if self.arbiter is not None and self.arbiter.ended:
-                self._meet_arbiter()  # it was there, and had no place for one more
+                self._meet_arbiter()  # it was there, and had no place for one more; or this is its next life
+                self.met_again = True
             self.lifeline.beat(self.state, time_)
             if self.lifeline.report_due(time_):
                 self.lifeline.report(self.snapshot(), time_)

@@ -17,6 +17,7 @@ import msgpack
 import pytest
 import zmq
 
+from engine import ctl
 from engine.node import Node
 from engine.process import start_time
 from ipc import zmtp
@@ -273,6 +274,8 @@ def test_a_crowd_that_says_nothing_leaves_places_for_the_nodes_own(node: Node) -
             sock.sendall(zmtp.opening("DEALER", f"lease@{os.getpid()}/{number}#{plain.start_time()}"))
         kill(worker["pid"])
         wait_until(lambda: (now := process_of(node, "tts@cpu/0"))["phase"] == "loaded" and now["pid"] != worker["pid"])
+        lines = ctl.ask(node.ctl_endpoint, "log")["lines"]
+        assert sum("one program too many" in line for line in lines) == 1, "and it is said once"
     finally:
         for sock in crowd:
             sock.close()
