@@ -7,7 +7,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
 * smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
   ``lease_wait_s``): then it holds back those behind it;
-* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
+* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way,
+  unless that one has passed it;
 * one that would do with several devices leaves its line for whichever of them has room first (``lines``, where also
   those stand aside who wait for a device that operators keep empty);
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
@@ -131,8 +132,9 @@ class Leases:
             self._counts["late"] += 1
             return []
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
-        if known:
-            return self._repeat(known[0], now)
+        for lease in known:
+            if lease.state in ALIVE or lease.state is LeaseState.REQUESTED:
+                return self._repeat(lease, now)
         among = tuple(one for one in dict.fromkeys(message.among) if self._lines.book(one) in self._devices)
         name = message.device or self._best(among, message.nbytes, now)
         device = self._lines.book(name)
@@ -146,7 +148,7 @@ class Leases:
             home=name if name != device else "",
         )  # fmt: skip
         if memory is None:
-            return [self._deny(lease, f"this node has no device {name!r}", now)]
+            return [self._deny(lease, f"this node has no device {_cut(name)!r}", now)]
         if name in self._lost:
             return [self._deny(lease, words.quarantined(name, self._lost[name]), now)]
         if message.wait_s is not None and not 0 <= message.wait_s < math.inf:
@@ -216,8 +218,9 @@ class Leases:
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines.in_front_of(device)
         outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
-        if outlook.closed and outlook.closed.kind == "turn":  # nobody's patience runs out over somebody else's load
-            line.stop(now)
+        loader = next((one for one in self._present[device] if one.state is LeaseState.GRANTED), None)
+        if loader is not None:  # nobody's patience runs out over somebody else's load
+            line.stop(now, loader)
         else:
             line.run(now)
         return outlook
