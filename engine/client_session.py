@@ -53,9 +53,10 @@ class Session:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Drain and wait until the node has closed it; after an exception abort, without waiting."""
+        """Drain, unless told to abort, and wait until the node has closed it; after an exception abort and go on."""
         if kind is None:
-            self.close()
+            if not self.core.closing:
+                self.close()
             self._client.run(lambda: self.core.state is State.CLOSED)
             if self.core.unended:
                 self.raise_failure()

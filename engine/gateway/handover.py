@@ -18,7 +18,7 @@ import msgspec
 
 from engine.gateway.books import Books
 from engine.gateway.delivery import Delivery
-from engine.gateway.ledger import Entry, State
+from engine.gateway.ledger import RANKS, Entry, Part, State
 from engine.gateway.sessions import Session
 from ipc import messages
 from ipc.messages import Admit, CancelJob, Ended, Held, Outcome, Ref, Remade, Restored
@@ -154,7 +154,7 @@ class Handover:
             told.weight,
         )  # fmt: skip
         session = books.sessions.restore(told, opened, books.catalog.accepts(opened.pipeline), now)
-        books.ledger.open(session.id)
+        books.ledger.open(session.id, Part(RANKS[session.opened.priority], session.opened.weight))
         books.wake(session, now + books.deadlines.detach_s)
 
     def _enter(self, id: str, index: int, admit: Admit | None, now: float) -> Session:

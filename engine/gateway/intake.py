@@ -8,7 +8,7 @@ never refuses an ``Admit``: all the room there is, is judged here.
 from __future__ import annotations
 
 from engine.gateway.books import Books
-from engine.gateway.ledger import State
+from engine.gateway.ledger import RANKS, Part, State
 from engine.gateway.sessions import Session
 from engine.gateway.validate import SAMPLE_RATE, Refused, Taken, audio, budget_ms, text
 from engine.gateway.wire import MAX_INDEX
@@ -41,7 +41,7 @@ class Intake:
         accepts, window = books.catalog.accepts(message.pipeline), min(message.window, books.boot.window)
         bypass = books.hooks.get("gateway.reorder") == "bypass"
         session = books.sessions.open(message, books.new_token(), accepts, window, bypass, now)
-        books.ledger.open(session.id)
+        books.ledger.open(session.id, Part(RANKS[session.opened.priority], session.opened.weight))
         books.announce(session)
         books.sessions.attach(session, client, now)
         self.tell_opened(session)

@@ -14,6 +14,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipc.errors import IllegalMove
 from ipc.messages import Admit, Remade
@@ -34,6 +35,17 @@ MOVES: dict[State, frozenset[State]] = {
     State.ACCEPTED: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
 }
+
+
+class Part(NamedTuple):
+    """What a session may have beside others. ``rank``: of its priority, 0 is the best."""
+
+    rank: int
+    weight: int
+
+
+RANKS = {"high": 0, "normal": 1, "low": 2}
+USUAL = Part(RANKS["normal"], 1)
 
 
 @dataclass(slots=True)
@@ -80,10 +92,13 @@ class Ledger:
         self.moves = 0  # how often that has changed
         self._entries: dict[str, dict[int, Entry]] = {}
         self._unended: dict[str, int] = {}  # only sessions with work stand here
-        self._having: Counter[int] = Counter()  # so many unended -> how many sessions have them
+        self._parts: dict[str, Part] = {}  # of sessions whose part is not the usual one
+        self._having: Counter[tuple[Part, int]] = Counter()  # part, so many unended -> how many sessions have them
 
-    def open(self, session: str) -> None:
+    def open(self, session: str, part: Part = USUAL) -> None:
         self._entries[session] = {}
+        if part != USUAL:
+            self._parts[session] = part
 
     def get(self, session: str, index: int) -> Entry | None:
         return self._entries.get(session, {}).get(index)
@@ -130,6 +145,7 @@ class Ledger:
         """Forget a session and everything of it."""
         self._count(session, -self.unended(session))
         self._entries.pop(session, None)
+        self._parts.pop(session, None)
 
     def unended(self, session: str) -> int:
         return self._unended.get(session, 0)
@@ -148,23 +164,35 @@ class Ledger:
         return (entry for entry in self.of(session).values() if entry.state is not State.ENDED)
 
     def level(self, places: int, session: str, wanting: Iterable[str]) -> int:
-        """How many of so many places this session may have, max-min fair, and at least 1.
+        """How many of so many places this session may have: max-min fair by weight, and at least 1.
 
         ``wanting`` want more than they have, as it does; each other session has what it has, if that is no more than
-        this. So what some leave of their part is shared by who wants more.
+        its part. So what some leave of their parts is shared by who wants more. Sessions of lower priority do not
+        count: what they have is in nobody's way at the stages.
         """
-        having, sharing = self._having.copy(), 0
+        own = self._part(session)
+        having, sharing = Counter[tuple[Part, int]](), 0
+        for (part, unended), sessions in self._having.items():
+            if part.rank <= own.rank:
+                having[part, unended] = sessions
+                sharing += sessions * part.weight
         for name in {session, *wanting}:
-            having[self.unended(name)] -= 1
-            sharing += 1
-        sharing += sum(others for unended, others in having.items() if unended)
-        for unended in sorted(having):
-            if not unended:
+            part, unended = self._part(name), self.unended(name)
+            if part.rank > own.rank:
                 continue
-            if unended * sharing >= places:
+            if unended:
+                having[part, unended] -= 1
+            else:
+                sharing += part.weight
+        for part, unended in sorted(having, key=lambda one: one[1] / one[0].weight):
+            if unended * sharing >= places * part.weight:
                 break
-            places, sharing = places - unended * having[unended], sharing - having[unended]
-        return max(1, places // sharing)
+            sessions = max(0, having[part, unended])
+            places, sharing = places - unended * sessions, sharing - part.weight * sessions
+        return max(1, places * own.weight // sharing)
+
+    def _part(self, session: str) -> Part:
+        return self._parts.get(session, USUAL)
 
     @property
     def working(self) -> int:
@@ -184,15 +212,15 @@ class Ledger:
 
     def _count(self, session: str, change: int) -> None:
         self.total += change
-        before = self._unended.get(session, 0)
+        before, part = self._unended.get(session, 0), self._part(session)
         left = before + change
         self.moves += 1
         if before:
-            self._having[before] -= 1
-            if not self._having[before]:
-                del self._having[before]
+            self._having[part, before] -= 1
+            if not self._having[part, before]:
+                del self._having[part, before]
         if left:
-            self._having[left] += 1
+            self._having[part, left] += 1
             self._unended[session] = left
         else:
             self._unended.pop(session, None)
@@ -203,5 +231,5 @@ class Ledger:
             unended = sum(entry.state is not State.ENDED for entry in entries.values())
             assert unended == self.unended(session), f"{session}: {unended} unended, counted {self.unended(session)}"
         assert sum(self._unended.values()) == self.total
-        assert Counter(self._unended.values()) == self._having
+        assert Counter((self._part(name), count) for name, count in self._unended.items()) == self._having
         assert all(count > 0 for count in self._unended.values())

@@ -494,6 +494,15 @@ def test_outcomes_that_come_while_closing_are_acknowledged_and_can_be_read(clien
     assert [o.index for o in session.outcomes()] == [0]
 
 
+def test_who_aborts_in_the_block_leaves_it_in_peace(client: Client, node: FakeNode) -> None:
+    node.answer = lambda message: [Accepted(message.session, message.index)] if isinstance(message, Submit) else None
+    with client.session() as session:
+        session.submit("hello")
+        session.close("abort")
+    assert [close.mode for close in node.of(Close)] == ["abort"]
+    assert [(one.outcome, one.code) for one in session.outcomes()] == [("skipped", "cancelled")]
+
+
 def test_an_exception_in_the_block_aborts_the_session(client: Client, node: FakeNode) -> None:
     with pytest.raises(KeyError), client.session() as session:
         session.submit("word")
