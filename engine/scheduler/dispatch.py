@@ -48,6 +48,7 @@ class Dispatch:
         self.serial = book.boot.mode == "serial"
         self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._left_out: set[str] = set()  # stages of which the policy wanted no worker
+        self._complained: set[str] = set()  # those of which that was said
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     @property
@@ -158,8 +159,18 @@ class Dispatch:
             if candidates:
                 found += [by_role[role] for role in self._order(plan.name, candidates) if role in by_role]
         if not found:
-            self._left_out.add(plan.name)
+            self._has_left_out(plan.name)
         return found
+
+    def _has_left_out(self, stage: str) -> None:
+        """The policy wants none of a stage's workers: it is asked again, and that is said once."""
+        self._left_out.add(stage)
+        if stage not in self._complained:
+            self._complained.add(stage)
+            who = self.book.boot.placement
+            self.book.note(
+                "warning", f"placement {who} names no worker of stage {stage} that is free: it is asked again"
+            )
 
     def _order(self, stage: str, candidates: list[Candidate]) -> Sequence[str]:
         try:

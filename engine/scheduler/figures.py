@@ -54,7 +54,7 @@ class Figures:
             "promoted": self.core.ladder.promoted_total,
             "concurrency": self.core.concurrency(),
             "utilisation": {name: round(share, 3) for name, share in shares.items()},
-            "bottleneck": bottleneck(shares, self._stuck()),
+            "bottleneck": bottleneck(shares, self._stuck(), book.boot.mode == "serial"),
             "histogram_ms": list(STEPS_MS),
             "jobs": self._jobs(now, MOST_JOBS),
             "slots": book.slots.snapshot(),

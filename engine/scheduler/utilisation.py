@@ -45,13 +45,18 @@ class Utilisation:
         return shares
 
 
-def bottleneck(shares: Mapping[str, float], stuck: Mapping[str, int]) -> str:
+def bottleneck(shares: Mapping[str, float], stuck: Mapping[str, int], serial: bool = False) -> str:
     """One sentence. ``stuck``: utterances that wait, by stages of which no worker has its model."""
     if stuck:
         first, waiting = max(stuck.items(), key=lambda one: one[1])
         return f"{first} is the bottleneck: {waiting} wait for it, and none of its workers has its model"
     if not shares:
         return "nothing has run yet"
+    if serial:
+        spent = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        return (
+            f"the mode is the bottleneck: serial, one utterance after the other; of the last {WINDOW_S:.0f} s: {spent}"
+        )
     (first, most), *others = sorted(shares.items(), key=lambda one: -one[1])
     after = f"; next is {others[0][0]}, {others[0][1]:.0%}" if others else ""
     if most < BUSY:

@@ -31,8 +31,9 @@ class Reluctant:
         return [worker.role for worker in workers] if self.asked > 1 else []
 
 
-def world(policy: Policy) -> World:
+def world(policy: Policy, notes: list[str] | None = None) -> World:
     found = World(text_stage("a", 2))
+    found.on_note = (notes if notes is not None else []).append
     found.core.dispatch.policy = policy
     found.start_all()
     found.open()
@@ -48,7 +49,9 @@ def test_one_that_answers_nothing_or_breaks_half_way_is_replaced(policy: Policy)
     assert found.ended() == {("s", 0): "ok"}
 
 
-def test_one_that_leaves_out_all_is_asked_again() -> None:
-    found = world(Reluctant())
+def test_one_that_leaves_out_all_is_asked_again_and_named_once() -> None:
+    notes: list[str] = []
+    found = world(Reluctant(), notes)
     found.advance(1.1)
+    assert sum("names no worker of stage a" in note for note in notes) == 1
     assert any(found.board.values()), "though nothing else has happened"

@@ -57,6 +57,7 @@ def test_the_sentence_names_the_busiest_or_says_that_none_is_busy() -> None:
     assert bottleneck({"asr": 0.97, "nmt": 0.41}, {}).endswith("next is nmt, 41%")
     assert bottleneck({"asr": 0.4}, {}).startswith("no stage holds up the others")
     assert bottleneck({}, {}) == "nothing has run yet"
+    assert bottleneck({"asr": 0.3, "tts": 0.6}, {}, serial=True).endswith("of the last 30 s: asr 30%, tts 60%")
 
 
 def test_a_histogram_counts_each_time_once() -> None:
