@@ -95,12 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"the log of the nodes is {log}", file=sys.stderr)
         raise
     report.show(args.json)
-    missed = args.strict and any(result.holds is False for result in report.results)
-    if report.exit_code or missed:
+    if report.code(strict=args.strict):
         print(f"the log of the nodes is {log}", file=sys.stderr)
     elif not args.log:
         shutil.rmtree(log.parent)
-    return report.exit_code or int(missed)
+    return report.code(strict=args.strict)
 
 
 def measure(args: argparse.Namespace, log: Path) -> Report:

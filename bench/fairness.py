@@ -56,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add("reordered", sum(one["reordered"] for one in rounds), "outcomes", ZERO)
     report.add("not_ok", sum(one["not_ok"] for one in rounds), "outcomes", ZERO)
     report.show(args.json)
-    return report.exit_code
+    return report.code(strict=args.strict)
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench fairness", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument(
         "--seconds", type=at_least(1), default=12, help="of speech, alone and beside the flood (default 12)"
     )

@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for metric, (value, unit) in measure(args.seconds, args.seed).items():
         report.add(metric, value, unit, GOALS.get(metric))
     report.show(args.json)
-    return report.exit_code
+    return report.code(strict=args.strict)
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench overload", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument("--seconds", type=at_least(1), default=30, help="of overload (default 30)")
     found.add_argument("--seed", type=int, default=1, help="of the speakers (default 1)")
     return found

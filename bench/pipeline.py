@@ -64,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     report = connected(args) if args.connect else private(args)
     report.show(args.json)
-    return report.exit_code
+    return report.code(strict=args.strict)
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench pipeline", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument("--connect", metavar="E", help="measure the node at this endpoint with what its stages take")
     found.add_argument(
         "--rounds", type=at_least(1), default=3, help="rounds; the median of them is reported (default 3)"

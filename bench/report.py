@@ -90,6 +90,10 @@ class Report:
         """1 when a correctness metric is off, else 0."""
         return int(any(result.fails for result in self.results))
 
+    def code(self, *, strict: bool) -> int:
+        """``exit_code``; with ``strict`` a goal that is missed is a failure too."""
+        return self.exit_code or int(strict and any(result.holds is False for result in self.results))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -87,12 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     single = {gpus: measure(gpus, args.long, "one session", sigma=SIGMA) for gpus in GPUS[:2]}
     report = summary(rounds, single)
     report.show(args.json)
-    return report.exit_code
+    return report.code(strict=args.strict)
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench scaling", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="their median counts (default 3)")
     found.add_argument("--utterances", type=at_least(1), default=UTTERANCES, metavar="N",
                        help=f"in each backlog of several sessions (default {UTTERANCES})")  # fmt: skip

@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.show(args.json)
     if not args.json:
         print(f"\n{capacity_picture.stages(figures)}\n\n{capacity_picture.bottleneck(day, figures)}")
-    missed = args.strict and any(result.holds is False for result in report.results)
-    return report.exit_code or int(missed)
+    return report.code(strict=args.strict)
 
 
 def parser() -> argparse.ArgumentParser:
