@@ -384,6 +384,21 @@ def test_a_flood_of_small_frames_is_not_heard_and_keeps_nobody_waiting(unstarted
     assert node.process.poll() is None
 
 
+def test_a_program_that_reads_no_answer_is_let_go_before_they_cost_much_memory(node):
+    program = node.worker(f"lease@{os.getpid()}/1", start_time(os.getpid()), announced=False)
+    asr = node.worker("asr@cpu/0")
+    for number in range(6400):
+        program.link.send([LeaseRequest(number, "x", "y" * 64, MIB)])
+        if number % 64 == 63:
+            assert isinstance(asr.ask(2**60, number), Denied)  # so much has been heard by then
+    poll, answers = Poll(), 0
+    poll.add(program.link)
+    while not program.link.ended:
+        assert poll.wait(PATIENCE_S), "it is still there"
+        answers += len(program.heard_now())
+    assert 0 < answers < 6400
+
+
 def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go_on(unstarted, capfd):
     os.close(unstarted.journal_fd)
     unstarted.journal_fd = memory.create("journal", 128)
