@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
 
 def add_load(parser: argparse.ArgumentParser, seconds: float) -> None:
     """The options that say what the users say, and how."""
-    parser.add_argument("audio", nargs="*", metavar="AUDIO", help="sound files of any codec, said in turn")
+    parser.add_argument(
+        "audio", nargs="*", metavar="AUDIO", help="sound files of any codec, or folders of them, said in turn"
+    )
     parser.add_argument("--seconds", type=at_least(0.1), default=seconds, metavar="S",
                         help=f"of each load (default {seconds:g})")  # fmt: skip
     parser.add_argument("--pace", choices=PACES, default="asap", help="when a user says the next (default asap)")
@@ -124,19 +126,27 @@ def place(args: argparse.Namespace) -> Iterator[tuple[Place, list[list[Speech]]]
         yield Place(args.connect, limits, operators(args.connect)), spoken(args, limits)
         return
     config = chosen(args)
+    check_users(args.users, config)
     sounds = read(args.audio, config.node.max_utterance_s)
     with started(config) as node:
         yield node, spoken(args, node.limits, sounds)
 
 
+def check_users(users: int, config: Config) -> None:
+    """Raise UsageError for more users than this node takes, a session each."""
+    if users > (most := config.node.max_sessions):
+        raise UsageError(f"--users {users}: the node takes {most} sessions", f"give {most} at most, or raise "
+                         "node.max_sessions in the --config")  # fmt: skip
+
+
 @contextmanager
 def reached(endpoint: str) -> Iterator[Client]:
-    """A client of the node there. Raises UsageError when there is none."""
+    """A client of the node there. Raises DragomanError when there is none."""
     client = Client(endpoint)
     try:
         client.start()
     except NodeGone as error:
-        raise UsageError(f"--connect: {error.text}", error.mend or "start a node: run_node.py serve") from error
+        raise DragomanError(f"--connect: {error.text}", error.mend or "start a node: run_node.py serve") from error
     with client:
         yield client
 
@@ -173,16 +183,36 @@ def operators(endpoint: str) -> Callable[[], Mapping[str, Any]] | None:
     return lambda: ctl.ask(endpoint.removesuffix("/client") + "/ctl", "stats")
 
 
-def read(files: Sequence[str], max_s: float) -> list[np.ndarray]:
-    """The sound of files: int16, shape (n,), 16 kHz each. Raises UsageError."""
+def read(given: Sequence[str], max_s: float) -> list[np.ndarray]:
+    """The sound of files, and of what is sound in folders: int16, shape (n,), 16 kHz each. Raises UsageError."""
     sounds = []
-    for file in files:
-        if not Path(file).is_file():
-            raise UsageError(f"there is no file {file}", "give sound files")
-        try:
-            sounds.append(media.read(Path(file), max_s).samples)
-        except media.MediaError as error:
-            raise UsageError(error.text, error.mend) from error
+    for path in map(Path, given):
+        if path.is_dir():
+            sounds += read_folder(path, max_s)
+        elif path.is_file():
+            sounds.append(read_file(path, max_s))
+        else:
+            raise UsageError(f"there is no file or folder {path}", "give sound files, or folders of them")
+    return sounds
+
+
+def read_file(path: Path, max_s: float) -> np.ndarray:
+    """The sound of one file. Raises UsageError."""
+    try:
+        return media.read(path, max_s).samples
+    except media.MediaError as error:
+        raise UsageError(error.text, error.mend) from error
+
+
+def read_folder(folder: Path, max_s: float) -> list[np.ndarray]:
+    """What is sound in a folder and below it, by name. Raises UsageError when nothing is."""
+    sounds = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with suppress(UsageError):
+                sounds.append(read_file(path, max_s))
+    if not sounds:
+        raise UsageError(f"nothing in {folder} is sound of at most {max_s:g} s", "give sound files, or folders of them")
     return sounds
 
 
@@ -200,7 +230,8 @@ def spoken(
     source = language(args.source, "en", limits["sources"].get(args.pipeline, ()))
     target = language(args.target, "de", limits["targets"].get(args.pipeline, ()))
     if not sounds:
-        print("no AUDIO given: users say tones, in which real models hear nothing", file=sys.stderr)
+        if any(limits.get("models", {}).values()):  # simulated stages have none
+            print("no AUDIO given: users say tones, in which real models hear nothing", file=sys.stderr)
         sounds = [workloads.tone(seconds) for seconds in TONES_S]
     return [[Speech(samples, source, target) for samples in sounds]]
 

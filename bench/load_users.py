@@ -21,7 +21,7 @@ import numpy as np
 
 from bench import line
 from engine.audio import RATE
-from engine.client import Client
+from engine.client import Client, Rejected
 from ipc.errors import DragomanError
 
 PACES = ("asap", "speech")
@@ -165,6 +165,9 @@ class Crowd:
         if errors:
             self.stop()
             named = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
+            named.sort(
+                key=lambda e: not isinstance(e, Rejected)
+            )  # what the node says, before that it was slow to say it
             raise (named or [DragomanError(f"not every user had a session within {CONNECT_S:g} s")])[0]
         return alive is None
 
@@ -254,6 +257,8 @@ class User(threading.Thread):
             self.crowd.stopping.set()
 
     def _note(self, outcome: Any) -> None:
+        if outcome.outcome == "rejected":  # it will say the same to everything of this kind
+            raise Rejected(outcome.code, outcome.error)
         said_s, speech = self._said.pop(outcome.index)
         now = self.crowd.elapsed_s
         code = outcome.code if outcome.outcome != "ok" else ""

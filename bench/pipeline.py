@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import line, workloads
 from bench.drive import Run, backlog, progress, within
-from bench.report import ZERO, Goal, Report
+from bench.report import ZERO, Goal, Report, at_least
 from engine.config import Config
 from stages.simulated import MARK_PREFIX
 
@@ -48,6 +48,11 @@ class Measured:
         """Throughput over that of the ideal line with the same stage times."""
         return line.makespan(self.durations) / self.run.makespan_s
 
+    @property
+    def bottleneck_busy(self) -> float:
+        """Share of the time that the busiest stage's worker spent in runs."""
+        return max(map(sum, zip(*self.durations, strict=True))) / self.run.makespan_s
+
     def of_limit(self, scale: float) -> float:
         """Throughput over that of the ideal line with the nominal stage times."""
         nominal = [ms * scale / 1000 for ms in workloads.W1_MS.values()]
@@ -66,8 +71,10 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="run_node.py bench pipeline", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--connect", metavar="E", help="measure the node at this endpoint with what its stages take")
-    found.add_argument("--rounds", type=int, default=3, help="rounds; the median of them is reported (default 3)")
-    found.add_argument("--utterances", type=int, default=UTTERANCES, help="in each backlog (default 200)")
+    found.add_argument(
+        "--rounds", type=at_least(1), default=3, help="rounds; the median of them is reported (default 3)"
+    )
+    found.add_argument("--utterances", type=at_least(1), default=UTTERANCES, help="in each backlog (default 200)")
     return found
 
 
@@ -134,6 +141,8 @@ def summary(found: dict[str, list[Measured]]) -> Report:
     add("of_limit_3ms", lambda one: one["3ms"].of_limit(0.1))
     add("speedup_over_serial", lambda one: one["serial"].run.makespan_s / one["30ms"].run.makespan_s)
     add("serial_over_sleeps", lambda one: one["serial"].run.makespan_s / line.serial(one["serial"].durations))
+    add("bottleneck_busy_serial", lambda one: one["serial"].bottleneck_busy)
+    add("bottleneck_busy_pipelined", lambda one: one["30ms"].bottleneck_busy)
     add("latency_reduction", lambda one: 1 - one["short"].run.mean_latency_s / one["short_serial"].run.mean_latency_s)
     add("eff_gil40", lambda one: one["gil40"].eff)
     add("of_limit_gil40", lambda one: one["gil40"].of_limit(1))
@@ -143,6 +152,8 @@ def summary(found: dict[str, list[Measured]]) -> Report:
     everything = [measured for one in found.values() for measured in one]
     add_faults(report, [measured.run for measured in everything])
     report.add("mixed_up", sum(measured.mixed_up for measured in everything), "outcomes", ZERO)
+    wrong = sum(measured.run.failed + measured.mixed_up for measured in everything)
+    report.add("error_rate", wrong / sum(len(measured.run.outcomes) for measured in everything), "ratio", ZERO)
     return report
 
 

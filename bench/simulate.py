@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from bench import capacity_options, capacity_picture
 from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
@@ -64,9 +66,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def play(day: Day, what: str) -> Figures:
-    """Play it, with a progress bar in virtual hours on standard error."""
-    with bar(total=day.hours, desc=what, unit="h", mininterval=0.5) as shown:
-        return CapacityNode(day).run(lambda seconds: shown.update(seconds / 3600))
+    """Play it, with a progress bar in virtual minutes on standard error."""
+    with progress(day, what) as shown:
+        return CapacityNode(day).run(lambda seconds: shown.update(round(seconds / 60)))
+
+
+def progress(day: Day, what: str) -> tqdm:
+    """In whole minutes: hours would be sums of sixtieths, with all their digits."""
+    return bar(total=round(60 * day.hours), desc=what, unit=" min", mininterval=0.5)
 
 
 def add_figures(report: Report, day: Day, figures: Figures) -> None:

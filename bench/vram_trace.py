@@ -24,7 +24,7 @@ from engine.limits import Limits
 
 MIB, GIB = 2**20, 2**30
 CARDS_GIB = ((6, 8), (8, 12), (16, 24), (24,), (48, 80))  # in one machine
-SHARES = 0.03, 0.05, 0.1, 0.2, 0.4  # of the smallest card: from a voice to a large recogniser on 8 GiB
+SHARES = 0.03, 0.05, 0.1, 0.2, 0.3  # of the smallest card: from a voice to a recogniser on 8 GiB
 FATES = ("dies waiting", "dies loading", "fails to load", "dies", "unloads", "parks")
 FATE_SHARES = (0.03, 0.03, 0.03, 0.08, 0.33, 0.5)
 HOLD_S, LOAD_S = 120.0, (0.2, 1.5)  # mean; from, to

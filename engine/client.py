@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import published
-from engine.client_core import SessionCore, State
+from engine.client_core import SessionCore, State, check_opening
 from engine.client_link import Link, Message, frames
 from engine.client_session import OnProgress, Session
 from engine.outcome import WIRE_DTYPES, Busy, NodeGone, Outcome, Progress, Rejected, SessionClosed
@@ -127,6 +127,7 @@ class Client:
         ``models``: stage -> which of its models (``limits["choices"]``); else the first that knows the languages.
         ``window``: most utterances between the last one in our hands and the newest. ``on_progress`` is called, inside
         other calls and without calling back, with each ``Progress`` when given (which asks for ``partials``).
+        ``priority``: "high", "normal" or "low".
         ``on_deadline``: what is given up for an utterance that is late: "fail" all of it, "skip_repair" the repair of
         its transcript, "text" that and then its speech. ``weight``: 1 to 100, its share against others of its priority.
         """
@@ -136,10 +137,12 @@ class Client:
         if tag in self._sessions:
             raise ValueError(f"a session of this client has the tag {tag!r} already")
         opening = {
-            "tag": tag, "pipeline": pipeline, "source": source, "target": target, "models": dict(models or {}),
+            "tag": tag, "pipeline": pipeline, "source": source, "target": target,
+            "models": dict(models) if isinstance(models, Mapping) else models or {},
             "priority": priority, "window": window, "first_index": first_index,
             "partials": bool(partials or on_progress), "on_deadline": on_deadline, "weight": weight,
         }  # fmt: skip
+        check_opening(opening)
         core = SessionCore(opening)
         frames([{"type": "Open", **opening}])  # too long for a frame: said before anything is sent
         session = self._sessions[tag] = Session(self, core, on_progress)

@@ -28,6 +28,13 @@ ECHO_S = 5.0  # ... or is late: for so long after another's answer it may still 
 WISHED = frozenset({"drained", "aborted"})  # ends of a session its client asked for
 
 
+OPEN_TYPES: dict[str, type] = {
+    "tag": str, "pipeline": str, "source": str, "target": str, "priority": str, "on_deadline": str,
+    "window": int, "first_index": int, "weight": int,
+}  # fmt: skip
+IN_WORDS = {str: "a string", int: "a whole number"}
+
+
 class State(Enum):
     OPENING = auto()
     OPEN = auto()
@@ -43,6 +50,16 @@ MOVES = {
     State.RESUMING: {State.OPEN, State.OPENING, State.CLOSED},
     State.CLOSED: set(),
 }
+
+
+def check_opening(opening: Mapping[str, Any]) -> None:
+    """Raise Rejected for a field of the wrong type, which the node could name only as its decoder does."""
+    for name, kind in OPEN_TYPES.items():
+        if not isinstance(value := opening[name], kind) or isinstance(value, bool):
+            raise Rejected("bad_message", f"{name} must be {IN_WORDS[kind]}, not {value!r}")
+    models = opening["models"]
+    if not isinstance(models, dict) or not all(isinstance(word, str) for pair in models.items() for word in pair):
+        raise Rejected("bad_message", f"models must map stages to models, as {{'tts': 'anna'}}, not {models!r}")
 
 
 class SessionCore:

@@ -16,6 +16,11 @@ from ipc.errors import DragomanError
 
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 
+# What an attempt says where its message leaves it out; its ``stage`` and ``state`` are always there.
+ATTEMPT: Mapping[str, Any] = {
+    "attempt": 0, "worker": "", "device": "", "reason": "", "queued_ns": 0, "begun_ns": 0, "ended_ns": 0, "model": "",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -24,8 +29,9 @@ class Outcome:
     ``outcome``: ok | error | skipped | rejected; ``code`` names an error, a skip or a rejection, ``error`` explains it.
     ``texts``: stage -> the text it made. ``degraded``: how an ok result is worse than asked for, or "".
     ``audio``: int16 or float32 of shape (samples,), mono, at ``sample_rate`` Hz; None when there is none.
-    ``stages``: one map per attempt (stage, state, attempt, worker, device, reason, queued_ns, begun_ns, ended_ns,
-    and the model where it is not the stage's own).
+    ``stages``: one map per attempt, in order, always of the same keys: stage, state, attempt (0: never begun), worker,
+    device, reason, model ("": the stage's own), and queued_ns, begun_ns, ended_ns on the node's monotonic clock (0: did
+    not happen).
     """
 
     session: str
@@ -79,7 +85,7 @@ def from_wire(message: Mapping[str, Any], payload: Any, tag: str) -> Outcome:
         degraded=message.get("degraded", ""),
         recovered=message.get("recovered", False),
         language=message.get("language", ""),
-        stages=list(message.get("stages", ())),
+        stages=[{**ATTEMPT, **record} for record in message.get("stages", ())],
         tag=tag,
     )
 

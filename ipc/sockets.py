@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -44,16 +44,20 @@ _NOBODY = ("", 0)  # has not said yet who it is
 class _Link:
     """What Router and Dealer share."""
 
-    def __init__(self, incarnation: int, union: object, epoch: int, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self, incarnation: int, union: object, epoch: int, max_frame_bytes: int = MAX_FRAME_BYTES,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
+    ) -> None:  # fmt: skip
         self.incarnation = incarnation
         self._max_frame_bytes = max_frame_bytes
+        self._max_unsent_bytes = max_unsent_bytes
         self.epoch = epoch
         self.bad_frames = 0
         self.stirred: list[Any] = []  # what the poll found readable since the last drain
         self._decode = messages.frame_decoder(union).decode
 
     def _stream(self, sock: socket.socket, opening: bytes) -> Stream:
-        return Stream(self, sock, opening, self._max_frame_bytes, MAX_UNSENT_BYTES)
+        return Stream(self, sock, opening, self._max_frame_bytes, self._max_unsent_bytes)
 
     def _arrivals(self) -> list[tuple[Stream, tuple[int, int, list[Any]]]]:
         """What has arrived where the poll found something: (stream, (incarnation, epoch, messages))."""
@@ -77,13 +81,18 @@ def _parts(batch: list[Any]) -> Iterable[list[Any]]:
 
 
 class Router(_Link):
-    """The bound end of internal links: many peers, each by its name."""
+    """The bound end of internal links: many peers, each by its name.
+
+    ``admits``: whether a process (see ``Stream.pid``) may take a name; asked when it says it. None: any may.
+    """
 
     def __init__(
-        self, endpoint: str, incarnation: int, union: object, epoch: int = 0, max_frame_bytes: int = MAX_FRAME_BYTES
-    ) -> None:
-        super().__init__(incarnation, union, epoch, max_frame_bytes)
+        self, endpoint: str, incarnation: int, union: object, epoch: int = 0, *, max_frame_bytes: int = MAX_FRAME_BYTES,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES, admits: Callable[[str, int], bool] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(incarnation, union, epoch, max_frame_bytes, max_unsent_bytes)
         self.endpoint = endpoint
+        self._admits = admits
         self._posted: dict[str, list[Any]] = {}
         self._peers: dict[str, Stream] = {}
         self._names: dict[Stream, tuple[str, int]] = {}  # peer and incarnation; "" until it has said who it is
@@ -94,6 +103,16 @@ class Router(_Link):
     def __contains__(self, peer: str) -> bool:
         """Whether the peer's stream has not ended: while it has not, more may come from it."""
         return peer in self._peers
+
+    @property
+    def peers(self) -> Collection[str]:
+        """Everybody who is there and has said who it is."""
+        return self._peers.keys()
+
+    def pid(self, peer: str) -> int:
+        """The process at the other end; 0: none that is known, or nobody is there."""
+        stream = self._peers.get(peer)
+        return stream.pid if stream is not None else 0
 
     def post(self, peer: str, message: Any) -> None:
         """Put a message into this turn's frame for ``peer``."""
@@ -148,12 +167,14 @@ class Router(_Link):
             stream.join(self._poll)
 
     def met(self, stream: Stream, identity: bytes) -> None:
-        """The other end has said who it is. Raises BadFrame when that is no name, or somebody who is here already."""
+        """The other end has said who it is. Raises BadFrame for no name, another's, or one that is here."""
         try:
             peer = identity.decode()
             incarnation = split_peer(peer)[1]
         except ValueError as error:
             raise BadFrame(f"{identity!r} is no peer's name") from error
+        if self._admits is not None and not self._admits(peer, stream.pid):
+            raise BadFrame(f"{peer} is not its name")
         if peer in self._peers:
             raise BadFrame(f"{peer} is here already")
         self._peers[peer] = stream
@@ -199,6 +220,11 @@ class Dealer(_Link):
             self._peer = self._stream(sock, zmtp.opening("DEALER", peer_name(role, incarnation)))
         except (OSError, PeerGone):  # it died meanwhile: the first send says so
             sock.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody is at the other end (any more)."""
+        return self._peer is None
 
     @property
     def greeted(self) -> bool:

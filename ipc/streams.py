@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ READ_BYTES = 65_536
 BACKLOG = 512  # connections that may wait to be accepted
 ACCEPTED_AT_ONCE = 32  # and then it is somebody else's turn
 SCHEME = "ipc://"
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 def path_of(endpoint: str) -> str:
@@ -63,6 +65,12 @@ class Stream:
     def greeted(self) -> bool:
         """Whether the other end has said ``READY``."""
         return self._incoming.identity is not None
+
+    @property
+    def pid(self) -> int:
+        """The process that has connected, in our pid namespace (unix(7), SO_PEERCRED); 0: one that is not in it."""
+        pid, _, _ = _CREDENTIALS.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return int(pid)
 
     def send(self, bodies: Sequence[Any]) -> None:
         """Send one message of these frames, or keep what there is no room for. Raises PeerGone."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import threading
 import time
@@ -60,6 +61,11 @@ LEAST = {
     "sleep_ms": 0, "per_item_ms": 0, "sigma": 0, "seed": 0, "gil_share": 0, "load_ms": 0, "ballast_bytes": 0,
     "output_bytes": 0, "sample_rate": 1, "max_chars": 1, "vram_bytes": 0, "vram_run_bytes": 0, "stated_bytes": 0,
 }  # fmt: skip
+
+WRONG_TYPE = re.compile("Expected `(.+)`, got `(.+)`")
+TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a string", "array": "a list",
+         "object": "a table"}  # fmt: skip
+GOT = TYPES | {"float": "a fraction"}
 
 
 class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,7 +149,17 @@ def parse(options: Mapping[str, Any]) -> Options:
     try:
         return msgspec.convert(dict(options), Options)
     except msgspec.ValidationError as error:
-        raise ValueError(f"stage simulated: {error}") from error
+        raise ValueError(f"stage simulated: {_in_words(str(error))}") from error
+
+
+def _in_words(error: str) -> str:
+    """What msgspec says of an option, without its notation."""
+    what, _, path = error.partition(" - at `$")
+    path = path.strip(".`")
+    if found := WRONG_TYPE.fullmatch(what):
+        return f"option {path} must be {TYPES.get(found[1], found[1])}, not {GOT.get(found[2], found[2])}"
+    what = what.replace("Object missing required field", "it lacks").replace("Object contains", "it has an")
+    return f"option {path}: {what}" if path else what
 
 
 class SimulatedStage(Stage):

@@ -21,17 +21,25 @@ from ipc.peers import split_peer
 from ipc.sockets import Poll
 
 _NAME = re.compile(r"lease@(\d{1,9})/\d+#(\d+)")
+MOST = 1000
 CROWDED = (errno.EMFILE, errno.ENFILE)  # there is no descriptor left: that says nothing of anybody
 
 
 class Holders:
-    """Watches them by their pidfds, which ``poll`` waits for."""
+    """Watches them by their pidfds, which ``poll`` waits for; more than ``most``, by looking at them now and then."""
 
-    def __init__(self, poll: Poll) -> None:
+    def __init__(self, poll: Poll, most: int = MOST) -> None:
         self._poll = poll
+        self._most = most
         self._fds: dict[str, int] = {}  # peer -> pidfd
         self._pids: dict[str, int] = {}  # peer -> process id
         self._unseen: set[str] = set()  # who could not be looked at, and is taken to live until that can be done
+
+    @staticmethod
+    def process(peer: str) -> int:
+        """The process that a holder of this name is; 0: it is no such name."""
+        match = _NAME.fullmatch(peer)
+        return int(match[1]) if match else 0
 
     def watch(self, peer: str) -> bool:
         """Watch this holder; False when there is no such process (any more)."""
@@ -41,8 +49,13 @@ class Holders:
         match = _NAME.fullmatch(peer)
         if match is None:
             return False
+        pid, started = int(match[1]), int(match[2])
         try:
-            return self._open(peer, int(match[1]), int(match[2]))
+            if len(self._fds) < self._most:
+                return self._open(peer, pid, started)
+            if there := is_same(pid, started):
+                self._unseen.add(peer)
+            return there
         except OSError as error:
             if error.errno in CROWDED:
                 self._unseen.add(peer)

@@ -143,13 +143,6 @@ def shrink(leases: Collection[Lease], nbytes: int) -> list[Lease]:
     return [lease for lease in leases if not lease.nbytes]
 
 
-def not_used(leases: Collection[Lease]) -> list[Lease]:
-    """Of one holder's those that it was granted besides, where it was never seen to have as much as without them."""
-    besides = [lease for lease in leases if lease.grows and not lease.held_bytes]
-    without = sum(lease.nbytes for lease in leases if lease not in besides)
-    return besides if max((lease.peak_bytes for lease in leases), default=0) <= without else []
-
-
 def move(lease: Lease, state: LeaseState, now: float) -> None:
     """Change a lease's state. Raises IllegalMove, and changes nothing, when the table has no such move."""
     if state not in MOVES[lease.state]:

@@ -7,7 +7,8 @@ loader's), and the device does not yet hold ``max_models`` models. Otherwise it 
 * in a ``line``, by priority and age; it is told why, in words, and again when the reason changes (``outlook``);
 * smaller requests behind it may pass it, until half of its patience is gone (of a program's: all but the last half of
   ``lease_wait_s``): then it holds back those behind it;
-* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way;
+* its patience (``lease_wait_s``) runs only while memory is what it lacks, not while somebody else's load is under way,
+  unless that one has passed it;
 * one that would do with several devices leaves its line for whichever of them has room first (``lines``, where also
   those stand aside who wait for a device that operators keep empty);
 * when that is spent it *expires*, with the bytes it needs and the bytes there are. What would not fit on the empty
@@ -44,7 +45,6 @@ from engine.arbiter.lease import (
     Lease,
     LeaseState,
     move,
-    not_used,
     shown_back,
     shrink,
 )
@@ -132,8 +132,9 @@ class Leases:
             self._counts["late"] += 1
             return []
         known = [one for one in self._by_role.get(_role(peer), ()) if one.peer == peer and one.id == message.id]
-        if known:
-            return self._repeat(known[0], now)
+        for lease in known:
+            if lease.state in ALIVE or lease.state is LeaseState.REQUESTED:
+                return self._repeat(lease, now)
         among = tuple(one for one in dict.fromkeys(message.among) if self._lines.book(one) in self._devices)
         name = message.device or self._best(among, message.nbytes, now)
         device = self._lines.book(name)
@@ -147,7 +148,7 @@ class Leases:
             home=name if name != device else "",
         )  # fmt: skip
         if memory is None:
-            return [self._deny(lease, f"this node has no device {name!r}", now)]
+            return [self._deny(lease, f"this node has no device {_cut(name)!r}", now)]
         if name in self._lost:
             return [self._deny(lease, words.quarantined(name, self._lost[name]), now)]
         if message.wait_s is not None and not 0 <= message.wait_s < math.inf:
@@ -201,10 +202,6 @@ class Leases:
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
-            elif spare := self._not_needed(device, outlook, now):
-                for lease in spare:
-                    lease.nbytes = 0
-                    move(lease, LeaseState.DRAINING, now)
             else:
                 break
         actions += self._hold_aside(device, now)
@@ -221,8 +218,9 @@ class Leases:
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines.in_front_of(device)
         outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
-        if outlook.closed and outlook.closed.kind == "turn":  # nobody's patience runs out over somebody else's load
-            line.stop(now)
+        loader = next((one for one in self._present[device] if one.state is LeaseState.GRANTED), None)
+        if loader is not None:  # nobody's patience runs out over somebody else's load
+            line.stop(now, loader)
         else:
             line.run(now)
         return outlook
@@ -363,18 +361,6 @@ class Leases:
         held = [lease for lease in its if lease.state in ALIVE]
         ended = shrink(held, nbytes) + [lease for lease in its if lease.state is LeaseState.REQUESTED]
         return [*self._let_go(ended, now), *self._serve(held[0].device, now)]
-
-    def _not_needed(self, device: str, outlook: Outlook, now: float) -> list[Lease]:
-        """What models were granted besides and have not used for a while, where that serves the first in line."""
-        old = now - self._waits.lease_wait_s / 2
-        peers = {one.peer for one in self._present[device] if one.grows and one.granted_at <= old}
-        head = self._lines.in_front_of(device).head
-        if not peers or outlook.closed or head is None or head.grows or outlook.kind(head) != "room":
-            return []
-        held = [one for one in self._present[device] if one.state is LeaseState.HELD]
-        theirs = [[one for one in held if one.peer == peer] for peer in peers]
-        spare = [one for leases in theirs for one in not_used(leases)]
-        return spare if head.nbytes <= outlook.room + sum(one.nbytes for one in spare) else []
 
     def _bury(self, role: str, incarnation: int, stuck: bool, now: float) -> list[Action]:
         if not role.startswith(EXTERNAL):

@@ -10,8 +10,9 @@ patience, programs outside the node for all but the last of theirs. Who then hol
 once one of the node's own has reached its limit. So programs, however many and for however long they wait, cost a
 request of the node's that much and not its memory.
 
-Patience runs for all of them or for none: it stands still while somebody loads there (``run``, ``stop``). All times in
-here are on that clock, in seconds; only the clock's own start is kept in the caller's time.
+Patience stands still while somebody loads there (``run``, ``stop``): all ends of it are on a clock that does. Only who
+was passed pays for the load of the one that did, when that is over, until nobody may pass it any more: so loads one
+after the other keep nobody waiting for ever. Ranks are in the caller's time, which no load stops.
 
 A device may have a thousand programs waiting for it, so each question costs a few searches in sorted lists, and no walk
 along the line: by rank, by size, by the end of their patience.
@@ -34,6 +35,7 @@ PRIORITIES = {"high": -AGEING, "normal": 0.0, "low": AGEING}
 NEAR = 32  # so many at the head of the line are looked at one by one, before all that fit are
 
 Model = tuple[str, str]  # Lease.kind_of_model
+PROGRAMS: Model = ("", "")  # all of them, which have no model
 
 
 def _rank(lease: Lease) -> tuple[float, float]:
@@ -42,6 +44,10 @@ def _rank(lease: Lease) -> tuple[float, float]:
 
 def _size(lease: Lease) -> int:
     return lease.nbytes
+
+
+def _kind(lease: Lease) -> Model:
+    return PROGRAMS if lease.external else lease.kind_of_model
 
 
 def _end(lease: Lease) -> float:
@@ -59,9 +65,12 @@ class Line:
         self._wait_s = wait_s
         self._clock = 0.0  # how far it had come when it last stopped
         self._since: float | None = None  # the caller's time when it was last started; None: it stands
+        self._loading: tuple[float, float] | None = None  # the rank of who loads
+        self._stopped = 0.0  # the caller's time when that began
         self._ranked: list[Lease] = []  # by rank
         self._sized: list[Lease] = []  # by size
         self._ranks: list[tuple[float, float]] = []  # of ``_sized``, for a search without looking at each lease
+        self._kinds: dict[Model, list[Lease]] = {}  # of each model, by rank
         self._ending: list[Lease] = []  # by the end of their patience
         self._own: list[Lease] = []  # of the node, by when nobody may pass them any more
         self._outside: list[Lease] = []  # of programs, likewise
@@ -91,8 +100,9 @@ class Line:
         holding_s = HOLDING * min(wait_s, self._wait_s) if lease.external else (1 - PASSING) * self._wait_s
         lease.passed_until = lease.patient_until - holding_s
         self._places += 1  # two that came at once keep the order they came in
-        lease.rank = clock + PRIORITIES[lease.priority] * self._wait_s, self._places
+        lease.rank = now + PRIORITIES[lease.priority] * self._wait_s, self._places
         insort(self._ranked, lease, key=_rank)
+        insort(self._kinds.setdefault(_kind(lease), []), lease, key=_rank)
         insort(self._ending, lease, key=_end)
         place = bisect_right(self._sized, lease.nbytes, key=_size)
         self._sized.insert(place, lease)
@@ -105,6 +115,10 @@ class Line:
             del line[_place(line, lease, bisect_left(line, key(lease), key=key))]
         place = _place(self._sized, lease, bisect_left(self._sized, lease.nbytes, key=_size))
         del self._sized[place], self._ranks[place]
+        kind = self._kinds[_kind(lease)]
+        del kind[bisect_left(kind, lease.rank, key=_rank)]
+        if not kind:
+            del self._kinds[_kind(lease)]
 
     # ------------------------------------------------------------ whose turn it is
 
@@ -116,13 +130,13 @@ class Line:
         fitting = bisect_right(self._sized, room, key=_size)
         if not fitting:
             return None
-        near = (one for one in islice(self._ranked, NEAR) if one.nbytes <= room)
-        found = next((one for one in near if models is None or one.external or one.kind_of_model in models), None)
-        if found is None and models is not None:
-            allowed = [one for one in self._sized[:fitting] if one.external or one.kind_of_model in models]
-            found = min(allowed, default=None, key=_rank)
-        elif found is None:
-            found = self._sized[self._ranks.index(min(self._ranks[:fitting]))]
+        if models is not None:
+            kinds = [self._kinds[kind] for kind in (PROGRAMS, *models) if kind in self._kinds]
+            firsts = [next((one for one in kind if one.nbytes <= room), None) for kind in kinds]
+            found = min((one for one in firsts if one is not None), default=None, key=_rank)
+        else:
+            found = next((one for one in islice(self._ranked, NEAR) if one.nbytes <= room), None)
+            found = found or self._sized[self._ranks.index(min(self._ranks[:fitting]))]
         return None if found is None or (before is not None and found.rank > before.rank) else found
 
     def elder(self, room: int, models: Collection[Model] | None, now: float) -> Lease | None:
@@ -131,10 +145,14 @@ class Line:
         The node's own before programs; those hold nobody back while one of the node's own may not be passed.
         """
         clock = self.clock(now)
-        for lease in self._own:
+        if models is not None:
+            present = [one for kind in models for one in self._kinds.get(kind, ())]
+            if late := [one for one in present if one.passed_until <= clock and one.nbytes > room]:
+                return min(late, key=lambda one: (one.passed_until, one.rank[1]))
+        for lease in self._own if models is None else ():
             if clock < lease.passed_until:
                 break
-            if lease.nbytes > room and (models is None or lease.kind_of_model in models):
+            if lease.nbytes > room:
                 return lease
         if self._own and self._own[0].passed_until <= clock:
             return None
@@ -155,11 +173,30 @@ class Line:
         return self._clock + (0.0 if self._since is None else now - self._since)
 
     def run(self, now: float) -> None:
+        """Nobody loads (any more)."""
         if self._since is None:
-            self._since = now
+            if self._loading is not None:
+                self._charge(self._loading, now)
+            self._since, self._loading = now, None
 
-    def stop(self, now: float) -> None:
-        self._clock, self._since = self.clock(now), None
+    def stop(self, now: float, loader: Lease) -> None:
+        """This one, who stood here, loads now."""
+        if self._since is not None or self._loading is None:
+            self._clock, self._since = self.clock(now), None
+            self._loading, self._stopped = loader.rank, now
+
+    def _charge(self, rank: tuple[float, float], now: float) -> None:
+        """Of those that one of this rank has passed, the time of its load, as far as they may be passed."""
+        passed = self._ranked[: bisect_left(self._ranked, rank, key=_rank)]
+        for lease in passed:
+            taken_s = min(now - max(self._stopped, lease.since), lease.passed_until - self._clock)
+            if taken_s > 0:
+                lease.patient_until -= taken_s
+                lease.passed_until -= taken_s
+        if passed:
+            self._ending.sort(key=_end)
+            self._own.sort(key=_limit)
+            self._outside.sort(key=_limit)
 
     def patience(self, lease: Lease, now: float) -> float:
         """Seconds of it that are left."""
@@ -185,7 +222,13 @@ class Line:
         for external, line in ((False, self._own), (True, self._outside)):
             assert {id(one) for one in self._ranked if one.external == external} == {id(one) for one in line}
         assert [one.rank for one in self._sized] == self._ranks
+        kinds = [one for kind in self._kinds.values() for one in kind]
+        assert {id(one) for one in self._ranked} == {id(one) for one in kinds} and len(kinds) == len(self._ranked)
+        assert all(_kind(one) == name for name, kind in self._kinds.items() for one in kind) and all(
+            self._kinds.values()
+        )
         views: list[tuple[list[Lease], Callable[[Lease], Any]]] = [(self._ranked, _rank), (self._sized, _size)]
+        views += [(kind, _rank) for kind in self._kinds.values()]
         for line, key in (*views, (self._ending, _end), (self._own, _limit), (self._outside, _limit)):
             keys = [key(one) for one in line]
             assert keys == sorted(keys), "the line is out of order"

@@ -7,7 +7,9 @@ arbiter does not know of. What it had decided and not yet written when it died, 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any
 
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
+from engine.arbiter.callers import Callers
 from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
 from engine.arbiter.inbox import Inbox
@@ -54,6 +57,8 @@ from ipc.sockets import Dealer, Poll, Router
 
 RECONNECT_S = 3.0  # for a program that looks at its connection now and then
 MAX_FRAME_BYTES = 2**16  # of those who ask: anybody's program may, and a frame is one turn's work
+MAX_UNSENT_BYTES = 2**18  # that one of them leaves unread before it counts as gone
+SAID = 64  # reasons why somebody was turned away, which are not said again
 HOST = "cpu"  # the device whose memory is the machine's
 SAMPLES_PER_AGE = 8  # readings in the time after which one is too old
 
@@ -80,7 +85,9 @@ class Arbiter:
         self._samplers = samplers(boot.body.devices, deadlines.unreadable_s / SAMPLES_PER_AGE, self._resident)
         self._lifeline = Lifeline(boot)
         self._failures: dict[str, str] = {}
-        self._holders = Holders(self._poll)
+        self._callers = Callers(len(boot.body.workers), os.getppid())
+        self._holders = Holders(self._poll, self._callers.most_programs)
+        self._turned_away: deque[str] = deque(maxlen=SAID)  # the last reasons
         self._expected_until = 0.0  # holders outside that an earlier arbiter has known may connect until then
         self._to_ask: dict[str, Leave] = {}  # ... and are to be asked to leave, when they have
         self._scheduler: Dealer | None = None
@@ -130,8 +137,9 @@ class Arbiter:
 
     def _start(self) -> None:
         self._router = Router(
-            self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter, max_frame_bytes=MAX_FRAME_BYTES
-        )
+            self._boot.endpoints["arbiter"], self._boot.incarnation, ToArbiter, max_frame_bytes=MAX_FRAME_BYTES,
+            max_unsent_bytes=MAX_UNSENT_BYTES, admits=self._admits,
+        )  # fmt: skip
         self._lifeline.start()
         self._act(self._leases.handle(Orders(self._drained), process.now()))
         self._watch_processes()
@@ -200,13 +208,26 @@ class Arbiter:
             self._log.info("%s has ended, and its lease with it", news.role)
             self._act(self._leases.handle(news, process.now()))
 
+    def _admits(self, peer: str, pid: int) -> bool:
+        """Whether that process may be here under this name."""
+        why = self._callers.why_not(peer, pid, self._router.peers)
+        if why and why not in self._turned_away:  # ZeroMQ tries again for ever, and a crowd is of many
+            self._turned_away.append(why)
+            self._log.warning("%.200r %s; it is not heard", peer, why)
+        return not why
+
     def _hear_workers(self) -> None:
-        refused = set()
+        refused: dict[str, str] = {}
         for peer, _, batch in self._router.drain():
-            if peer not in refused and (why := self._inbox.put(peer, batch)):
-                refused.add(peer)
-                self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
-                self._router.dismiss(peer)
+            holder = self._holders.process(peer)
+            if holder and not self._callers.may_lease_for(self._router.pid(peer), holder):
+                why = "a lease is for the process that asks for it, or for one that it has started"
+                self._router.post(peer, Denied(why))
+            elif peer not in refused:
+                refused |= self._inbox.put(peer, batch)
+        for peer, why in refused.items():
+            self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
+            self._router.dismiss(peer)
         for peer, message in self._inbox.take(self._router.__contains__):
             self._hear(peer, message)
 
@@ -295,6 +316,7 @@ class Arbiter:
         now = process.now()
         for peer in self._router.flush():
             self._log.debug("%s is not there any more", peer)  # its Gone comes from the supervisor
+            self._router.dismiss(peer)  # if it is there, and does not read
         if self._scheduler is not None:
             with suppress(PeerGone):  # it died; its next life is told what is still lacking
                 self._scheduler.flush()

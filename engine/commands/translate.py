@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from engine.commands.reading import ReadAhead
 from engine.commands.results import Results, Row, all_ok, summary
 from engine.commands.tables import cell, shorten, table
 from engine.config import Config
+from engine.outcome import Rejected
 
+WRONGLY_ASKED = frozenset({"bad_language", "bad_model", "bad_pipeline"})  # by the command line
 LINE_COLUMNS = 48  # of each part of a result's line
 EXAMPLES = """examples:
   run_node.py translate talk.mp3 --out OUT --source en --target de
@@ -68,6 +70,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    models = chosen_models(args.model)
     pipeline = args.pipeline or ("translate-text" if inputs.all_text(args.inputs) else "full")
     say = speaker(args.json or args.quiet)
     results = Results(Path(args.out))
@@ -78,10 +81,12 @@ def run(args: argparse.Namespace) -> int:
         results.check()
         stack.callback(results.close)
         read = stack.enter_context(ReadAhead(planned.work)) if planned else None
-        client = stack.enter_context(nodes.client(args, say, lambda config: _check(args, pipeline, config, read)))
+        client = stack.enter_context(
+            nodes.client(args, say, lambda config: _check(args, pipeline, models, config, read))
+        )
         limits = client.limits
         fitting.check(limits["pipelines"], pipeline, args.skip)
-        fitting.check_models(limits.get("choices", {}), limits["pipelines"][pipeline], dict(args.model))
+        fitting.check_models(limits.get("choices", {}), limits["pipelines"][pipeline], models)
         spoken, hears = languages(pipeline, args.source, args.target), nodes.takes(pipeline, limits) == "audio"
         fitting.check_languages(
             limits["sources"].get(pipeline, ()), limits["targets"].get(pipeline, ()), *spoken, hears
@@ -89,18 +94,25 @@ def run(args: argparse.Namespace) -> int:
         planned = planned or _plan(args, pipeline, limits)
         read = read or stack.enter_context(ReadAhead(planned.work))
         _check_sound(read)
-        wanted = wish(args, pipeline, planned.sessions, limits)
+        wanted = wish(args, pipeline, models, planned.sessions, limits)
         shown = not (args.json or args.quiet)
-        delivery = deliver(
-            client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None
-        )
+        try:
+            delivery = deliver(
+                client, wanted, results, read, len(planned.work), say, shown=shown, told=line if shown else None
+            )
+        except Rejected as error:  # of its sessions, before anything was translated
+            if error.code not in WRONGLY_ASKED:
+                raise
+            raise UsageError(error.text.removeprefix(f"{error.code}: "), error.mend) from error
     report(results, args.json, args.quiet)
     return exit_code(delivery.interrupted, results)
 
 
-def _check(args: argparse.Namespace, pipeline: str, config: Config, read: ReadAhead | None) -> None:
+def _check(
+    args: argparse.Namespace, pipeline: str, models: Mapping[str, str], config: Config, read: ReadAhead | None
+) -> None:
     """Raise UsageError for what a private node would be started for in vain."""
-    fitting.check_with(config, pipeline, args.skip, dict(args.model), *languages(pipeline, args.source, args.target))
+    fitting.check_with(config, pipeline, args.skip, models, *languages(pipeline, args.source, args.target))
     if read is not None:
         _check_sound(read)
 
@@ -129,14 +141,16 @@ def _plan(args: argparse.Namespace, pipeline: str, limits: Any) -> Planned:
     return Planned(work, sessions)
 
 
-def wish(args: argparse.Namespace, pipeline: str, sessions: int, limits: Mapping[str, Any]) -> Wish:
+def wish(
+    args: argparse.Namespace, pipeline: str, models: Mapping[str, str], sessions: int, limits: Mapping[str, Any]
+) -> Wish:
     """What every session and utterance of this command is opened and submitted with."""
     return Wish(
         sessions=sessions,
         pipeline=pipeline,
         languages=(languages(pipeline, args.source, args.target),),
         skip=tuple(args.skip),
-        models=dict(args.model),
+        models=models,
         budget_s=args.budget,
         max_utterance_s=float(limits["max_utterance_s"]),
     )
@@ -229,6 +243,16 @@ def exit_code(interrupted: bool, results: Results) -> int:
 def speaker(silent: bool) -> Callable[[str], None]:
     """Where lines for the user go while the work is under way: standard error, or nowhere."""
     return (lambda line: None) if silent else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def chosen_models(choices: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Stage -> the model chosen. Raises UsageError for a stage that is given two."""
+    models: dict[str, str] = {}
+    for stage, name in choices:
+        if models.setdefault(stage, name) != name:
+            text = f"--model chooses both {stage}={models[stage]} and {stage}={name}"
+            raise UsageError(text, "a run has one model of each stage; translate twice for two")
+    return models
 
 
 def _choice(text: str) -> tuple[str, str]:

@@ -112,7 +112,8 @@ class Catalog:
                 return one.name
         what = " and ".join(repr(code[:32]) for code in spoken if code)
         known = sorted({code for one in meant for code in (*(one.languages or ()), *(one.targets or ()))})
-        raise Refused("bad_language", f"no model of stage {stage} that it may have knows {what}", tuple(known))
+        which = f"model {asked[:64]} of stage {stage} does not know" if asked else f"no model of stage {stage} knows"
+        raise Refused("bad_language", f"{which} {what}", tuple(known))
 
     def _models(self, stage: str) -> list[StagePlan]:
         return [self._stages[name] for name in models_in(self._stages, stage)]

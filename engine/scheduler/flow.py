@@ -305,6 +305,17 @@ class Flow:
             worker.raised = 1.0
             self.book.send(worker.peer, Grow(0, 0.0))
 
+    def ease_idle(self, now: float) -> None:
+        """Likewise where there is nothing to run, and nothing that will be tried again."""
+        for worker in self.book.workers.values():
+            if worker.raised > 1 and worker.life is Life.LOADED and not worker.batches:
+                if not self._is_retried(worker.plan.stage):
+                    self._ease(worker, now)
+
+    def _is_retried(self, stage: str) -> bool:
+        jobs = (line.jobs[index] for line in self.book.lines.values() for index in line.unended)
+        return any(job.stage == stage and job.state is State.RETRYING for job in jobs)
+
     def _wait(self, job: Job, worker: Worker, result: RunResult, wait: float | None, code: str, now: float) -> None:
         """Try again after ``wait``; end now, with the cause, when there is no more try, or it would come too late."""
         wait = None if wait is None else retries.spread(wait, self._chance())
@@ -312,6 +323,7 @@ class Flow:
             self._record(job, worker, result, State.FAILED.value, result.error)
             leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
             why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            why += f"; the next try, in {wait:.1f} s, would come after its deadline" if wait is not None else ""
             if wait is not None and haste.relieve(self, job, now):
                 return None
             return self._give_up(job, code, result.error + why, now)
@@ -397,8 +409,16 @@ class Flow:
         if job.passed:
             return "done"
         workers = self.book.workers_of(job.stage) if job.state is State.LOADING else []
-        why = next((f" ({worker.waiting_for})" for worker in workers if worker.waiting_for), "")
-        return f"{job.state.value} at {job.stage}{why}"
+        why = next((worker.waiting_for for worker in workers if worker.waiting_for), "") or self._pause(job)
+        return f"{job.state.value} at {job.stage}{f' ({why})' if why else ''}"
+
+    def _pause(self, job: Job) -> str:
+        """That it waits because each device of its stage pauses, in words, or ""."""
+        waits = job.state in (State.PENDING, State.LOADING) and not job.ticket
+        devices = dict.fromkeys(worker.plan.device for worker in self.book.workers_of(job.stage) if waits)
+        if not devices or any(self.book.shortages.held_until(device) is None for device in devices):
+            return ""
+        return f"nothing begins on {' and '.join(devices)} for a while: memory ran out there"
 
     def _give_up(self, job: Job, code: str, error: str, now: float) -> None:
         job.move(State.FAILED)

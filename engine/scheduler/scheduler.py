@@ -257,6 +257,7 @@ class Scheduler:
         self._look = earliest(self._look, self.extras.turn(now))
         if self.book.fleet_changed or now >= self._told_at + RATE_INTERVAL_S:
             self._tell_capacity(now)
+            self.flow.ease_idle(now)
         return self.book.take(now)
 
     def next_deadline(self) -> float | None:

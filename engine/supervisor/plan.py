@@ -39,6 +39,7 @@ from engine.supervisor.survey import Survey
 from ipc.errors import ConfigError, DragomanError
 from ipc.ring import segment_bytes
 
+TEXT_TO_TEXT = (("text", "text"), ("text", "same"))  # what a stage takes and gives
 CORES = ("arbiter", "scheduler", GATEWAY)
 Homes = Sequence[tuple[Device, int]]
 
@@ -358,6 +359,10 @@ def _dispensable(section: StageSection, survey: Survey) -> bool:
 
 
 def _check_skipping(name: str, section: StageSection, survey: Survey) -> None:
+    declared = survey.declaration
+    if section.skip_above and (declared.translates or (declared.accepts, declared.emits) not in TEXT_TO_TEXT):
+        text = f"{field_of(name)}.skip_above is for a stage that mends the transcript; this one does not"
+        raise ConfigError(text, "set it for repair")
     if section.skip_above and not _dispensable(section, survey):
         text = f"{field_of(name)}.skip_above would skip a stage that no utterance can do without"
         raise ConfigError(text, "set it for repair, or say required = false for this one")

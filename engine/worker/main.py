@@ -65,6 +65,7 @@ class Worker:
         self.poll = Poll()
         self.scheduler: Dealer | None = None
         self.arbiter: Dealer | None = None
+        self.met_again = False  # without having been told of it
         self.runner: Runner | None = None
         self.state = "empty"
         self.lease = 0
@@ -118,11 +119,16 @@ class Worker:
                     self.runs.clear()
                     self.scheduler.post(Here(self.state, self.waiting_for, self.variant))
                 case Up(role="arbiter"):
-                    self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
-                    for message in (*self.last_words, self.request):
-                        self._to_arbiter(message)
+                    if not self.met_again or self.arbiter is None or self.arbiter.ended:
+                        self._meet_arbiter()
+                    self.met_again = False
                 case Stop():
                     self.leaving = True
+
+    def _meet_arbiter(self) -> None:
+        self.arbiter = self._connect("arbiter", self.arbiter, ArbiterToWorker)
+        for message in (*self.last_words, self.request):
+            self._to_arbiter(message)
 
     def _connect(self, role: str, old: Dealer | None, union: object) -> Dealer:
         if old is not None:
@@ -306,6 +312,9 @@ class Worker:
                         failpoints.reach("worker.done")
         time_ = now()
         if time_ >= self.lifeline.pulse_at:
+            if self.arbiter is not None and self.arbiter.ended:
+                self._meet_arbiter()  # it was there, and had no place for one more; or this is its next life
+                self.met_again = True
             self.lifeline.beat(self.state, time_)
             if self.lifeline.report_due(time_):
                 self.lifeline.report(self.snapshot(), time_)

@@ -114,3 +114,14 @@ def test_a_number_without_a_process_is_nobodys() -> None:
     with family() as (parent, child):
         assert holders.watch(peer(parent.pid))
     assert holders.gather({child: 3}) == {child: 3}
+
+
+def test_the_deaths_of_more_than_may_be_watched_are_found_by_looking() -> None:
+    holders = Holders(Poll(), most=1)
+    with family() as (watched, _), family() as (other, _):
+        assert holders.watch(peer(watched.pid)) and holders.watch(peer(other.pid))
+        assert holders.dead(set()) == []
+        other.kill()
+        other.wait()
+        assert [news.role for news in holders.dead(set())] == [f"lease@{other.pid}/1"]
+        assert holders.dead(set()) == []

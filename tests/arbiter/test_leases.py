@@ -296,6 +296,33 @@ def test_a_smaller_request_passes_one_that_does_not_fit_until_that_one_has_waite
     assert (answer.id, type(answer)) == (1, Granted)
 
 
+@pytest.mark.parametrize(("elder", "wait_s"), [("repair@cuda:0/0", None), ("lease@7/1", 60.0)])
+@pytest.mark.parametrize(("priority", "limit_s"), [("normal", 30.0), ("high", 60.0)])
+def test_loads_one_right_after_the_other_pass_one_that_does_not_fit_for_half_its_time_and_no_longer(
+    elder: str, wait_s: float | None, priority: str, limit_s: float
+):
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0, max_models=99))
+    free = 10 * GIB
+    bench.read(free)
+    (waits,) = bench.ask(elder, 12 * GIB, wait_s=wait_s)
+    assert isinstance(waits, LeaseWait)
+    begun, now = bench.now, bench.ask("small0@cuda:0/0", MIB, priority=priority)[0]
+    for number in itertools.count():
+        assert isinstance(now, Granted) and bench.now < begun + limit_s + 10.0
+        bench.ask(f"small{number + 1}@cuda:0/0", MIB, priority=priority)  # the next one is there before it has loaded
+        bench.later(10.0)
+        bench.settle(f"small{number}@cuda:0/0", now.lease, MIB)
+        bench.later(0.01)
+        free -= MIB
+        now = next((one for one in bench.read(free) if isinstance(one, Granted)), None)
+        if now is None:
+            break
+    assert bench.now >= begun + limit_s
+    bench.later(1.0)
+    granted = bench.read(13 * GIB)[0]
+    assert isinstance(granted, Granted) and granted.nbytes == 12 * GIB
+
+
 @pytest.mark.parametrize(("wait_s", "until"), [(None, 30.0), (60.0, 30.0), (20.0, 10.0), (600.0, 570.0)])
 def test_smaller_requests_pass_a_program_that_lacks_room_but_not_in_the_last_of_its_patience(wait_s, until):
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
@@ -600,6 +627,27 @@ def test_a_dying_worker_with_two_questions_leaves_nothing_granted():
 
 
 # ---------------------------------------------------------------- when the arbiter dies
+
+
+def test_a_question_whose_lease_is_over_or_lost_is_a_new_one():
+    bench = Bench(Limits("cuda:0", 24 * GIB), Limits("cuda:1", 24 * GIB))
+    bench.read(24 * GIB, device="cuda:0"), bench.read(24 * GIB, device="cuda:1")
+
+    def ask(device: str) -> Any:
+        (answer,) = bench.feed(FromWorker("lease@7/1#1", LeaseRequest(1, "x", device, GIB)))
+        return answer
+
+    first = ask("cuda:0")
+    bench.later(0.1)
+    bench.read(23 * GIB, device="cuda:0")
+    bench.feed(FromWorker("lease@7/1#1", Release(first.lease)))  # and its memory is not back yet
+    second = ask("cuda:0")
+    assert isinstance(second, Granted) and second.lease != first.lease
+    bench.feed(DeviceLost("cuda:0", "it fell off the bus"))
+    denied = ask("cuda:0")
+    assert isinstance(denied, Denied) and "quarantined" in denied.reason
+    third = ask("cuda:1")
+    assert isinstance(third, Granted) and third.device == "cuda:1"
 
 
 def test_a_grant_whose_answer_got_lost_with_the_arbiter_is_given_again_and_not_twice():
@@ -1731,26 +1779,3 @@ def test_who_would_do_with_several_devices_is_explained_for_each():
     (row,) = bench.book.snapshot(bench.now)["waiting"]
     assert row["reason"].startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
     assert row["reason"].endswith("; cuda:1: a model loads; cuda:2: drained; cuda:3: too small; cuda:4: lost")
-
-
-def test_what_a_model_was_granted_besides_and_has_not_used_for_a_while_goes_to_who_waits():
-    """Its raise may have been another program's doing, and it may have no runs to show it."""
-    bench = grown_bench(5 * GIB)
-    (wait,) = bench.ask("nmt@cuda:0/0", 14 * GIB)
-    assert isinstance(wait, LeaseWait)
-    bench.later(29.0)
-    assert show(bench, 5 * GIB) == []
-    bench.later(1.1)
-    (granted,) = show(bench, 5 * GIB)
-    assert isinstance(granted, Granted) and granted.nbytes == 14 * GIB
-    show(bench, 5 * GIB)
-    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 14 * GIB]
-
-
-@pytest.mark.parametrize(("true", "needs"), [(10 * GIB, 14 * GIB), (5 * GIB, 17 * GIB)])
-def test_but_not_what_it_has_used_nor_in_vain(true, needs):
-    bench = grown_bench(true)
-    bench.ask("nmt@cuda:0/0", needs)
-    bench.later(40.0)
-    show(bench, 5 * GIB)  # between two runs
-    assert [row["nbytes"] for row in bench.book.snapshot(bench.now)["leases"]] == [8 * GIB, 4 * GIB]

@@ -21,6 +21,8 @@ class LineMachine(RuleBasedStateMachine):
         self.near, line.NEAR = line.NEAR, 3  # so that some stand further back
         self.now = self.clock = 0.0
         self.running = False
+        self.loader: Lease | None = None  # of the load under way
+        self.stopped = 0.0  # when that began
         # (rank, end of patience, limit of being passed, lease), in the order they came
         self.came: list[tuple[float, float, float, Lease]] = []
 
@@ -42,7 +44,7 @@ class LineMachine(RuleBasedStateMachine):
         patience = WAIT_S if wait_s is None else wait_s
         end = self.clock + patience
         limit = end - (HOLDING * min(patience, WAIT_S) if lease.external else (1 - PASSING) * WAIT_S)
-        self.came.append((self.clock + ages[priority] * WAIT_S, end, limit, lease))
+        self.came.append((self.now + ages[priority] * WAIT_S, end, limit, lease))
 
     @precondition(lambda self: self.came)
     @rule(data=st.data())
@@ -55,10 +57,29 @@ class LineMachine(RuleBasedStateMachine):
         self.now += seconds
         self.clock += seconds if self.running else 0.0
 
-    @rule(running=st.booleans())
-    def load_ends_or_begins(self, running: bool) -> None:
-        self.running = running
-        (self.line.run if running else self.line.stop)(self.now)
+    @rule(since_s=st.sampled_from([-200.0, -20.0, 0.0]))
+    def a_load_begins(self, since_s: float) -> None:
+        loader = Lease("asr@gpu/0#1", 1, "gpu", 1, "a", LeaseState.GRANTED, self.now, rank=(self.now + since_s, 0.0))
+        self.line.stop(self.now, loader)
+        if self.loader is None:
+            self.loader, self.stopped, self.running = loader, self.now, False
+
+    @rule()
+    def no_load(self) -> None:
+        self.line.run(self.now)
+        self.running = True
+        if (loader := self.loader) is not None:
+            self.loader = None
+            self.came = [self.charged(loader, *one) for one in self.came]
+
+    def charged(
+        self, loader: Lease, rank: float, end: float, limit: float, lease: Lease
+    ) -> tuple[float, float, float, Lease]:
+        """Who was there before the one that has loaded has waited for it, until its limit."""
+        taken = 0.0
+        if lease.rank < loader.rank:
+            taken = max(0.0, min(self.now - max(self.stopped, lease.since), limit - self.clock))
+        return rank, end - taken, limit - taken, lease
 
     @rule(room=st.integers(0, 10), models=st.none() | st.frozensets(st.sampled_from(MODELS)))
     def whose_turn(self, room: int, models: frozenset[tuple[str, str]] | None) -> None:

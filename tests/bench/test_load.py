@@ -19,7 +19,7 @@ from bench.load_users import Crowd, Ended, Load, Speech
 from engine import embedded, media
 from engine.config import Config, NodeSection
 from engine.node import Node
-from engine.outcome import NodeGone
+from engine.outcome import NodeGone, Rejected
 from ipc.ring import BLOCK
 
 NO_NODE = "ipc:///nowhere/at/all/client"
@@ -173,16 +173,47 @@ def test_demo_models_hear_the_demos_clips_by_their_languages() -> None:
     [
         (("--simulated", "no-such.wav"), "no-such.wav"),
         (("--simulated", __file__), "sound"),
-        (("--connect", NO_NODE), NO_NODE),
-        (("--simulated", "--pipeline", "speak"), "speak"),
+        (("--simulated", str(Path(__file__).parent)), "nothing in"),
+        (("--simulated", "--pipeline", "sing"), "sing"),
+        (("--simulated", "--users", "1025"), "--users 1025: the node takes 1024 sessions"),
         (("--simulated", "--plot", "load.svg"), ".png"),
         (("--simulated", "--plot", "/no/such/folder/load.png"), "/no/such/folder"),
     ],
 )
 def test_a_mistake_is_one_line(argv: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--seconds", "0.1", *argv) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("no AUDIO")]
+    said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("error:") and named in said[0]
+
+
+def test_no_node_to_connect_to_is_no_matter_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--seconds", "0.1", "--connect", NO_NODE) == 1
+    assert capsys.readouterr().err.startswith(f"error: --connect: there is no node at {NO_NODE}")
+
+
+def test_a_folder_gives_its_sounds(tmp_path: Path) -> None:
+    for number in (2, 1):
+        media.write_wav(tmp_path / f"{number}.wav", np.ones(number * 1_600, np.int16), 16_000)
+    (tmp_path / "notes.txt").write_text("no sound")
+    assert [len(sound) for sound in load.read([str(tmp_path)], 120)] == [1_600, 3_200]
+
+
+def test_what_the_node_never_accepts_is_said_and_not_measured() -> None:
+    texts = {"say": ("nmt", "tts")}  # no standard name: what it takes shows when it is used
+    base = workloads.translation(0.1)
+    with Node(msgspec.structs.replace(base, pipelines={**base.pipelines, **texts})) as found:
+        wrong = Crowd(found.endpoint, SHORT, 2, 0.4, pipeline="say")
+        wrong.start()
+        with pytest.raises(Rejected, match=r"bad_text: .*takes a text"):
+            while not wrong.join():
+                pass
+
+
+def test_more_users_than_sessions_hear_the_nodes_own_words() -> None:
+    base = workloads.translation(0.1)
+    with Node(msgspec.structs.replace(base, node=NodeSection(max_sessions=2))) as found:
+        with pytest.raises(Rejected, match="too_many_sessions: 2 sessions are open, the most this node takes"):
+            crowd(found.endpoint, users=3, seconds=0.1)
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,14 @@ def test_the_report_has_the_metrics_the_goals_name():
     names = [result.metric for result in summary().results]
     assert set(pipeline.GOALS) | {"reordered", "mixed_up"} <= set(names)
     assert summary()["speedup_over_serial"] == pytest.approx(14.1 / 6.1)
+    assert summary()["bottleneck_busy_serial"] == pytest.approx(200 * 0.03 / 14.1)
+    assert summary()["bottleneck_busy_pipelined"] == pytest.approx(200 * 0.03 / 6.1)
     assert summary().exit_code == 0
 
 
 def test_one_mixed_up_utterance_anywhere_fails_the_benchmark():
     assert summary(gil40=1).exit_code == 1
+    assert summary(gil40=1)["error_rate"] == pytest.approx(3 / (3 * (4 * 200 + 2 * 200)))
 
 
 def test_a_node_that_hangs_does_not_hang_the_benchmark():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from tqdm import tqdm
 
 from bench import simulate
 from bench.capacity_day import Day
@@ -47,6 +48,20 @@ def test_the_same_seed_is_the_same_day_in_another_process() -> None:
         return [result for result in json.loads(found.stdout)["results"] if result["metric"] != "cpu_s"]
 
     assert told("1") == told("2")
+
+
+def test_progress_is_told_in_numbers_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def kept(day: Day, what: str) -> tqdm:
+        shown = progress(day, what)
+        monkeypatch.setattr(shown, "close", lambda: told.append(str(shown)))
+        return shown
+
+    progress = simulate.progress
+    monkeypatch.setattr(simulate, "progress", kept)
+    simulate.play(replace(SMALL, hours=0.26), "the day")
+    assert told[0].startswith("the day: 100% 16/16 [")
 
 
 # ---------------------------------------------------------------- nothing is lost

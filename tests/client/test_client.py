@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from fake_node import FakeNode
@@ -28,6 +30,7 @@ from ipc.messages import (
     Resume,
     Share,
     Skip,
+    StageRecord,
     Status,
     Submit,
 )  # fmt: skip
@@ -354,6 +357,40 @@ def test_open_rejected_is_raised_and_the_client_goes_on(client: Client, node: Fa
     assert caught.value.code == "bad_language"
     node.answer = lambda m: None
     client.session(source="en").submit("word")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"models": "tts"}, r"models must map stages to models, as \{'tts': 'anna'\}, not 'tts'"),
+        ({"models": {"tts": 3}}, r"models must map stages to models, .*, not \{'tts': 3\}"),
+        ({"priority": 3}, "priority must be a string, not 3"),
+        ({"source": None}, "source must be a string, not None"),
+        ({"weight": 1.5}, "weight must be a whole number, not 1.5"),
+        ({"window": True}, "window must be a whole number, not True"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_one_line_that_names_it(
+    client: Client, node: FakeNode, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Rejected, match=f"^bad_message: {said}$"):
+        client.session(**wrong)
+    assert not node.of(Open)
+    client.session(source="en").submit("word")
+
+
+def test_every_attempt_has_all_keys_whatever_the_message_leaves_out(client: Client, node: FakeNode) -> None:
+    short = (StageRecord("asr", "completed", 1, "asr@cpu/0", begun_ns=5, ended_ns=7), StageRecord("nmt", "pending"))
+    node.answer = lambda m: (
+        [Accepted(m.session, m.index), Outcome(m.session, m.index, "error", "expired", stages=short)]
+        if isinstance(m, Submit)
+        else None
+    )
+    session = client.session()
+    session.submit("word")
+    (outcome,) = session.outcomes(timeout_s=5)
+    assert [sorted(attempt) for attempt in outcome.stages] == [sorted(StageRecord.__struct_fields__)] * 2
+    assert [msgspec.convert(attempt, StageRecord) for attempt in outcome.stages] == list(short)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,26 @@ def test_who_gives_no_name_or_somebody_elses_is_shown_the_door(link, endpoint, n
     raw.close(linger=0)
 
 
+def test_a_name_is_not_taken_from_its_owner_by_who_may_not_have_it(endpoint, opened):
+    asked = []
+
+    def admits(peer: str, pid: int) -> bool:
+        asked.append((peer, pid))
+        return len(asked) > 1
+
+    router = opened(Router(endpoint, 1, messages.ToSupervisor, admits=admits))
+    thief = opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends))
+    end = time.monotonic() + WAIT_S
+    while not thief.ended:
+        assert time.monotonic() < end
+        assert arrivals(router, 0.02) == [] and arrivals(thief, 0.02) == []
+    owner = meet(router, opened(Dealer(endpoint, "arbiter", 7, messages.SupervisorSends)))
+    owner.send([messages.Alive("mine")])
+    assert first(router)[2] == [messages.Alive("mine")]
+    assert asked == [("arbiter#7", os.getpid())] * 2 and router.pid("arbiter#7") == os.getpid()
+    assert list(router.peers) == ["arbiter#7"] and router.pid("nobody#1") == 0
+
+
 def test_what_comes_with_the_greeting_is_kept_for_the_next_drain(endpoint, opened):
     raw = zmq.Context.instance().socket(zmq.ROUTER)
     raw.bind(endpoint)

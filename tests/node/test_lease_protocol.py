@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import resource
+import socket as unix
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,10 @@ import msgpack
 import pytest
 import zmq
 
+from engine import ctl
 from engine.node import Node
+from engine.process import start_time
+from ipc import zmtp
 from tests.node.rehearsal import config, kill, process_of, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "plain_lease.py"
@@ -197,6 +202,7 @@ def test_frames_that_are_too_large_wrong_or_of_another_life_are_not_heard(node: 
         ("lease@{pid}/{long}#{life}", "more than 100 bytes"),
         ("lease@{pid}/1#1", "the process that this lease is for is not there"),
         ("lease@1/x#1", "the process that this lease is for is not there"),
+        ("lease@{above}/1#{begun}", "a lease is for the process that asks for it"),  # which would never end
         ("anybody#1", ""),  # the node's own names are its own
         ("asr@cpu/9#1", ""),
         ("asr@cpu/0#77", ""),  # a life that never began
@@ -204,7 +210,8 @@ def test_frames_that_are_too_large_wrong_or_of_another_life_are_not_heard(node: 
     ],
 )
 def test_who_is_not_who_it_says_gets_nothing(name: str, words: str, node: Node) -> None:
-    full = name.format(pid=os.getpid(), life=plain.start_time(), long="1" * 90)
+    above = os.getppid()
+    full = name.format(pid=os.getpid(), life=plain.start_time(), long="1" * 90, above=above, begun=start_time(above))
     life = int(full.rpartition("#")[2]) if "#" in full else 0
     socket = stranger(node, full)
     socket.send(msgpack.packb([life, 0, [request()]]))
@@ -212,3 +219,64 @@ def test_who_is_not_who_it_says_gets_nothing(name: str, words: str, node: Node) 
     assert ([one["type"] for one in told], words in str(told)) == (["Denied"] if words else [], True)
     assert not held(node) and process_of(node, "asr@cpu/0")["incarnation"] == 1
     socket.close()
+
+
+def test_a_program_may_lease_for_one_that_it_has_started(node: Node) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as child:
+        life = start_time(child.pid)
+        socket = stranger(node, f"lease@{child.pid}/1#{life}")
+        socket.send(msgpack.packb([life, 0, [request(pid=child.pid)]]))
+        assert [one["type"] for one in plain.hear(socket, 5000)] == ["Granted"]
+        socket.close()
+        assert child.stdin is not None
+        child.stdin.close()
+    wait_until(lambda: not held(node))
+
+
+def test_who_takes_the_name_of_a_workers_next_life_is_not_heard_and_that_life_loads(node: Node) -> None:
+    before = process_of(node, "asr@cpu/0")
+    life = before["incarnation"] + 1
+    thief = stranger(node, f"asr@cpu/0#{life}")
+    thief.send(msgpack.packb([life, 0, [request(worker="asr@cpu/0")]]))
+    assert plain.hear(thief, SILENCE_MS) == []
+    kill(before["pid"])
+    wait_until(lambda: (now := process_of(node, "asr@cpu/0"))["incarnation"] == life and now["phase"] == "loaded")
+    assert plain.hear(thief, 0) == []
+    thief.close()
+
+
+def test_a_worker_for_whom_the_arbiter_had_no_descriptor_left_is_heard_when_it_has(node: Node) -> None:
+    arbiter, worker = process_of(node, "arbiter")["pid"], process_of(node, "nmt@cpu/0")
+    limits = resource.prlimit(arbiter, resource.RLIMIT_NOFILE)
+    resource.prlimit(arbiter, resource.RLIMIT_NOFILE, (3, limits[1]))
+    kill(worker["pid"])
+
+    def is_there(phase: str) -> bool:
+        now = process_of(node, "nmt@cpu/0")
+        return now["incarnation"] > worker["incarnation"] and now["phase"] == phase
+
+    wait_until(lambda: is_there("waiting"))
+    resource.prlimit(arbiter, resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: is_there("loaded"))
+
+
+def test_a_crowd_that_says_nothing_leaves_places_for_the_nodes_own(node: Node) -> None:
+    arbiter, worker = process_of(node, "arbiter")["pid"], process_of(node, "tts@cpu/0")
+    limits = resource.prlimit(arbiter, resource.RLIMIT_NOFILE)
+    resource.prlimit(arbiter, resource.RLIMIT_NOFILE, (256, limits[1]))
+    crowd = []
+    try:
+        for number in range(256):
+            sock = unix.socket(unix.AF_UNIX)
+            crowd.append(sock)
+            sock.settimeout(5.0)
+            sock.connect(f"{folder(node)}/arbiter")
+            sock.sendall(zmtp.opening("DEALER", f"lease@{os.getpid()}/{number}#{plain.start_time()}"))
+        kill(worker["pid"])
+        wait_until(lambda: (now := process_of(node, "tts@cpu/0"))["phase"] == "loaded" and now["pid"] != worker["pid"])
+        lines = ctl.ask(node.ctl_endpoint, "log")["lines"]
+        assert sum("one program too many" in line for line in lines) == 1, "and it is said once"
+    finally:
+        for sock in crowd:
+            sock.close()
+        resource.prlimit(arbiter, resource.RLIMIT_NOFILE, limits)

@@ -103,16 +103,21 @@ def test_the_command_line_chooses_a_model_too(tmp_path: Path) -> None:
         file.writeframes(Marks().make("a", 0).tobytes())
     with Node(several()) as node:
 
-        def translate(model: str) -> subprocess.CompletedProcess[str]:
+        def translate(*models: str) -> subprocess.CompletedProcess[str]:
             words = [sys.executable, str(ROOT / "run_node.py"), "translate", str(tmp_path / "said.wav"), "--quiet",
-                     "--out", str(tmp_path / "out"), "--model", model, "--connect", node.endpoint]  # fmt: skip
-            return subprocess.run(words, capture_output=True, text=True)
+                     "--out", str(tmp_path / "out"), "--connect", node.endpoint]  # fmt: skip
+            return subprocess.run([*words, *(f"--model={one}" for one in models)], capture_output=True, text=True)
 
         assert translate("nmt=formal").returncode == 0
         row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
         assert row["translation"].endswith(" formally")
         refused = translate("nmt=polite")
         assert refused.returncode == 2 and "there are default, formal, fr" in refused.stderr
+        deaf = translate("nmt=fr")
+        words = "error: model fr of stage nmt does not know 'en' and 'de'; accepted: "
+        assert deaf.returncode == 2 and deaf.stderr.startswith(words)
+        both = translate("nmt=formal", "nmt=fr")
+        assert both.returncode == 2 and "--model chooses both nmt=formal and nmt=fr" in both.stderr
 
 
 def test_an_unknown_model_and_one_without_the_language_are_refused_in_one_line() -> None:

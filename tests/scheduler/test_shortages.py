@@ -83,9 +83,9 @@ def test_the_estimate_is_raised_in_steps_and_not_beyond_twice_itself() -> None:
     w = world(max_retries=0)
     for index in range(3):
         w.admit(index, budget_ms=600_000)
-        for _ in range(4):
+        for again in (True, True, True, False):
             run_out(w, A)
-            w.advance(10 * D)
+            w.advance(10 * D * again)
     assert grown(w) == [250, 312, 391, 47], "a quarter more each time, up to 2000"
     assert set(w.ended().values()) == {"error(no_vram)"}
 
@@ -108,6 +108,21 @@ def test_the_raised_estimate_comes_down_when_runs_have_fitted_for_a_while() -> N
     assert grown(w) == [250, 0, 250], "and the next shortage begins anew"
 
 
+def test_and_when_there_is_nothing_to_run_and_nothing_to_try_again() -> None:
+    w = world()
+    w.admit(0, budget_ms=600_000)
+    run_out(w, A)
+    w.advance(D + 0.2)
+    run_out(w, A)
+    w.advance(2 * D)
+    assert grown(w) == [250, 312], "it is tried again in a while"
+    w.advance(D + 0.2)
+    w.done(w.peer(A))
+    for _ in range(10):
+        w.advance(WINDOW / 2)
+    assert grown(w) == [250, 312, 0]
+
+
 def test_jobs_that_run_out_together_raise_the_estimate_once() -> None:
     w = world()
     w.admit(0, budget_ms=600_000)
@@ -124,6 +139,7 @@ def test_a_wait_that_would_end_after_the_deadline_ends_the_job_now_with_its_caus
     w.advance(D + 0.01)
     run_out(w, A)
     assert w.ended() == {("s", 0): "error(no_vram)"} and "on purpose" in w.outcomes[0].outcome.error
+    assert w.outcomes[0].outcome.error.endswith("; the next try, in 3.0 s, would come after its deadline")
 
 
 def test_so_does_a_pause_of_all_its_devices() -> None:
@@ -147,7 +163,35 @@ def test_out_of_memory_is_no_reported_failure() -> None:
     assert w.ended() == {("s", 0): "ok"}
 
 
+def test_the_end_after_all_tries_speaks_of_no_further_one() -> None:
+    w = world()
+    w.admit(0, budget_ms=600_000)
+    for wait in (D, 3 * D, 9 * D, 0):
+        run_out(w, A)
+        w.advance(wait + 0.01)
+    assert w.ended() == {("s", 0): "error(no_vram)"} and "next try" not in w.outcomes[0].outcome.error
+
+
 # ------------------------------------------------------------ a device's pause
+
+
+def test_who_waits_for_a_device_that_pauses_hears_of_it_at_its_deadline() -> None:
+    w = world()
+    for index in range(2):
+        w.admit(index, budget_ms=600_000)
+    run_out(w, A)
+    run_out(w, A)
+    w.admit(2, budget_ms=int(HOLD / 2 * 1000))
+    w.advance(HOLD / 2 + 0.01)
+    assert w.ended() == {("s", 2): "error(expired)"}
+    assert w.outcomes[0].outcome.error.endswith(
+        "it was pending at a (nothing begins on cuda:0 for a while: memory ran out there)"
+    )
+    w.advance(HOLD)
+    w.admit(3, budget_ms=100)
+    w.advance(0.2)
+    assert w.ended()[("s", 3)] == "error(expired)"
+    assert "memory" not in w.outcomes[1].outcome.error, "the pause is over"
 
 
 def test_one_shortage_is_an_accident_and_two_are_a_pause_of_that_device() -> None:

@@ -75,6 +75,26 @@ def test_wrong_options_are_refused_in_one_line(options):
         SimulatedStage.check_options(options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sleep_ms": "5"}, "option sleep_ms must be a number, not a string"),
+        ({"seed": 1.5}, "option seed must be a whole number, not a fraction"),
+        ({"burn": 1}, "option burn must be true or false, not a whole number"),
+        ({"cues": {"index": 1}}, "option cues must be a list, not a table"),
+        ({"cues": [{"index": "x", "action": "fail"}]}, "option cues[0].index must be a whole number, not a string"),
+        ({"cues": [{"index": 1}]}, "option cues[0]: it lacks `action`"),
+        ({"cues": [{"index": 1, "action": "fail", "when": 1}]}, "option cues[0]: it has an unknown field `when`"),
+        ({"cues": [{"index": -5, "action": "fail"}]}, "option cues[0]: cue index is -5; the lowest is -2"),
+        ({"gil_share": 2}, "option gil_share is 2; the highest is 1"),
+    ],
+)
+def test_a_wrong_option_is_named_in_plain_words(options, said):
+    with pytest.raises(ValueError) as caught:
+        SimulatedStage.check_options(options)
+    assert str(caught.value) == f"stage simulated: {said}"
+
+
 def test_passing_on_hands_out_no_array():
     (answer,) = stage(accepts="audio", emits="same").run([Item("s.1", 0, 1, audio=np.zeros(8, np.int16))])
     assert answer.same and answer.audio is None

@@ -98,6 +98,32 @@ def test_repair_has_a_worker_on_standby_on_the_cpu_beside_its_gpus() -> None:
     assert [w.standby for s in alone.scheduler.stages if s.name == "mend" for w in s.workers] == [False]
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"listen": LISTEN}, r"stages\.listen\.skip_above is for a stage that mends the transcript"),
+        ({"think": THINK}, r"stages\.think\.skip_above is for a stage that mends the transcript"),
+        ({"speak": SPEAK}, r"stages\.speak\.skip_above is for a stage that mends the transcript"),
+        (
+            {"mend": StageSection(kind="simulated")},
+            r"stages\.mend\.skip_above would skip a stage that no utterance can",
+        ),
+    ],
+)
+def test_sure_transcripts_skip_only_what_mends_them(changed: dict[str, StageSection], said: str) -> None:
+    given = {
+        name: msgspec.structs.replace(one, skip_above=-0.3, required=name == "mend") for name, one in changed.items()
+    }
+    with pytest.raises(ConfigError, match=said):
+        make(config({**FULL, **given}))
+
+
+def test_a_stage_that_mends_the_transcript_may_be_skipped_by_sure_ones() -> None:
+    mend = StageSection(kind="simulated", required=False, skip_above=-0.3)
+    made = make(config({"listen": LISTEN, "mend": mend}))
+    assert [stage.skip_above for stage in made.scheduler.stages] == [0.0, -0.3]
+
+
 def test_a_stage_on_auto_is_where_it_has_room_and_on_standby_elsewhere() -> None:
     stages = {name: StageSection(kind="simulated", estimate_bytes=12 * GIB) for name in ("a", "b", "c")}
     made = make(config(stages), [*GPUS, CPU])
