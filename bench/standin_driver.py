@@ -42,6 +42,7 @@ FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibilit
 FIGURES = {"shown": 0, "not_available": 1, "not_supported": 2, "empty": 3}  # of processes
 MODES = {"default": 0, "prohibited": 2, "exclusive_process": 3}  # compute modes, by NVML's numbers
 FOREVER_NS = 2**63 - 1
+MOST_GPUS = 16  # as in standin.h
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,12 @@ class Driver:
         self._state = self._library.standin_create(os.fsencode(self._home / "state"))
         self._mark = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:12]  # no other driver's GPUs are called so
         self.uuids: list[str] = []
-        for number, gpu in enumerate(gpus):
-            self._add(number, gpu)
+        try:
+            for number, gpu in enumerate(gpus):
+                self._add(number, gpu)
+        except DragomanError:
+            self.close()
+            raise
         self.lag_s = lag_s
 
     def _add(self, number: int, gpu: Gpu) -> None:
@@ -92,7 +97,9 @@ class Driver:
     def _add_row(self, parent: int, uuid: str, name: str, total_bytes: int) -> int:
         row = self._library.standin_add(self._state, parent, uuid.encode(), name.encode(), total_bytes)
         if row < 0:
-            raise DragomanError("the stand-in driver has no room for so many GPUs")
+            raise DragomanError(
+                "the stand-in driver has no room for so many GPUs", f"at most {MOST_GPUS}, MIG instances too"
+            )
         self.uuids.append(uuid)
         return row
 

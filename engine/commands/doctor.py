@@ -234,7 +234,7 @@ def _devices(facts: Facts) -> list[Finding]:
     if gpus := [d["total_bytes"] for d in facts.devices if d["kind"] == "cuda" and d["total_bytes"]]:
         findings.append(_gpu_memory(max(gpus)))
     else:
-        mend = "none needed; with an NVIDIA GPU: install its driver"
+        mend = "none needed; with an NVIDIA GPU: install its driver, or see why it does not answer: nvidia-smi"
         found = f"{', '.join(facts.other_gpus)}, which the node does not use" if facts.other_gpus else "none"
         if any(d["kind"] == "cuda" for d in facts.devices):
             found, mend = "none that answers", "nvidia-smi"

@@ -322,7 +322,7 @@ class Flow:
         if wait is None or now + wait >= job.deadline:
             self._record(job, worker, result, State.FAILED.value, result.error)
             leased = round(worker.raised * worker.plan.estimate_bytes / 2**20)
-            why = f"; {worker.plan.role} was to have {leased} MiB" if code == "no_vram" else ""
+            why = f"; {worker.plan.role} asked for {leased} MiB in all" if code == "no_vram" else ""
             why += f"; the next try, in {wait:.1f} s, would come after its deadline" if wait is not None else ""
             if wait is not None and haste.relieve(self, job, now):
                 return None

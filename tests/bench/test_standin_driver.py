@@ -36,6 +36,13 @@ def test_gpus_are_what_they_were_made(stage):
     assert program("gpu(2)") == {"error": 2} and program("uuid('GPU-none')") == {"error": 6}
 
 
+def test_too_many_gpus_are_refused_with_their_bound_and_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(DragomanError, match="at most 16"):
+        Driver([Gpu()] * 17)
+    assert not list(tmp_path.glob("standin-*"))
+
+
 def test_the_second_memory_struct_tells_reserved_from_used(stage):
     driver, start = stage(Gpu(reserved_bytes=300 * MIB))
     program = start()

@@ -98,7 +98,7 @@ def test_and_then_it_is_no_vram_with_the_reason_while_the_worker_lives(gpus: Gpu
         driver.set_foreign(0, GIB)
         (outcome,) = carry(node, 1)
         assert (outcome.outcome, outcome.code) == ("error", "no_vram") and "out of memory" in outcome.error
-        assert "nmt@cuda:0/0 was to have" in outcome.error
+        assert "nmt@cuda:0/0 asked for" in outcome.error
         assert len(steps(outcome)) == 4, "once, and three whole tries"
         driver.set_foreign(0, 0)
         assert [o.outcome for o in carry(node, 3)] == ["ok"] * 3
