@@ -268,6 +268,9 @@ class VirtualNode:
         match message:
             case Load(wait_s=wait_s, raised=raised):
                 self._ask(worker, round(worker.plan.estimate_bytes * raised), wait_s)
+            case Grow(nbytes=0) if worker.loaded:
+                worker.question = None
+                self.arbiter.hear(FromWorker(peer, Release(worker.lease, keep_bytes=worker.plan.estimate_bytes)))
             case Grow(nbytes=nbytes, wait_s=wait_s) if worker.loaded and worker.question is None:
                 self._ask(worker, nbytes, wait_s, grows=True)
             case Run():

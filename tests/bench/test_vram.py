@@ -225,17 +225,21 @@ def test_a_batch_that_runs_out_is_run_again_in_halves_and_one_estimated_too_low_
 ) -> None:
     """The virtual worker answers a shortage as a real one does; else the rates above would be of nobody's node."""
     heard: Counter[str] = Counter()
-    obeyed = VirtualNode._tell
+    obeyed, asked = VirtualNode._tell, VirtualNode._ask
 
     def tell(self: VirtualNode, peer: str, message: Any) -> None:
         heard["halved"] += isinstance(message, Done) and message.fits == 1
         obeyed(self, peer, message)
 
+    def ask(self: VirtualNode, *what: Any, grows: bool = False) -> None:
+        heard["grown"] += grows
+        asked(self, *what, grows=grows)
+
     monkeypatch.setattr(VirtualNode, "_tell", tell)
-    node = VirtualNode(Plan(2, **vram.FORCED["outsider"]))  # type: ignore[arg-type]
+    monkeypatch.setattr(VirtualNode, "_ask", ask)
+    node = VirtualNode(Plan(3, **vram.FORCED["outsider"]))  # type: ignore[arg-type]
     node.run()
-    assert heard["halved"]
-    assert any(one.grows for _, leases in node.arbiter.book.books() for one in leases)
+    assert heard["halved"] and heard["grown"]
 
 
 def test_a_scheduler_that_tries_again_at_once_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
