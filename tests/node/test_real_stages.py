@@ -114,10 +114,10 @@ def test_models_of_one_direction_each_translate_there_and_back(tmp_path: Path) -
     with Node(config) as node, node.client() as client:
         assert client.limits["sources"] == client.limits["targets"] == {"text": ["de", "en"]}
         for source, target, text, said, model in (
-            ("en", "de", "the 3 fox", "der 3 Fuchs", None),
+            ("en", "de", "the 3 fox", "der 3 Fuchs", ""),
             ("de", "en", "der 3 Fuchs", "the 3 fox", "back"),
         ):
             with client.session(source=source, target=target, pipeline="text") as session:
                 session.submit(text)
                 (outcome,) = session.outcomes(timeout_s=30)
-            assert (outcome.translation, outcome.stages[0].get("model")) == (said, model)
+            assert (outcome.translation, outcome.stages[0]["model"]) == (said, model)

@@ -44,6 +44,7 @@ def test_a_node_is_ready_by_message_and_answers_its_operators(start_node: StartN
         "phase": "serving",
         "stages": {},
         "notes": [],
+        "unreadable": [],
         "publishes": False,
     }
     with pytest.raises(DragomanError, match="no verb 'dance'; there are stats, health, log, restart"):
