@@ -12,11 +12,11 @@ import re
 
 from engine.boot import GatewayBoot, StagePlan
 from engine.choices import OWN, model_of, models_in, stage_of
+from engine.gateway.ledger import PRIORITIES
 from engine.gateway.validate import SAMPLE_RATE, WIRE_DTYPES, Refused
 from engine.gateway.wire import MAX_INDEX
 from ipc.messages import MAX_CONTROL_BYTES, Limits, Open
 
-PRIORITIES = ("high", "normal", "low")
 MOST_WEIGHT = 100
 ON_DEADLINE = ("fail", "skip_repair", "text")
 DETECTED = ("", "auto")  # where nothing translates, the stage that hears may find the language out

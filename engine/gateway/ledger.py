@@ -44,7 +44,8 @@ class Part(NamedTuple):
     weight: int
 
 
-RANKS = {"high": 0, "normal": 1, "low": 2}
+PRIORITIES = ("high", "normal", "low")
+RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
 USUAL = Part(RANKS["normal"], 1)
 
 

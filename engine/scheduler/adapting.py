@@ -10,7 +10,7 @@ Between a stage's ``min_batch`` and its ``max_batch`` (the operator's, or the co
 * at least 95 % were, the runs were full and twice as many as fit into one wait: one more.
 
 What ran out of memory is not tried again for ``TIGHT_S``, the next time for twice as long, up to ``TIGHT_MOST_S``: a
-device that bears two and never three would else be asked for three again and again.
+device that bears two and never three would else be asked for three again and again. That ends when it has borne it.
 
 So it rises by one and falls by half, as TCP's window does (AIMD: Chiu and Jain 1989), which finds the most that a
 device bears and leaves room fast. But more in a run is worth something only where that costs less for each: what was
@@ -55,7 +55,7 @@ class Limit:
     before_s: float | None = None  # what an utterance cost before it was raised, until that is judged
     useless_until: float = 0.0
     tight: int = 0  # so many have run out of memory; 0: none have
-    tight_s: float = 0.0  # for how long they were not to be tried again, the last time
+    tight_s: float = 0  # for how long they were not to be tried again, the last time
     tight_until: float = 0.0
 
     def ran(self, tally: Tally, waiting: int, least: int, most: int, now: float) -> bool:
@@ -63,8 +63,10 @@ class Limit:
         self.runs.append(tally)
         before = self.within(least, most)
         n, why, is_short = self._judge(before, waiting, least, most, now)
-        if is_short:
+        if is_short and n < before:
             self._keep_below(before, now)
+        elif n > before >= self.tight:
+            self.tight = self.tight_s = 0  # it bears what it did not
         changed = n != before
         if changed:
             self.before_s = self.before_s if n > before else None

@@ -292,7 +292,7 @@ class Dispatch:
         self.book.send(worker.peer, Run(items, overtakes))
         if batch.began is not None:
             self.book.queues[plan.name].begun(place)
-            self.fleet.limits.watch(batch.began + limit)
+            self.fleet.watchdog.watch(batch.began + limit)
             for job, *_ in granted:
                 self.flow.status(job)
 

@@ -7,7 +7,7 @@ from engine.scheduler import retries
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.flow import Flow
 from engine.scheduler.jobs import State
-from engine.scheduler.limits import Limits
+from engine.scheduler.watchdog import Watchdog
 from engine.scheduler.workers import Batch, Life, Worker
 from ipc.messages import Denied, Excused, Failing, Here, LeaseWait, Load, Loaded, Park, Ready
 from ipc.peers import split_peer
@@ -21,7 +21,7 @@ class Fleet:
     def __init__(self, book: Book, flow: Flow) -> None:
         self.book = book
         self.flow = flow
-        self.limits = Limits(book)
+        self.watchdog = Watchdog(book)
         self.ready = False
         self.proven: set[str] = set()  # stages of which a model has been loaded, be it away again
         self._by_peer: dict[str, Worker] = {}  # every life that has spoken and is not known to be dead
@@ -40,7 +40,7 @@ class Fleet:
             return
         if worker.life not in (Life.ABSENT, Life.LOST):
             self.gone(role, worker.incarnation, "replaced", final=False, now=now)
-        self.limits.spoke(role, incarnation)
+        self.watchdog.spoke(role, incarnation)
         worker.begin(incarnation)
         worker.spoke_at = now
         self._by_peer[peer] = worker
@@ -63,7 +63,7 @@ class Fleet:
                 worker.waiting_for = message.reason
             case _ if worker.refused:  # another process after a load that failed: it tries again when it is time
                 if worker.load_again_at is not None:
-                    self.limits.watch(worker.load_again_at)
+                    self.watchdog.watch(worker.load_again_at)
             case _ if worker.parked or self.book.is_unloaded(worker):
                 worker.parked = True
                 if self.book.queues[worker.plan.stage].waiting:
@@ -117,7 +117,7 @@ class Fleet:
         if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
             why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
             worker.waiting_for, worker.load_again_at = why, until
-            return self.limits.watch(until)
+            return self.watchdog.watch(until)
         worker.called = worker.called or worker.parked
         worker.parked, worker.yields, worker.refused, worker.modest = False, False, False, modest
         if worker.dismissed:  # its next life will
@@ -143,7 +143,7 @@ class Fleet:
     def loading(self, worker: Worker, now: float) -> None:
         worker.loading_since = now
         worker.waiting_for = ""
-        self.limits.watch(now + self.book.deadlines.load_timeout_s)
+        self.watchdog.watch(now + self.book.deadlines.load_timeout_s)
 
     def loaded(self, worker: Worker, message: Loaded, now: float) -> None:
         worker.move(Life.LOADED)
@@ -218,7 +218,7 @@ class Fleet:
             if worker.life is Life.EMPTY and not worker.leaving and not (worker.hopeless and worker.stage.optional):
                 if worker.load_again_at is None:  # after running out of memory it has a time of its own
                     worker.load_again_at = now + self.book.deadlines.retry_delay_s
-                    self.limits.watch(worker.load_again_at)
+                    self.watchdog.watch(worker.load_again_at)
 
     def _load_ran_out(self, worker: Worker, now: float) -> None:
         """It was granted what it asked for and that was not enough: later, each time, and with more."""
@@ -226,7 +226,7 @@ class Fleet:
         worker.raised = retries.raised(worker.raised)
         if self.ready:
             worker.load_again_at = now + retries.load_wait(worker.load_ooms, self.book.deadlines.retry_delay_s)
-            self.limits.watch(worker.load_again_at)
+            self.watchdog.watch(worker.load_again_at)
 
     def _call_standby(self, stage: str) -> bool:
         """Whether some worker of the stage may yet load; calls the next one on standby when no other can."""
@@ -289,13 +289,13 @@ class Fleet:
 
     def overdue(self, now: float) -> None:
         """Condemn workers that are over their limits; load again where a wait is over."""
-        for worker in self.limits.turn(now):
+        for worker in self.watchdog.turn(now):
             if self._is_to_load(worker):
                 others = self.book.workers_of(worker.plan.stage)
                 self._load(worker, modest=any(other.life is Life.LOADED for other in others))
             else:
                 worker.load_again_at, worker.waiting_for = None, ""
-        self.limits.next()
+        self.watchdog.next()
 
     def parked(self, role: str, incarnation: int, now: float) -> None:
         """A worker has left as it was told; it had nothing on board."""
@@ -306,7 +306,7 @@ class Fleet:
             return self.gone(role, incarnation, "parked by an earlier scheduler", final=False, now=now)
         worker.move(Life.ABSENT)
         self._by_peer.pop(worker.peer, None)
-        self.limits.spoke(role, incarnation)
+        self.watchdog.spoke(role, incarnation)
         worker.leaving = worker.condemned = False
         worker.loading_since = None
         if not worker.refused:
@@ -324,7 +324,7 @@ class Fleet:
         batches: list[Batch] = list(worker.batches)
         worker.batches.clear()
         self._by_peer.pop(worker.peer, None)  # what it may yet say begins nothing
-        self.limits.spoke(role, incarnation)
+        self.watchdog.spoke(role, incarnation)
         worker.loading_since = worker.load_again_at = None
         worker.condemned = worker.refused = False
         worker.waiting_for = reason

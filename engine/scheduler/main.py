@@ -75,7 +75,7 @@ class Shell:
         self.looked_at = now()
         if late > LATE_S:
             logs.get().warning("this process was stopped for %.1f s: all limits are moved by as much", late)
-            self.core.fleet.limits.forgive(late)
+            self.core.fleet.watchdog.forgive(late)
 
     def read_peers(self) -> None:
         time = now()

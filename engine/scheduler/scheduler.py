@@ -195,7 +195,7 @@ class Scheduler:
     def _announce(self, worker: Worker) -> None:
         """A batch sent ahead has begun."""
         if (limit := worker.hung_at()) is not None:
-            self.fleet.limits.watch(limit)
+            self.fleet.watchdog.watch(limit)
         batch = worker.batches[0]
         if batch.place is not None:
             self.book.queues[worker.plan.stage].begun(batch.place)
@@ -218,7 +218,7 @@ class Scheduler:
                 self.fleet.ready = True
             case Silent(worker=role, incarnation=incarnation, phase=phase, told_at=told_at):
                 if now <= (told_at or now) + max(FRESH_S, self.book.deadlines.heartbeat_s):  # else it is told again
-                    self.fleet.limits.silent(role, incarnation, phase, now)
+                    self.fleet.watchdog.silent(role, incarnation, phase, now)
             case Standing():
                 self.orders.told(message)
             case Preload(stage=stage):
@@ -246,7 +246,7 @@ class Scheduler:
         if self.book.timers and self.book.timers[0][0] <= now:
             for kind, key in self.book.due(now):
                 self._ring(kind, key, now)
-        if self.fleet.limits.look_at is not None and self.fleet.limits.look_at <= now:
+        if self.fleet.watchdog.look_at is not None and self.fleet.watchdog.look_at <= now:
             self.fleet.overdue(now)
         if self._drain_by is not None:
             self._drain(self._drain_by, now)
@@ -263,7 +263,7 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When ``turn`` has something to do even if nothing arrives (seconds, monotonic)."""
         first = self.book.timers[0][0] if self.book.timers else None
-        for time in (self._wake, self._look, self.book.ride_until, self.fleet.limits.look_at, self._drain_wake):
+        for time in (self._wake, self._look, self.book.ride_until, self.fleet.watchdog.look_at, self._drain_wake):
             if time is not None and (first is None or time < first):
                 first = time
         return first

@@ -12,8 +12,8 @@ from bench import histories
 from bench.simulation import World
 from engine.gateway.catalog import Catalog
 from engine.gateway.ingress import Ingress
-from engine.scheduler.limits import Limits
 from engine.scheduler.slots import SlotKey, Slots
+from engine.scheduler.watchdog import Watchdog
 
 HISTORIES = 300
 # Seeds of plain histories that once did not end well, and what was wrong. When the simulation draws otherwise than it
@@ -116,12 +116,12 @@ def test_a_ring_that_is_not_known_yet_is_neither_freed_nor_granted(
 
 
 def test_a_worker_that_is_condemned_in_a_long_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def condemn(self: Limits, role: str, incarnation: int, phase: str, now: float) -> None:
+    def condemn(self: Watchdog, role: str, incarnation: int, phase: str, now: float) -> None:
         worker = self.book.workers[role]
         if incarnation == worker.incarnation and not worker.condemned:
             self._condemn(worker, incarnation, "silent")
 
-    monkeypatch.setattr(Limits, "silent", condemn)
+    monkeypatch.setattr(Watchdog, "silent", condemn)
     assert "is condemned for nothing" in bad_end(range(40))
 
 

@@ -116,6 +116,23 @@ def test_on_a_device_that_bears_two_and_never_three_three_are_tried_less_and_les
     assert tried[2] - tried[1] > 1.5 * (tried[1] - tried[0]) and len(tried) < 15
 
 
+def test_shortages_of_runs_that_cannot_be_smaller_keep_nothing_from_growing_afterwards() -> None:
+    limit = Limit(1)
+    ran(limit, *[short(1)] * 20)
+    assert limit.n == 1
+    ran(limit, *[well(1)] * 60, waiting=100, now=100.0)
+    assert limit.n > 1, "whoever took the memory has gone"
+
+
+def test_what_was_borne_after_all_is_forgotten_as_a_shortage() -> None:
+    limit = Limit(4)
+    ran(limit, *[short(4)] * 3)
+    assert (limit.n, limit.tight) == (1, 4)
+    for n in range(1, 6):
+        ran(limit, *[well(n, 1.0)] * 10, waiting=100, now=400.0)
+    assert limit.n > 4 and limit.tight == 0
+
+
 def test_more_that_pays_stays_and_goes_on() -> None:
     limit = Limit(1)
     for n in range(1, MOST):

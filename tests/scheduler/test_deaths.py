@@ -86,7 +86,7 @@ def test_what_is_known_of_lives_does_not_grow_with_them():
         world.start("a@cpu/0")
     fleet = world.core.fleet
     assert fleet.find(world.peer("a@cpu/0")) is not None
-    assert len(fleet._by_peer) == 1 and not fleet.limits._awaited
+    assert len(fleet._by_peer) == 1 and not fleet.watchdog._awaited
 
 
 # ---------------------------------------------------------------- a pause of the whole node
@@ -95,7 +95,7 @@ def test_what_is_known_of_lives_does_not_grow_with_them():
 def pause(world: World, seconds: float) -> None:
     """Nobody ran for so long. Then somebody else has a run that is soon over its limit, so that all are looked at."""
     world.now += seconds
-    world.core.fleet.limits.forgive(seconds)
+    world.core.fleet.watchdog.forgive(seconds)
     world.open("quick", pipeline=("quick",))
     world.admit(0, "quick", budget_ms=100_000)
     world.advance(0.2)

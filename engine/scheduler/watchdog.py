@@ -9,7 +9,7 @@ from ipc.messages import Condemn
 BUSY_PHASES = ("loading", "loaded")  # of a worker's last heartbeat: it may be in a load or a run
 
 
-class Limits:
+class Watchdog:
     """See the module's docstring."""
 
     def __init__(self, book: Book) -> None:
