@@ -199,7 +199,12 @@ def test_an_interrupt_while_modules_are_loaded_is_no_traceback() -> None:
         (Path(folder) / "zmq.py").write_text(slow)
         environ = {**os.environ, "PYTHONPATH": folder}
         command = [sys.executable, str(ROOT / "run_node.py"), "stats"]
-        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored there
+        try:
+            process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with process:
             assert process.stdout is not None and process.stdout.read(4) == b"here"
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
