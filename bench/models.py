@@ -96,7 +96,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help=f"only this one, of {', '.join(shapes.SHAPES)} (repeatable)",
     )
-    parser.add_argument("--folder", type=_folder, metavar="DIR", help="where models are written meanwhile (TMPDIR)")
+    parser.add_argument("--folder", type=folder, metavar="DIR", help="where models are written meanwhile (TMPDIR)")
     parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="of the model's library (2)")
     parser.add_argument("--audio-s", type=at_least(0.1), metavar="S", help="length of the speech (the node's longest)")
     parser.add_argument("--chars", type=at_least(1), metavar="N", help="length of a text (the longest its stage takes)")
@@ -105,7 +105,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _folder(text: str) -> str:
+def folder(text: str) -> str:
     if not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no folder that can be written to")
     return text

@@ -20,7 +20,7 @@ stays. A request whose holder dies while it waits goes straight to released.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from ipc.errors import IllegalMove
@@ -93,6 +93,10 @@ class Lease:
     peak_bytes: int = 0  # of its holder's first lease: the most that a list of processes has shown the holder to have
     overused: bool = False  # that was said to be more than was granted
     base_bytes: int = 0  # what its holder's process has besides it, from before the grant
+    external: bool = field(default=False, init=False)  # its holder is a program outside the node ("lease@PID/N#START")
+
+    def __post_init__(self) -> None:
+        self.external = self.peer.startswith(EXTERNAL)  # asked for each lease in each decision, so kept
 
     def is_on(self, device: str) -> bool:
         """Whether it is of this device, whose ever memory that has."""
@@ -102,11 +106,6 @@ class Lease:
     def is_loading(self) -> bool:
         """Whether its holder loads, or has said that it has loaded since the newest reading."""
         return self.state is LeaseState.GRANTED or (self.state is LeaseState.HELD and self.settled_at is not None)
-
-    @property
-    def external(self) -> bool:
-        """Whether its holder is a program outside the node ("lease@PID/N#START")."""
-        return self.peer.startswith(EXTERNAL)
 
     @property
     def promised_bytes(self) -> int:

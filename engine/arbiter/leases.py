@@ -218,9 +218,8 @@ class Leases:
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines.in_front_of(device)
         outlook = look(self._devices[device], self._present[device], line, self._waits.unreadable_s, now)
-        loader = next((one for one in self._present[device] if one.state is LeaseState.GRANTED), None)
-        if loader is not None:  # nobody's patience runs out over somebody else's load
-            line.stop(now, loader)
+        if outlook.loader is not None:  # nobody's patience runs out over somebody else's load
+            line.stop(now, outlook.loader)
         else:
             line.run(now)
         return outlook
@@ -281,11 +280,12 @@ class Leases:
 
     def _tell(self, line: Line, outlook: Outlook, asking: Lease | None) -> list[Action]:
         """What the first in the line wait for, where that is another kind of thing than they were told."""
-        if outlook.closed and outlook.closed.kind == "reading":  # that takes milliseconds
+        closed = outlook.closed.kind if outlook.closed else ""
+        if closed == "reading":  # that takes milliseconds
             return []
         told: list[Action] = []
         for lease in islice(line, TOLD):
-            if lease.obstacle != (kind := outlook.kind(lease)):
+            if lease.obstacle != (kind := closed or outlook.kind(lease)):
                 lease.obstacle = kind
                 reason = outlook.reason(lease)
                 if names := self._lines.others(lease):

@@ -23,6 +23,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from engine.arbiter.lease import Lease
@@ -38,24 +39,12 @@ Model = tuple[str, str]  # Lease.kind_of_model
 PROGRAMS: Model = ("", "")  # all of them, which have no model
 
 
-def _rank(lease: Lease) -> tuple[float, float]:
-    return lease.rank
-
-
-def _size(lease: Lease) -> int:
-    return lease.nbytes
+_rank, _size = attrgetter("rank"), attrgetter("nbytes")
+_end, _limit = attrgetter("patient_until"), attrgetter("passed_until")
 
 
 def _kind(lease: Lease) -> Model:
     return PROGRAMS if lease.external else lease.kind_of_model
-
-
-def _end(lease: Lease) -> float:
-    return lease.patient_until
-
-
-def _limit(lease: Lease) -> float:
-    return lease.passed_until
 
 
 class Line:

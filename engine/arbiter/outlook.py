@@ -20,7 +20,9 @@ from engine.arbiter.room import DeviceMemory
 
 @dataclass(frozen=True)
 class Outlook:
-    """``present``: the leases that may lie on the device. ``room``: bytes that may be granted.
+    """``present``: the leases that may lie on the device; ``loader``: the one of them whose model loads now.
+
+    ``room``: bytes that may be granted.
 
     ``models``: the only ones that may come, as there is no place for others; None: any may. ``elder``: the request that
     those behind it must not pass.
@@ -28,6 +30,7 @@ class Outlook:
 
     memory: DeviceMemory
     present: Sequence[Lease]
+    loader: Lease | None
     closed: Obstacle | None
     room: int
     models: frozenset[Model] | None
@@ -62,6 +65,8 @@ class Outlook:
 
     def reason(self, lease: Lease) -> str:
         """The same in words."""
+        if self.closed:
+            return self.closed.text
         match self.kind(lease):
             case "elder" if self.elder is not None:
                 return f"waiting behind {words.name(self.elder)}, which has waited longer"
@@ -69,7 +74,7 @@ class Outlook:
                 return f"{len(self.models)} models are on {lease.device} (devices.max_models)"
             case "room":
                 return words.too_little(lease, self.memory, self.present, self.room)
-        return self.closed.text if self.closed else ""
+        return ""
 
     def briefly(self, nbytes: int) -> str:
         """Why a request for so much that could come here waits elsewhere, in few words."""
@@ -103,24 +108,24 @@ class Outlook:
 
 def look(memory: DeviceMemory, present: Sequence[Lease], line: Line, unreadable_s: float, now: float) -> Outlook:
     """A device as it is now."""
-    closed = _closed(memory, present, line, unreadable_s, now)
+    loader = next((lease for lease in present if lease.state is LeaseState.GRANTED), None)
+    closed = _closed(memory, present, loader, line, unreadable_s, now)
     if closed:
-        return Outlook(memory, present, closed, 0, None, None)
+        return Outlook(memory, present, loader, closed, 0, None, None)
     room = memory.room(present)
     models = None
     if len(present) >= memory.limits.max_models:
         there = frozenset(one.kind_of_model for one in present if not one.external)
         models = there if len(there) >= memory.limits.max_models else None
-    return Outlook(memory, present, None, room, models, line.elder(room, models, now))
+    return Outlook(memory, present, None, None, room, models, line.elder(room, models, now))
 
 
 def _closed(
-    memory: DeviceMemory, present: Sequence[Lease], line: Line, unreadable_s: float, now: float
+    memory: DeviceMemory, present: Sequence[Lease], loader: Lease | None, line: Line, unreadable_s: float, now: float
 ) -> Obstacle | None:
     name = memory.limits.name
-    for lease in present:
-        if lease.state is LeaseState.GRANTED:
-            return Obstacle("turn", f"waiting for {words.name(lease)} to load on {name}")
+    if loader is not None:
+        return Obstacle("turn", f"waiting for {words.name(loader)} to load on {name}")
     if memory.age(now, line.head.since if line.head else now) > unreadable_s:
         return Obstacle("unreadable", f"the memory of {name} cannot be read")
     if not memory.current(present):

@@ -108,9 +108,10 @@ class DeviceMemory:
             shown -= sum(reading.listed.values())
             leases, dropped = self._enter(reading, leases)
         grown = max(0, shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases))
-        settled = sum(self._settle(lease, reading) for lease in leases)
+        settled = sum(self._settle(lease, reading) for lease in leases if lease.settled_at is not None)
         # What shows now for the first time is theirs; only beyond that had others too much.
-        self._correct(settled - min(grown, max(0, settled)), leases)
+        if settled:
+            self._correct(settled - min(grown, max(0, settled)), leases)
         before = self.reading.taken_at if self.reading else 0.0
         self.reading, self._remembered = reading, False
         unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)

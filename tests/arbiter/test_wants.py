@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.arbiter.events import AskToLeave, Tell
 from engine.arbiter.lease import Lease, LeaseState
 from engine.arbiter.wants import Wants, Wish
@@ -91,9 +93,8 @@ def test_a_place_among_the_models_is_wanted_however_much_room_there_is() -> None
 
 
 def external(number: int, nbytes: int, *, preemptible: bool = True) -> Lease:
-    found = lease("x", nbytes)
-    found.peer, found.number, found.preemptible = f"lease@{number}/1#1", number, preemptible
-    return found
+    peer = f"lease@{number}/1#1"
+    return replace(lease("x", nbytes), peer=peer, number=number, preemptible=preemptible)
 
 
 def test_programs_outside_the_node_are_asked_first_the_newest_before_the_older_and_as_many_as_it_takes() -> None:
