@@ -5,8 +5,8 @@ on the longest input, unloaded by an operator's order. The first life asks for w
 for what the first one measured. A sampler in this process reads the driver meanwhile; it must be the only other user of
 the card, since everything beyond what was in use before the node is put down to the model.
 
-``_waiting`` and ``_left`` are about promises, not speed: a worker without a lease holds nothing on the card, and a model
-that has left has left nothing behind.
+``_waiting`` and ``_waiting_users`` are promises, not speeds: once a model has left, and its worker's next process waits
+without a lease, nothing of either is on the card, and the driver lists none of the node's processes there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from bench.model_run import longest
 from bench.models import CLOSE, MB, folder, written
 from bench.report import ZERO, Report, at_least
 from engine import ctl, devices
-from engine.commands.ctl import wait
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
 from engine.node import Node
 from ipc.errors import DragomanError
@@ -219,12 +218,14 @@ def _report_in(node: Node) -> None:
 
 def _unload(node: Node) -> float:
     """Seconds from the order until the node and the driver show nothing of the model any more."""
-    begun, stats = time.monotonic(), node.stats()
-    answer = ctl.ask(node.ctl_endpoint, "unload", target=STAGE)
-    pending, _ = wait(node.ctl_endpoint, answer, stats, LEAVES_S)
-    if pending:
-        raise DragomanError(f"the model has not left within {LEAVES_S:g} s", "see what the node has said above")
-    return time.monotonic() - begun
+    begun = time.monotonic()
+    ctl.ask(node.ctl_endpoint, "unload", target=STAGE)
+    while time.monotonic() < begun + LEAVES_S:
+        stats = node.stats()
+        if not stats["leases"] and not stats["operators"]["pending"]:
+            return time.monotonic() - begun
+        time.sleep(LOOK_S)
+    raise DragomanError(f"the model has not left within {LEAVES_S:g} s", "see what the node has said above")
 
 
 def _told(outcome: Any) -> str:

@@ -39,8 +39,10 @@ Model = tuple[str, str]  # Lease.kind_of_model
 PROGRAMS: Model = ("", "")  # all of them, which have no model
 
 
-_rank, _size = attrgetter("rank"), attrgetter("nbytes")
-_end, _limit = attrgetter("patient_until"), attrgetter("passed_until")
+_rank: Callable[[Lease], tuple[float, float]] = attrgetter("rank")
+_size: Callable[[Lease], int] = attrgetter("nbytes")
+_end: Callable[[Lease], float] = attrgetter("patient_until")
+_limit: Callable[[Lease], float] = attrgetter("passed_until")
 
 
 def _kind(lease: Lease) -> Model:

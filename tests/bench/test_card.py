@@ -14,7 +14,6 @@ import pytest
 from bench.card import Life, add
 from bench.report import Report
 from bench.standin_driver import GIB, Driver, Gpu
-from ipc.errors import DragomanError
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
