@@ -142,7 +142,7 @@ class StageSection(_Section, frozen=True):
     length_ratio: float = (
         2.0  # utterances of one run differ in length by this factor at most: the longest sets its time
     )
-    timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of audio
+    timeout_base_s: float = 20.0  # a run is hung after base + per_audio x seconds of its audio
     timeout_per_audio: float = 2.0  # ... see timeout_base_s
     warm_up_runs: int = 3  # runs on made-up input before a worker counts as ready
     threads: int = 0  # CPU threads of one worker; 0: cores divided by the workers on the CPU

@@ -281,7 +281,8 @@ class Dispatch:
         *, overtakes: bool = False,
     ) -> None:  # fmt: skip
         items = tuple([self._item(worker, *grant) for grant in granted])
-        limit = plan.timeout_base_s + plan.timeout_per_audio * max([job.audio_s for job, *_ in granted])
+        # Of all, not of the longest: many stages run a batch's items one after the other.
+        limit = plan.timeout_base_s + plan.timeout_per_audio * sum([job.audio_s for job, *_ in granted])
         batch = Batch(
             {ticket: job.key for job, ticket, *_ in granted}, now, limit, alone=granted[0][0].suspect, place=place,
             overtakes=overtakes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import nlargest
+
 from engine.scheduler.book import SUPERVISOR, Book
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import Condemn
@@ -54,9 +56,10 @@ class Watchdog:
             del self._awaited[key]
 
     def _longest_run_s(self, worker: Worker) -> float:
-        """What a run of any utterance that is known may take at this worker's stage."""
-        audio_s = [job.audio_s for line in self.book.lines.values() for job in line.jobs.values()]
-        return worker.stage.timeout_base_s + worker.stage.timeout_per_audio * max(audio_s, default=0.0)
+        """What a run of any utterances that are known may take at this worker's stage."""
+        audio_s = (job.audio_s for line in self.book.lines.values() for job in line.jobs.values())
+        longest = nlargest(worker.stage.max_batch, audio_s)
+        return worker.stage.timeout_base_s + worker.stage.timeout_per_audio * sum(longest)
 
     def forgive(self, pause_s: float) -> None:
         """This process was stopped for so long, and the workers perhaps too: their runs and loads may take longer."""
@@ -76,7 +79,8 @@ class Watchdog:
         for worker in self.book.workers.values():
             if (limit := worker.hung_at()) is not None and now >= limit:
                 batch = worker.batches[0]
-                self._condemn(worker, worker.incarnation, f"hung: a run took more than {batch.limit_s:.1f} s")
+                allowed = f"{batch.limit_s:.1f} s that timeout_base_s and timeout_per_audio allow"
+                self._condemn(worker, worker.incarnation, f"hung: a run took more than the {allowed}")
             elif self._load_overdue(worker, now):
                 self._condemn(worker, worker.incarnation, "hung while loading its model")
             elif worker.load_again_at is not None and now >= worker.load_again_at and worker.life is Life.EMPTY:

@@ -247,6 +247,19 @@ def test_a_hung_run_is_condemned_only_after_its_own_limit():
     assert len(world.messages(Condemn, "supervisor")) == 1
 
 
+def test_a_batch_has_as_long_as_all_its_utterances_one_after_the_other():
+    world = started(
+        text_stage("a", timeout_base_s=5.0, timeout_per_audio=2.0, max_batch=3, min_batch=3, max_delay_ms=100.0)
+    )
+    for index in range(3):
+        world.admit(index, budget_ms=100_000, audio_s=4.0)
+    world.advance(5.0 + 2.0 * 12.0 - 0.1)
+    assert not world.messages(Condemn, "supervisor")
+    world.advance(0.3)
+    (condemn,) = world.messages(Condemn, "supervisor")
+    assert "hung: a run took more than the 29.0 s that timeout_base_s" in condemn.reason
+
+
 def test_the_batch_sent_ahead_has_its_limit_from_when_it_begins():
     world = started(text_stage("a", timeout_base_s=5.0))
     world.admit(0)
