@@ -195,6 +195,7 @@ class TtsStage(Stage):
         cuda = self.config.device == "cuda"
         if cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise StageError("bad_model", NO_CUDA)
+        onnxruntime.set_default_logger_severity(3)  # errors: it warns at each session of what is no fault
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.config.threads
         options.inter_op_num_threads = 1

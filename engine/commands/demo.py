@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine import embedded, picture, timeline
+from engine import devices, embedded, picture, timeline
 from engine.bar import bar
 from engine.client import Client
 from engine.commands import FAILED, OK, inputs, nodes, translate
@@ -119,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     results = Results(Path(args.out))
     results.check()
     shown = not args.json
-    with nodes.private(config, say) as client:
+    with ExitStack() as node:
+        client = node.enter_context(nodes.private(config, say))
         try:
             delivery = carry(client, config, results, say, shown=shown)
         finally:
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         drawing = draw(results)
         if shown:
             print(page(results, drawing), flush=True)
-        gain = measure(client, config, say, shown=shown)
+        gain = measure(client, node.close, config, say, shown=shown)
     print(json_page(results, gain) if args.json else gain_text(gain))
     code = translate.exit_code(gain is None, results)
     return code or (OK if as_expected(results.rows) == len(clips()) else FAILED)
@@ -146,21 +148,39 @@ def draw(results: Results) -> Path:
     return drawing
 
 
-def measure(client: Any, config: Config, say: Callable[[str], None], *, shown: bool) -> Gain | None:
-    """ROUNDS rounds in each mode, in turns, so that whatever else the machine does hits both; None: interrupted."""
+def measure(
+    client: Any, close: Callable[[], None], config: Config, say: Callable[[str], None], *, shown: bool
+) -> Gain | None:
+    """ROUNDS rounds in each mode; None: interrupted. ``close`` ends the node that there is.
+
+    In turns, so that whatever else the machine does hits both; but one node after the other where they use a GPU, which
+    has one user at a time.
+    """
     serial = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, mode="serial"))
-    charts: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+    pipelined: list[Mapping[str, Any]] = []
+    one_by_one: list[Mapping[str, Any]] = []
+    apart = uses_gpus(config)
+    say(f"measuring the gain over serial work: {ROUNDS} rounds, and {ROUNDS} of a second node, in serial mode")
     try:
-        say(f"measuring the gain over serial work: a second node in serial mode, then {ROUNDS} rounds with each")
-        with nodes.private(serial, lambda line: None) as other:
-            for _ in bar(range(ROUNDS), "measuring the gain", unit="round", shown=shown):
-                pair = _round(client, config), _round(other, serial)
-                if pair[0] is None or pair[1] is None:
+        with ExitStack() as second, bar(range(2 * ROUNDS), "measuring the gain", unit="round", shown=shown) as rounds:
+            other = None if apart else second.enter_context(nodes.private(serial, lambda line: None))
+            for number in rounds:
+                is_first = number < ROUNDS if apart else number % 2 == 0
+                if not is_first and other is None:
+                    close()
+                    other = second.enter_context(nodes.private(serial, lambda line: None))
+                chart = _round(client, config) if is_first else _round(other, serial)
+                if chart is None:
                     return None
-                charts.append((pair[0], pair[1]))
+                (pipelined if is_first else one_by_one).append(chart)
     except KeyboardInterrupt:
         return None
-    return gained([p for p, _ in charts], [s for _, s in charts], workers(config), len(os.sched_getaffinity(0)))
+    return gained(pipelined, one_by_one, workers(config), len(os.sched_getaffinity(0)))
+
+
+def uses_gpus(config: Config) -> bool:
+    """Whether a node of this configuration would take a GPU for itself."""
+    return any(one.kind == "cuda" and not one.silent for one in devices.look(config.devices.use))
 
 
 def carry(client: Any, config: Config, results: Results, say: Callable[[str], None], *, shown: bool) -> Delivery:

@@ -130,6 +130,7 @@ class Lifecycle:
         self._drain_due = 0.0
         self._count_due: float | None = None  # the number in flight is said when the scheduler has told it, or then
         self._at_once = False  # everything was killed on purpose
+        self._unborn: set[str] = set()  # who was killed on purpose at the stop, having said nothing yet
         self._killed_at: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Any]:
@@ -325,7 +326,8 @@ class Lifecycle:
         asked = self.roster.exited(role, code)
         self.reports.pop(role, None)
         if self.phase in (Phase.STOPPING, Phase.ENDED):
-            return [] if self._at_once or (asked and code == OK) else [Warn(f"{role} ended: {reason}")]
+            as_told = (asked and code == OK) or code == PARKED or role in self._unborn
+            return [] if self._at_once or as_told else [Warn(f"{role} ended: {reason}")]
         record = self.roster[role]
         lost = record.device in self.quarantined
         reason = self._why_lost(record) if lost else reason
@@ -489,6 +491,7 @@ class Lifecycle:
             self.roster.ask_to_stop(record.role, now)
             return [Post(record.role, record.incarnation, Stop())]
         if record.state is State.STARTING:  # it has not spoken, so nothing can be said to it
+            self._unborn.add(record.role)
             return [self.roster.kill(record.role, now)]
         return []
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from engine import media, timeline
-from engine.commands import demo
+from engine import devices, embedded, media, timeline
+from engine.commands import demo, nodes
+from engine.config import Config
 
 
 def serial_chart(asr_ms: int, tts_ms: int, count: int = 10) -> dict:
@@ -76,3 +79,35 @@ def test_the_clips_are_sound_of_a_few_seconds() -> None:
     for clip in demo.clips():
         sound = media.read(clip.path, 10.0)
         assert 0.5 < sound.duration_s < 6.0 and abs(sound.samples).max() > 10_000, clip
+
+
+@pytest.mark.parametrize(("on_a_gpu", "at_once"), [(False, 2), (True, 1)])
+def test_two_nodes_never_want_one_gpu(on_a_gpu: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one would find the GPU in use: each has its rounds for itself there, and else they take turns."""
+    alive, most, carried = ["pipelined"], [], []
+
+    @contextmanager
+    def private(config: Config, say: object) -> Iterator[str]:
+        del say
+        alive.append(config.node.mode)
+        yield config.node.mode
+        alive.remove(config.node.mode)
+
+    def one_round(client: str, config: Config) -> dict:
+        del config
+        assert client in alive
+        most.append(len(alive))
+        carried.append(client)
+        return serial_chart(100, 100)
+
+    gpu = devices.Device("cuda:0", "GPU-0", "cuda", 2**34, "nvml", "a GPU")
+    cpu = devices.Device("cpu", "", "cpu", 2**34, "host", "a CPU")
+    monkeypatch.setattr(devices, "look", lambda use: [gpu, cpu] if on_a_gpu else [cpu])
+    monkeypatch.setattr(nodes, "private", private)
+    monkeypatch.setattr(demo, "_round", one_round)
+    config = embedded.config()
+    gain = demo.measure("pipelined", lambda: alive.remove("pipelined"), config, lambda line: None, shown=False)
+    assert gain is not None and gain.rounds == demo.ROUNDS
+    assert max(most) == at_once and "serial" not in alive
+    apart = ["pipelined"] * demo.ROUNDS + ["serial"] * demo.ROUNDS
+    assert carried == (apart if on_a_gpu else ["pipelined", "serial"] * demo.ROUNDS)

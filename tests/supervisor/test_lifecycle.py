@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.config import DeadlinesSection
-from engine.exits import BOOT_FAILED, UNCAUGHT
-from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick
+from engine.exits import BOOT_FAILED, PARKED, UNCAUGHT
+from engine.supervisor.events import Announce, End, Exited, Heard, HostGone, NotSpawned, Say, StopAsked, Tick, Warn
 from engine.supervisor.health import judge
 from engine.supervisor.lifecycle import COUNT_S, MOVES, Lifecycle, Phase
 from engine.supervisor.roster import LIVING, Post, Roster, Signal, Spawn, State
@@ -433,6 +433,23 @@ def test_a_stop_before_anything_was_served_needs_no_drain() -> None:
     world.do(StopAsked())
     assert world.posted(Stop) == [WORKER] and Signal(OTHER, signal.SIGKILL) in world.actions
     assert stop_everything(world) == End(0, "")
+
+
+def test_at_the_stop_only_an_end_that_nobody_wanted_is_a_warning() -> None:
+    def warned(world: World, role: str, code: int) -> bool:
+        return any(isinstance(a, Warn) for a in world.do(Exited(role, code)))
+
+    world = World().serving()
+    world.do(Exited(OTHER, PARKED))
+    world.do(Tick())
+    assert world.life.roster[OTHER].state is State.STARTING, "its next life has not spoken yet"
+    world.do(StopAsked())
+    world.say("gateway", Flushed())
+    world.say("scheduler", Drained())
+    assert Signal(OTHER, signal.SIGKILL) in world.actions
+    assert not warned(world, OTHER, -9), "it was killed since it could not be asked"
+    assert not warned(world, WORKER, PARKED), "it was leaving when it was told to stop"
+    assert warned(world, "scheduler", -11)
 
 
 def test_a_process_that_even_sigkill_does_not_end_does_not_hold_up_the_stop() -> None:
