@@ -2,7 +2,8 @@
 
 The order of the questions matters: is it the client's session, is the index known (then the same answer again), is it
 in the window, is the node still taking, is a lower index refused, are the samples good, is there room. The scheduler
-never refuses an ``Admit``: all the room there is, is judged here.
+never refuses an ``Admit``: all the room there is, is judged here. An index that ended ones of its session wait for is
+taken however full the node is: they fill the outbox, which keeps from running what fills the node.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ class Intake:
         except Refused as refused:
             return self.reject(session, message.index, refused)
         has_share = books.ledger.unended(session.id) >= books.share(session)
-        if has_share and books.capacity.n - books.ledger.total <= books.gate.ahead(session.id, now):
+        if (
+            has_share
+            and not session.awaits(message.index)
+            and books.capacity.n - books.ledger.total <= books.gate.ahead(session.id, now)
+        ):
             return self._busy(session, message.index, "capacity", now)
         ref = None
         if payload is not None and taken.dtype != "text":
@@ -145,7 +150,7 @@ class Intake:
 
     def _slot(self, session: Session, index: int, taken: Taken, now: float) -> Ref | None:
         books = self.books
-        may_hold = books.ingress.can_hold(session.id, taken.nbytes, len(books.sessions))
+        may_hold = session.awaits(index) or books.ingress.can_hold(session.id, taken.nbytes, len(books.sessions))
         slot = books.ingress.take(session.id, index, taken.nbytes) if may_hold else None
         if slot is None:
             until = now + books.retry_after_s() + CLAIM_GRACE_S

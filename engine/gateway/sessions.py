@@ -112,6 +112,10 @@ class Session:
 
     # ---------------------------------------------------------------- gaps
 
+    def awaits(self, index: int) -> bool:
+        """Whether outcomes are there that may only leave after this one's."""
+        return index == self.order.next and bool(self.order.held)
+
     def entered(self, index: int, entries: Mapping[int, Entry], now: float) -> None:
         """``index`` has just been admitted, or ended unsent."""
         if index in self.refused:

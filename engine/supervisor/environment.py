@@ -60,7 +60,6 @@ def compose(
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
     )
-    env.setdefault("CT2_CUDA_ALLOCATOR", "cub_caching")  # its default keeps what it once took
     if library_folders:
         env["LD_LIBRARY_PATH"] = _joined([*library_folders, *_entries(base, "LD_LIBRARY_PATH")])
     return env

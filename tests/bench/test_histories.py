@@ -36,6 +36,7 @@ FOUND = {
     1022049: "a session over its budget waited for an index that had no slot: its later ones kept them all",
     1051271: "a scheduler that had stood still acted on old news: a worker's silence that was over",
     1361635: "a stopping gateway stood still for the whole time in which clients could have fetched what had ended",
+    527325: "a session over its budget waited for an index that came last to a node full of its later ones",
     10109: "a worker that had loaded did not say so first: a new epoch took its run for the load and freed its input",
 }
 

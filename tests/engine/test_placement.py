@@ -22,14 +22,14 @@ from ipc.messages import Granted, LeaseRequest, Settled
 MB = 10**6
 # What the node asks for on a GPU (docs/vram.md), in MB: model and number format -> (needs, file).
 REAL = {
-    "whisper-large-v3 float16": (5165, 3087),
-    "whisper-large-v3 int8_float16": (3312, 3087),
-    "whisper-small float16": (1369, 484),
-    "whisper-small int8_float16": (1080, 484),
-    "m2m100-418m float16": (1933, 970),
-    "m2m100-418m int8_float16": (1351, 970),
-    "qwen2.5-3b Q4_K_M": (3377, 1928),
-    "piper-medium float32": (1471, 63),
+    "whisper-large-v3 float16": (5218, 3087),
+    "whisper-large-v3 int8_float16": (3365, 3087),
+    "whisper-small float16": (1422, 484),
+    "whisper-small int8_float16": (1132, 484),
+    "m2m100-418m float16": (1985, 970),
+    "m2m100-418m int8_float16": (1403, 970),
+    "qwen2.5-3b Q4_K_M": (3430, 1928),
+    "piper-medium float32": (1524, 63),
 }
 SMALL = {
     "asr": ("whisper-small float16", "whisper-small int8_float16"),

@@ -366,6 +366,18 @@ def test_above_its_share_on_a_full_node_a_session_is_busy_and_higher_indices_are
     assert stand.submit(session, 2) == [] and stand.sent(Admit)[-1].index == 2
 
 
+def test_what_ended_ones_wait_for_is_taken_however_full_the_node_is(stand: Stand) -> None:
+    """They fill the outbox, which keeps from running what fills the node: it would never be less full."""
+    stand.feed(Capacity(2))
+    session = stand.open().session
+    for index in (1, 2):
+        stand.submit(session, index)
+    stand.finish(session, 1)
+    stand.submit(session, 3)
+    assert stand.submit(session, 4)[0].reason == "capacity"
+    assert stand.submit(session, 0) == [] and stand.sent(Admit)[-1].index == 0
+
+
 def test_every_index_that_was_answered_busy_comes_before_any_higher_one(stand: Stand) -> None:
     session = full(stand)
     for index in (2, 3, 4):
