@@ -38,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
 	@echo "== installing Dragoman and what it needs (about half a minute)"
 	@bash scripts/meanwhile.sh installing $(PY) -m pip install --disable-pip-version-check --progress-bar off --quiet \
 	  -e '.[test,bench$(if $(GPU),$(,)gpu)]'
-	@bash scripts/repair_wheel.sh $(PY)
+	@bash scripts/repair_wheel.sh $(PY) $(if $(GPU),gpu)
 	@if [ -n "$(GPU)" ]; then echo "== putting onnxruntime-gpu in the place of onnxruntime (last step)"; \
 	  bash scripts/meanwhile.sh installing \
 	    $(PY) -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps 'onnxruntime-gpu==1.26.*'; fi
@@ -48,7 +48,7 @@ $(STAMP): setup.cfg pyproject.toml scripts/repair_wheel.sh
 , := ,
 
 repair: env
-	@bash scripts/repair_wheel.sh $(PY)
+	@bash scripts/repair_wheel.sh $(PY) $(if $(GPU),gpu)
 
 demo: env
 	@$(PY) run_node.py demo $(DEMO)

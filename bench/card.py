@@ -175,7 +175,17 @@ def _weigh(report: Report, name: str, home: Path, card: Card, args: argparse.Nam
         print(f"{name}: {which} life", file=sys.stderr, flush=True)
         said = item.audio if item.text is None else item.text
         lives.append(life(config, card, said, item.source, item.target))
-        print(f"{name}: {lives[-1].outcome}", file=sys.stderr, flush=True)
+        one = lives[-1]
+        sizes = ", ".join(
+            f"{what} {nbytes / MB:,.0f} MB"
+            for what, nbytes in (
+                ("asked", one.asked_bytes),
+                ("loaded", one.loaded_bytes),
+                ("peak", one.peak_bytes),
+                ("left", one.waiting_bytes),
+            )
+        )
+        print(f"{name}: {one.outcome}; {sizes}", file=sys.stderr, flush=True)
     add(report, name.replace("-", "_").replace(".", "_"), *lives)
 
 

@@ -6,9 +6,10 @@ length of what is made at once for a voice. A lease is standing, so it is that o
 inputs. Here stand the libraries around it: a GPU context with its kernels, the process on the host.
 
 On the CPU such an estimate was measured (``bench models``, ``docs/vram.md``) and stands as it is. On a GPU libraries
-take more than they need (``bench card``, on one card so far), so 1.2 times as much is asked for; and where a model's files do not say, a table by *runtime library* (a
-stage's ``requires``) has first guesses that err upward. Once a model has been loaded, what was measured takes the
-guess's place (``engine.corrections``), and a configuration's ``estimate_bytes`` goes before both.
+take more than they need (``bench card``, one card so far), so 1.2 times as much is asked for; and where a model's files
+do not say, a table by *runtime library* (a stage's ``requires``) has first guesses that err upward. Once a model has
+been loaded, what was measured takes the guess's place (``engine.corrections``), and a configuration's
+``estimate_bytes`` goes before both.
 """
 
 from __future__ import annotations
