@@ -1,4 +1,4 @@
-"""What happens to the book of leases, and what it answers. Plain data.
+"""What happens to the book of leases, and what it answers. Plain data; what is made by the dozen is cheap to make.
 
 The waits it needs, the obstacles it names, its events and its actions.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Union
+
+import msgspec
 
 from engine.arbiter.room import Reading
 from ipc.messages import (
@@ -36,8 +38,7 @@ class Waits:
     grace_s: float = 10.0
 
 
-@dataclass(frozen=True)
-class FromWorker:
+class FromWorker(msgspec.Struct, frozen=True):
     """A message of one worker's life (``peer`` is "role#incarnation")."""
 
     peer: str
@@ -57,8 +58,7 @@ class Tick:
     """Time has passed."""
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Action: send this to that worker."""
 
     peer: str
@@ -105,8 +105,7 @@ Event = Union[FromWorker, Gone, Reading, DeviceLost, Orders, Tick]
 Action = Union[Send, Tell, AskToLeave, Alarm, Note, Sample]
 
 
-@dataclass(frozen=True)
-class Obstacle:
+class Obstacle(msgspec.Struct, frozen=True):
     """Why a request is not granted now. ``kind``: turn | models | unreadable | reading | room | elder."""
 
     kind: str

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from ipc.errors import IllegalMove
 
@@ -118,7 +119,12 @@ class Lease:
     @property
     def kind_of_model(self) -> tuple[str, str]:
         """Two instances of one stage with one model are one model."""
-        return self.peer.partition("@")[0], self.model
+        return _kind_of_model(self.peer, self.model)
+
+
+@lru_cache(maxsize=4096)  # asked for many leases in each decision
+def _kind_of_model(peer: str, model: str) -> tuple[str, str]:
+    return peer.partition("@")[0], model
 
 
 def shown_back(leases: Iterable[Lease]) -> bool:

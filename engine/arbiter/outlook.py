@@ -18,7 +18,7 @@ from engine.arbiter.line import Line, Model
 from engine.arbiter.room import DeviceMemory
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: two are made for each decision, at half the price
 class Outlook:
     """``present``: the leases that may lie on the device; ``loader``: the one of them whose model loads now.
 

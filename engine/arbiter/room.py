@@ -107,14 +107,14 @@ class DeviceMemory:
         if self._tells(reading, leases):
             shown -= sum(reading.listed.values())
             leases, dropped = self._enter(reading, leases)
-        grown = max(0, shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases))
-        settled = sum(self._settle(lease, reading) for lease in leases if lease.settled_at is not None)
-        # What shows now for the first time is theirs; only beyond that had others too much.
+        unexplained = shown - self._unlisted_bytes - sum([lease.held_bytes for lease in leases])
+        settled = sum([self._settle(lease, reading) for lease in leases if lease.settled_at is not None])
         if settled:
-            self._correct(settled - min(grown, max(0, settled)), leases)
+            # What shows now for the first time is theirs; only beyond that had others too much.
+            self._correct(settled - min(max(0, unexplained), max(0, settled)), leases)
+            unexplained = shown - self._unlisted_bytes - sum([lease.held_bytes for lease in leases])
         before = self.reading.taken_at if self.reading else 0.0
         self.reading, self._remembered = reading, False
-        unexplained = shown - self._unlisted_bytes - sum(lease.held_bytes for lease in leases)
         fading = self._fade(max(0, unexplained), dropped, reading.taken_at)
         if unexplained > fading:
             # What the dead took shows in the first reading after their end; what appears later is somebody else's.
@@ -158,8 +158,10 @@ class DeviceMemory:
         promised = held = 0
         for lease in leases:
             if lease.state in ON_DEVICE:
-                promised += lease.promised_bytes
-                held += lease.held_bytes
+                its = lease.held_bytes
+                held += its
+                if its < lease.nbytes:
+                    promised += lease.promised_bytes
         promised += self._promised_anew(leases)  # with what is held: sum max(granted, held)
         return self.limits.grantable(self.reading.free_bytes, promised, promised + held, self.foreign_bytes)
 
