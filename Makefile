@@ -100,6 +100,7 @@ nightly: env
 	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 	@DRAGOMAN_TEST_UTTERANCES=500 $(PY) -m pytest tests/node/test_cards.py
 	@DRAGOMAN_TEST_SHAPES=all $(PY) -m pytest tests/bench/test_estimates_of_shapes.py
+	@! nvidia-smi -L >/dev/null 2>&1 || $(PY) run_node.py bench card
 
 docs: env
 	@$(PY) scripts/pages.py --write
