@@ -6,6 +6,7 @@ one goes on from the journal (``keep``, ``restore``), as in the node.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -62,6 +63,7 @@ class VirtualArbiter:
         self.devices = {device.name: device for device in devices}
         self.foreign_read = dict.fromkeys(self.devices, 0)  # other programs' bytes, in the newest reading
         self.held_read: dict[str, dict[str, int]] = {name: {} for name in self.devices}  # ... and each process's
+        self.read_at = dict.fromkeys(self.devices, -math.inf)  # when the newest reading of this life was taken
         self.blind: set[str] = set()  # devices whose driver does not answer
         self.lives = 1
         self.alive = True
@@ -154,6 +156,7 @@ class VirtualArbiter:
     def _read_arrives(self, reading: Reading, foreign_bytes: int, held: dict[str, int]) -> None:
         if self.will_hear:
             self.foreign_read[reading.device], self.held_read[reading.device] = foreign_bytes, held
+            self.read_at[reading.device] = reading.taken_at
         self.hear(reading)
 
     def _die(self) -> None:
@@ -163,6 +166,7 @@ class VirtualArbiter:
 
     def _begin_anew(self) -> None:
         known = kept.decode(self._journal)
+        self.read_at = dict.fromkeys(self.devices, -math.inf)
         self.book = Leases(self._limits, self._waits)
         self.book.restore(known)
         self.alive = True

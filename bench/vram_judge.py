@@ -16,6 +16,9 @@
 * ``deadlocks``: six seconds in which a request fits, and nobody loads, leaves, is answered, or has waited for so long
   that others may not pass. ``stalled`` are those where the book has a reason, be it a wrong one: it waits for memory or
   a place of the dead that the driver has long shown back, or counts twice what it cannot tell apart.
+* ``stale``: a grant upon a reading older than ``unreadable_s``, or upon an earlier arbiter's.
+* ``passed``: a grant behind the one of the node's own that has waited longest, loads left out, of those that waited
+  beyond their time to be passed and three seconds. Not where all places for models are taken: it may lack one.
 * ``two_loads``: two at once on one device. ``too_many_models``: a grant after which more models than ``max_models`` lie
   on it.
 """
@@ -31,6 +34,7 @@ from bench.vram_arbiter import VirtualArbiter
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from engine.arbiter.events import Waits
+from engine.arbiter.line import PRIORITIES
 from engine.limits import Limits
 from ipc.messages import LeaseRequest
 
@@ -39,7 +43,8 @@ STUCK_S = 6.0  # more than ``settle_s``
 LOOK_S = 1.0
 PASSING_SHARE = 0.5  # of its patience, for which a request that lacks room lets others pass (DESIGN, "Lease policy")
 PROMISES = (
-    "oom", "overcommitted", "above_ceiling", "starved", "deadlocks", "two_loads", "too_many_models", "kept_for_nobody",
+    "oom", "overcommitted", "above_ceiling", "stale", "starved", "passed", "deadlocks", "two_loads", "too_many_models",
+    "kept_for_nobody",
 )  # fmt: skip
 
 
@@ -118,6 +123,7 @@ class Judge:
     def granted(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         if process.granted_bytes:
             return  # the same answer again
+        self._judge_turn(process, arbiter)
         self._answered(process)
         self._judge(process, nbytes, arbiter)
         if not process.external:
@@ -132,7 +138,29 @@ class Judge:
         self.counts["grown"] += 1
         self._judge(process, nbytes, arbiter)
 
+    def _judge_turn(self, process: Process, arbiter: VirtualArbiter) -> None:
+        name = process.device
+        if len(self._models(name)) + len(self._thought_dead(name, arbiter)) >= self._limits[name].max_models:
+            return
+        most = PASSING_SHARE * self._waits.lease_wait_s + SLACK_S
+        others = [one for one in self.present[name] - {process} if one.question is not None and one.heard_at >= 0]
+        # Whom the book does not know it has ended in the same moment: that answer is on its way.
+        elders = [one for one in others if not one.external and self._waited_alone(one) > most]
+        elders = [one for one in elders if arbiter.book.knows(one.peer)]
+        if elders and self._rank(elder := max(elders, key=self._waited_alone)) < self._rank(process):
+            self.broken("passed", f"{process.peer} before {elder.peer} on {name}")
+
+    def _waited_alone(self, process: Process) -> float:
+        """Without the time that loads of others took."""
+        return self._waited(process) - self._turns_until_now(process.device) + process.turns_at
+
+    def _rank(self, process: Process) -> float:
+        assert process.question is not None
+        return process.heard_at + PRIORITIES[process.question.priority] * self._waits.lease_wait_s
+
     def _judge(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
+        if self._clock.now - arbiter.read_at[process.device] > self._waits.unreadable_s:
+            self.broken("stale", f"{process.peer} on {process.device}")
         device, before = self._devices[process.device], process.granted_bytes
         foreign_read = arbiter.foreign_read[process.device]
         self._look_at_reading(process.device, arbiter)
@@ -270,8 +298,7 @@ class Judge:
         process.heard_at = self._clock.now  # counted once a patience
 
     def _is_overdue(self, process: Process) -> bool:
-        turns = self._turns_until_now(process.device) - process.turns_at
-        return process.heard_at >= 0 and self._waited(process) - turns > self._patience(process) + SLACK_S
+        return process.heard_at >= 0 and self._waited_alone(process) > self._patience(process) + SLACK_S
 
     def _waited(self, process: Process) -> float:
         return self._clock.now - process.heard_at if process.heard_at >= 0 else 0.0

@@ -3,11 +3,12 @@
 Several nodes may write it: each reads it anew under a lock and adds only what it has measured itself. It is written
 beside and moved into place, so that readers need no lock and never see half of it. It is not forced to the disk: what a
 power cut may take is measured again by the next start. A file that is damaged, or of a version that this one does not
-know, is said once and begun anew.
+know, is said once and begun anew; one that is something else is not touched.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -34,6 +35,10 @@ class _Version(msgspec.Struct):
     version: int = 0
 
 
+class NotOurs(ValueError):
+    """Something else has the file's name."""
+
+
 class Busy(DragomanError):
     """Another process is writing."""
 
@@ -52,6 +57,8 @@ def read(path: Path | None) -> History:
     """What has been measured so far; nothing when there is no file, or none that can be used (a line in the log)."""
     try:
         return _read(path) if path is not None else History()
+    except NotOurs as error:
+        logs.get().warning("%s %s: what is measured is not kept", path, error)
     except ValueError as error:
         logs.get().warning("%s %s: measuring estimates anew", path, error)
     except OSError as error:
@@ -65,6 +72,8 @@ def _read(path: Path) -> History:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("is no regular file")
         data = path.read_bytes()
+        if not _is_ours(data):
+            raise NotOurs("is no file of estimates and stays as it is (devices.estimates_file names it)")
         found = msgspec.json.decode(data, type=_Version).version
         if found != VERSION:
             raise ValueError(f"is of version {found}, not {VERSION}")
@@ -75,15 +84,24 @@ def _read(path: Path) -> History:
         raise ValueError(f"is damaged ({error})") from error
 
 
-def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOCK_S) -> History:
-    """Read the newest history, change it, write it back; returns what was written. What cannot be used is replaced.
+def _is_ours(data: bytes) -> bool:
+    """Whether it begins as we write it, however damaged the rest may be."""
+    ours, begun = b'{"version"', b"".join(data[:64].split())
+    return begun.startswith(ours) or ours.startswith(begun)
 
+
+def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOCK_S) -> History:
+    """Read the newest history, change it, write it back; returns what was written.
+
+    What is ours and cannot be used is replaced.
     Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock"), wait_s):
         try:
             before = _read(path)
+        except NotOurs as error:
+            raise OSError(errno.EEXIST, f"it {error}") from error
         except ValueError:  # ``read`` says so
             before = History()
         changed = how(before)

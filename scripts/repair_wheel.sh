@@ -19,6 +19,8 @@ on_the_cpu() {
     gpu=
 }
 nvcc=${CUDACXX:-$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)}
+# A wheel is for these architectures: another machine may have the same home and other GPUs.
+archs=${CUDAARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d '. ' | sort -u | paste -sd ';')}
 [ -z "$gpu" ] || [ -n "$nvcc" ] || on_the_cpu "there is no nvcc to build llama-cpp-python for the GPU"
 
 installed() {
@@ -30,7 +32,7 @@ install() {
     "$python" -m pip install --disable-pip-version-check --quiet "$1" &&
         { [ -z "$gpu" ] || "$python" -m pip install --disable-pip-version-check --quiet --force-reinstall --no-deps "$1"; }
 }
-folder() { echo "$cache/$units${gpu:+-cuda}"; }
+folder() { echo "$cache/$units${gpu:+-cuda-${archs//;/_}}"; }
 kept() { ls "$(folder)"/llama_cpp_python-$version-*.whl 2>/dev/null | head -1; }
 
 without_repair() {
@@ -50,7 +52,7 @@ build() {
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
         -DGGML_NATIVE=OFF -DGGML_AVX2=$avx -DGGML_FMA=$avx -DGGML_F16C=$avx -DGGML_BMI2=$avx"
     if [ -n "$gpu" ]; then
-        export CUDACXX=$nvcc CUDAARCHS=${CUDAARCHS:-native}
+        export CUDACXX=$nvcc CUDAARCHS=${archs:-native}
         CMAKE_ARGS="$CMAKE_ARGS -DGGML_CUDA=ON -DGGML_CUDA_NCCL=OFF"
     fi
     export CMAKE_ARGS=${CMAKE_ARGS//$'\n'/ }
@@ -81,7 +83,11 @@ build_said() {
 }
 
 installed && exit 0
-[ -z "$gpu" ] || [ -n "$(kept)" ] || build_said || on_the_cpu "llama-cpp-python did not build with CUDA (its errors stand above)"
+if [ -n "$gpu" ] && [ -z "$(kept)" ] && ! build_said; then
+    on_the_cpu "llama-cpp-python did not build with CUDA (its errors stand above)"
+    rm -rf "$work"
+    installed && exit 0
+fi
 if [ -z "$(kept)" ]; then
     command -v g++ >/dev/null || command -v c++ >/dev/null ||
         without_repair "llama-cpp-python needs a C++ compiler (apt-get install g++)"

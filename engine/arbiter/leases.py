@@ -213,7 +213,8 @@ class Leases:
         """A request that waits for another device and that this one has room for, and its name for this one."""
         if not outlook.takes(0):
             return None
-        return self._lines.for_room(device, outlook.room, lambda name: name not in self._lost)
+        found = self._lines.for_room(device, outlook.room, lambda name: name not in self._lost)
+        return None if found is None or outlook.lacks_place(found[0]) else found
 
     def _outlook(self, device: str, now: float) -> Outlook:
         line = self._lines.in_front_of(device)
@@ -317,8 +318,12 @@ class Leases:
         return [*self.wants.look(device, wishes, self._present[device], outlook.room, now)]
 
     def _wishes(self, device: str, outlook: Outlook) -> Iterator[Wish]:
-        """Of those who wait, in order, as far as they may be served."""
-        for lease in islice(self._lines.in_front_of(device), TOLD):
+        """Of those who wait, in order, as far as they may be served: the first, and the node's own first.
+
+        So that programs, which nobody may be able to help, do not keep the scheduler from making room for those.
+        """
+        line = self._lines.in_front_of(device)
+        for lease in dict.fromkeys((*islice(line, TOLD), *line.own(TOLD))):
             yield Wish(lease.peer, lease.nbytes, outlook.lacks_place(lease))
             if lease is outlook.elder:
                 return  # nobody passes it

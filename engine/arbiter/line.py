@@ -77,6 +77,10 @@ class Line:
     def head(self) -> Lease | None:
         return self._ranked[0] if self._ranked else None
 
+    def own(self, count: int) -> list[Lease]:
+        """So many of the node's, by when nobody may pass them any more."""
+        return self._own[:count]
+
     def position(self, lease: Lease) -> int:
         """How many stand before it."""
         return bisect_left(self._ranked, lease.rank, key=_rank)
@@ -91,7 +95,8 @@ class Line:
         holding_s = HOLDING * min(wait_s, self._wait_s) if lease.external else (1 - PASSING) * self._wait_s
         lease.passed_until = lease.patient_until - holding_s
         self._places += 1  # two that came at once keep the order they came in
-        lease.rank = now + PRIORITIES[lease.priority] * self._wait_s, self._places
+        # By when it first asked: who comes from another device's line has waited there.
+        lease.rank = lease.since + PRIORITIES[lease.priority] * self._wait_s, self._places
         insort(self._ranked, lease, key=_rank)
         insort(self._kinds.setdefault(_kind(lease), []), lease, key=_rank)
         insort(self._ending, lease, key=_end)

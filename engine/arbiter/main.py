@@ -16,6 +16,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import msgspec
+
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
 from engine.arbiter.callers import Callers
@@ -210,17 +212,27 @@ class Arbiter:
 
     def _admits(self, peer: str, pid: int) -> bool:
         """Whether that process may be here under this name."""
+        if peer in self._router and self._is_squatted(peer) and self._is_for(pid, peer):
+            self._router.dismiss(peer)  # its name is this one's
         why = self._callers.why_not(peer, pid, self._router.peers)
         if why and why not in self._turned_away:  # ZeroMQ tries again for ever, and a crowd is of many
             self._turned_away.append(why)
             self._log.warning("%.200r %s; it is not heard", peer, why)
         return not why
 
+    def _is_for(self, pid: int, peer: str) -> bool:
+        """Whether this process may speak for the program of that name."""
+        holder = self._holders.process(peer)
+        return not holder or self._callers.may_lease_for(pid, holder)
+
+    def _is_squatted(self, peer: str) -> bool:
+        """Whether who is there under that name has no right to it."""
+        return not self._is_for(self._router.pid(peer), peer)
+
     def _hear_workers(self) -> None:
         refused: dict[str, str] = {}
         for peer, _, batch in self._router.drain():
-            holder = self._holders.process(peer)
-            if holder and not self._callers.may_lease_for(self._router.pid(peer), holder):
+            if self._is_squatted(peer):
                 why = "a lease is for the process that asks for it, or for one that it has started"
                 self._router.post(peer, Denied(why))
             elif peer not in refused:
@@ -234,6 +246,9 @@ class Arbiter:
     def _hear(self, peer: str, message: Any) -> None:
         if peer.startswith(EXTERNAL) and not self._holders.watch(peer):
             return self._router.post(peer, Denied("the process that this lease is for is not there"))
+        if isinstance(message, LeaseRequest) and peer.startswith(EXTERNAL):
+            # Its name has been looked at, and says which process it is; what else it says of that is not asked.
+            message = msgspec.structs.replace(message, pid=self._holders.process(peer), base_bytes=0)
         if isinstance(message, (LeaseRequest, Settled, Release)):
             failpoints.reach("arbiter.asked")
             self._act(self._leases.handle(FromWorker(peer, message), process.now()))
@@ -270,7 +285,7 @@ class Arbiter:
     def _ask_late(self) -> None:
         """Ask to leave who is to: on its connection, or by a signal where it has none and will have none."""
         for peer, message in list(self._to_ask.items()):
-            if peer in self._router:
+            if peer in self._router and not self._is_squatted(peer):
                 self._router.post(peer, message)
             elif process.now() < self._expected_until:
                 continue

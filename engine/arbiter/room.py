@@ -175,6 +175,18 @@ class DeviceMemory:
         by_device = min(self.reading.free_bytes - promised, self.limits.total_bytes - ours - self.foreign_bytes)
         return self.limits.usable_bytes - left if left < by_device else -1
 
+    def booked_bytes(self, leases: Collection[Lease]) -> tuple[int, int]:
+        """Bytes of our leases, and of other programs, where these and not what is free bound a grant; else zeroes.
+
+        So it is where a driver shows free what nobody may count on: of a holder that cannot be killed.
+        """
+        if self.reading is None:
+            return 0, 0
+        promised = self.promised(leases)
+        ours = promised + sum(lease.held_bytes for lease in leases if lease.state in ON_DEVICE)
+        bounds = self.limits.total_bytes - ours - self.foreign_bytes < self.reading.free_bytes - promised
+        return (ours, self.foreign_bytes) if bounds else (0, 0)
+
     def promised(self, leases: Collection[Lease]) -> int:
         """Bytes that holders may still take, and that are not used by the driver's figures."""
         return sum(lease.promised_bytes for lease in leases) + self._promised_anew(leases)

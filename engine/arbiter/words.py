@@ -51,6 +51,8 @@ def too_little(lease: Lease, memory: DeviceMemory, present: Collection[Lease], r
     figures = f"{gib(free)} free, {gib(memory.promised(present))} promised"
     if (taken := memory.taken_of_ceiling(present)) >= 0:
         figures = f"{ceiling(limits)}, {gib(taken)} of them taken"
+    elif any(booked := memory.booked_bytes(present)):
+        figures = f"{gib(limits.total_bytes)} in all, {gib(booked[0])} leased, {gib(booked[1])} of other programs"
     needs, there = apart(lease.nbytes, max(0, room))
     needs += " more" if lease.grows else ""
     figures += f", {margin(limits, free)}"

@@ -202,6 +202,7 @@ class Worker:
         """It turned out that the model takes more than was leased for it. It works on, whatever the answer."""
         if self.state == "loaded" and self.request is None:
             id_, device, model = time.monotonic_ns(), self.plan.device, self.chosen.model
+            self._take_back_release()
             self.request = LeaseRequest(
                 id_, self.boot.role, device, nbytes, model, wait_s,
                 priority=self.plan.priority, grows=True, pid=os.getpid(),
@@ -212,7 +213,12 @@ class Worker:
         """Its runs fit: what was leased beyond the estimate may go to others."""
         if self.state == "loaded":
             self.request = None
-            self._to_arbiter(Release(self.lease, keep_bytes=self.chosen.estimate_bytes))
+            self._take_back_release()
+            self._tell_arbiter(*self.last_words, Release(self.lease, keep_bytes=self.chosen.estimate_bytes))
+
+    def _take_back_release(self) -> None:
+        """What it was to keep of its lease is not true any more."""
+        self.last_words = tuple(message for message in self.last_words if not isinstance(message, Release))
 
     @property
     def chosen(self) -> VariantPlan:

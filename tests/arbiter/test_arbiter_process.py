@@ -407,3 +407,43 @@ def test_a_book_too_large_for_its_journal_is_said_once_and_counted_and_leases_go
     assert isinstance(granted, Granted)
     unstarted.await_message(Report, lambda one: one.snapshot["counts"]["not_kept"] > 3)
     assert capfd.readouterr().err.count("would not outlive this arbiter") == 1
+
+
+SQUATTER = """
+import sys
+from ipc.messages import ArbiterToWorker
+from ipc.sockets import Dealer, Poll
+link = Dealer(sys.argv[1], sys.argv[2], int(sys.argv[3]), ArbiterToWorker)
+print(link.greet(20.0), flush=True)
+poll = Poll()
+poll.add(link)
+while not link.ended:
+    poll.wait(20.0)
+    print(*(message for _, _, batch in link.drain() for message in batch), flush=True)
+"""
+
+
+@pytest.fixture
+def squatter(node):
+    """Another process, not of ours, that is there under the name of a program that we are."""
+    role = f"lease@{os.getpid()}/1"
+    argv = [sys.executable, "-c", SQUATTER, node.endpoints["arbiter"], role, str(start_time(os.getpid()))]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        yield role, process
+        process.kill()
+
+
+def test_a_program_gets_its_name_from_who_has_taken_it(node, squatter):
+    role, _ = squatter
+    program = node.worker(role, start_time(os.getpid()), announced=False)
+    assert isinstance(program.ask(8 * MIB), Granted)
+
+
+def test_a_leases_process_is_the_one_of_its_name_whatever_else_is_said(node):
+    role = f"lease@{os.getpid()}/1"
+    program = node.worker(role, start_time(os.getpid()), announced=False)
+    program.link.send([LeaseRequest(1, role, "cpu", 8 * MIB, "m", pid=1, base_bytes=2**62)])
+    assert isinstance(program.hear(), Granted)
+    (row,) = node.await_message(Report, lambda one: one.snapshot["leases"]).snapshot["leases"]
+    assert row["pid"] == os.getpid()

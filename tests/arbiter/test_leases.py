@@ -1779,3 +1779,64 @@ def test_who_would_do_with_several_devices_is_explained_for_each():
     (row,) = bench.book.snapshot(bench.now)["waiting"]
     assert row["reason"].startswith("lease@7/1 needs 5.0 GiB on cuda:0, 3.0 GiB can be granted")
     assert row["reason"].endswith("; cuda:1: a model loads; cuda:2: drained; cuda:3: too small; cuda:4: lost")
+
+
+def test_programs_that_nobody_can_help_do_not_keep_the_scheduler_from_making_room() -> None:
+    bench = Bench(waits=Waits(lease_wait_s=60.0))
+    bench.read(24 * GIB)
+    asr = bench.ask("asr@cuda:0/0", 8 * GIB)[0]
+    bench.read(16 * GIB)
+    bench.settle("asr@cuda:0/0", asr.lease, 8 * GIB)
+    bench.later(0.1)
+    bench.read(8 * GIB)  # others have the rest
+    for number in range(leases.TOLD):
+        bench.ask(f"lease@{number + 1}/1", 20 * GIB, wait_s=1e6)
+    bench.told.clear()
+    bench.ask("nmt@cuda:0/0", 10 * GIB)
+    assert [(one.by, one.nbytes > 0) for one in bench.told] == [("nmt@cuda:0/0", True)]
+
+
+@pytest.mark.parametrize("how", ["lost", "drained"])
+def test_who_must_wait_for_another_device_keeps_its_place_in_time(how: str) -> None:
+    bench = Bench(Limits("cuda:0", 24 * GIB), Limits("cuda:1", 24 * GIB))
+    for name in ("cuda:0", "cuda:1"):
+        bench.read(GIB, device=name)
+    bench.ask("lease@5/1", 8 * GIB, "", among=("cuda:0", "cuda:1"))
+    (where,) = [row["device"] for row in bench.book.snapshot(bench.now)["waiting"]]
+    other = {"cuda:0": "cuda:1", "cuda:1": "cuda:0"}[where]
+    bench.later(25.0)
+    bench.read(GIB, device=other)
+    bench.ask("lease@6/1", 8 * GIB, other)
+    bench.feed(DeviceLost(where, "gone") if how == "lost" else Orders((where,)))
+    bench.later(0.1)
+    told = bench.read(10 * GIB, device=other)
+    assert [one.device for one in told if isinstance(one, Granted)] == [other]
+    assert [row["worker"] for row in bench.book.snapshot(bench.now)["waiting"]] == ["lease@6/1#1"]
+
+
+def test_a_model_that_would_do_with_any_device_waits_for_a_place_among_the_models_of_one() -> None:
+    bench = Bench(*(Limits(name, 24 * GIB, max_models=1) for name in ("cuda:0", "cuda:1")))
+    for name in ("cuda:0", "cuda:1"):
+        bench.read(24 * GIB, device=name)
+        granted = bench.ask(f"asr@{name}/0", 2 * GIB, name)[0]
+        bench.settle(f"asr@{name}/0", granted.lease, 2 * GIB)
+        bench.later(0.1)
+        bench.read(22 * GIB, device=name)
+    (wait,) = bench.ask("nmt@cuda:0/0", 2 * GIB, "", among=("cuda:0", "cuda:1"))
+    assert "devices.max_models" in wait.reason
+    for name in ("cuda:0", "cuda:1"):
+        assert not [one for one in bench.read(22 * GIB, device=name) if isinstance(one, Granted)]
+
+
+def test_a_shortage_by_what_lies_there_and_is_shown_free_names_that() -> None:
+    bench = Bench()
+    bench.read(24 * GIB)
+    bench.ask("asr@cuda:0/0", 14 * GIB)
+    bench.later(0.1)
+    bench.read(10 * GIB)
+    bench.feed(Gone("asr@cuda:0/0", 1, "stuck", stuck=True))
+    for _ in range(5):
+        bench.later(1.0)
+        bench.read(24 * GIB)
+    (wait,) = bench.ask("nmt@cuda:0/0", 10 * GIB)
+    assert "24.0 GiB in all, 14.0 GiB leased, 0 MiB of other programs" in wait.reason

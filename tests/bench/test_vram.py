@@ -164,6 +164,16 @@ def test_a_request_that_is_never_answered_is_noticed(monkeypatch: pytest.MonkeyP
     assert counts(requests=500)["starved"]
 
 
+def test_a_request_that_is_passed_beyond_its_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Line, "elder", lambda self, room, models, now: None)
+    assert counts(LOUD, 500)["passed"]
+
+
+def test_a_grant_upon_an_old_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceMemory, "age", lambda self, now, since: 0.0)
+    assert counts(LOUD, 300)["stale"]
+
+
 def test_a_book_that_stops_granting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     obeyed = Outlook.next
     turns = Counter[str]()

@@ -34,7 +34,7 @@ def test_what_is_written_is_read_again_and_its_folder_is_made(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"\xff\xfe", b'{"version": 1, "models": {"a": 1}}', b'{"version": "x"}']
+    "data", [b"", b"{", b'{"version"\xff', b'{"version": 1, "models": {"a": 1}}', b'{"version": "x"}']
 )
 def test_a_damaged_file_is_one_line_in_the_log_and_begun_anew(
     tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
@@ -46,6 +46,20 @@ def test_a_damaged_file_is_one_line_in_the_log_and_begun_anew(
     assert len(caplog.records) == 1 and "damaged" in caplog.text and str(file) in caplog.text
     change(file, learnt("a"))
     assert list(read(file).models) == ["a"]
+
+
+@pytest.mark.parametrize("data", [b"[node]\nwindow = 3\n", b"[]", b"\xff\xfe", b'{"models": {}}'])
+def test_what_is_something_else_is_said_and_not_touched(
+    tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert read(file) == History()
+    assert len(caplog.records) == 1 and "no file of estimates" in caplog.text and str(file) in caplog.text
+    with pytest.raises(OSError, match="stays as it is"):
+        change(file, learnt("a"))
+    assert file.read_bytes() == data
 
 
 def test_every_cut_of_a_file_is_damaged_or_whole(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_nor_when_somebody_dies_while_models_take_turns(
         deaths = []
 
         def harm(index: int) -> None:
-            if index % 10 == 5:
+            if index % (UTTERANCES // 4) == 5:
                 rows = [row for row in node.stats()["processes"] if row["role"] == victim]
                 deaths.extend(kill(row["pid"]) for row in rows)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from engine.boot import Boot, SchedulerBoot, WorkerBoot
 from engine.config import DeadlinesSection
 from engine.exits import ORPHANED
 from engine.worker.main import Worker
-from ipc.messages import Alive, Load, ToSupervisor
+from ipc.messages import Alive, Load, Release, Settled, ToSupervisor
 from ipc.sockets import Poll, Router
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,11 +74,25 @@ def test_it_leaves_when_the_pipe_closes(child: tuple[subprocess.Popen, int]) -> 
 
 @pytest.mark.parametrize("priority", ["normal", "low"])
 def test_it_asks_for_memory_with_the_priority_that_it_was_born_with(priority: str) -> None:
-    body = msgspec.structs.replace(BODIES["a@cpu/0"], priority=priority)
-    boot = Boot(
-        role="a@cpu/0", incarnation=1, node="test", parent_pid=os.getpid(), death_fd=-1, endpoints={}, rings=(),
-        deadlines=DeadlinesSection(), body=body,
-    )  # fmt: skip
-    worker = Worker(boot)
+    worker = unborn(priority=priority)
     worker.ask_for_lease(Load("m"))
     assert worker.request is not None and worker.request.priority == priority
+
+
+def unborn(**changes: Any) -> Worker:
+    """A worker that nobody runs."""
+    boot = Boot(
+        role="a@cpu/0", incarnation=1, node="test", parent_pid=os.getpid(), death_fd=-1, endpoints={}, rings=(),
+        deadlines=DeadlinesSection(), body=msgspec.structs.replace(BODIES["a@cpu/0"], **changes),
+    )  # fmt: skip
+    return Worker(boot)
+
+
+def test_that_it_gives_bytes_back_is_said_to_each_new_arbiter_until_it_asks_for_more_again() -> None:
+    worker = unborn(estimate_bytes=1000)
+    worker.state, worker.lease, worker.last_words = "loaded", 5, (Settled(5, 900),)
+    worker.ask_for_no_more()
+    worker.ask_for_no_more()
+    assert worker.last_words == (Settled(5, 900), Release(5, keep_bytes=1000))
+    worker.ask_for_more(500, 10.0)
+    assert worker.last_words == (Settled(5, 900),)
