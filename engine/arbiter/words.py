@@ -76,10 +76,11 @@ def _bytes(nbytes: int) -> str:
 
 
 def never_fits(lease: Lease, limits: Limits) -> str:
+    mend = "ask for less, or for another device" if lease.external else "use a smaller model or another device"
     whole = ceiling(limits) if limits.usable_bytes < limits.total_bytes else gib(limits.total_bytes)
     return (
         f"{name(lease)} needs {gib(lease.nbytes)} on {lease.device}, which can give {gib(max(0, limits.most_bytes))}"
-        f" even when empty ({whole}, {margin(limits, limits.total_bytes)}): use a smaller model or another device"
+        f" even when empty ({whole}, {margin(limits, limits.total_bytes)}): {mend}"
     )
 
 

@@ -34,7 +34,10 @@ class Intake:
             if books.draining:
                 raise Refused("too_many_sessions", "the node is stopping and takes no new sessions")
             if len(books.sessions) >= books.boot.max_sessions:
-                raise Refused("too_many_sessions", f"{len(books.sessions)} sessions are open, the most this node takes")
+                raise Refused(
+                    "too_many_sessions",
+                    f"{len(books.sessions)} sessions are open, the most this node takes (node.max_sessions)",
+                )
         except Refused as refused:
             books.totals.rejected += 1
             books.tell(client, Rejected(refused.code, refused.text, tag=message.tag[:64], accepted=refused.accepted))
