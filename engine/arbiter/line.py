@@ -20,6 +20,7 @@ along the line: by rank, by size, by the end of their patience.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -42,7 +43,10 @@ PROGRAMS: Model = ("", "")  # all of them, which have no model
 _rank: Callable[[Lease], tuple[float, float]] = attrgetter("rank")
 _size: Callable[[Lease], int] = attrgetter("nbytes")
 _end: Callable[[Lease], float] = attrgetter("patient_until")
-_limit: Callable[[Lease], float] = attrgetter("passed_until")
+
+
+def _limit(lease: Lease) -> tuple[float, float]:
+    return lease.passed_until, lease.rank[1]  # of two at once the one that came first
 
 
 def _kind(lease: Lease) -> Model:
@@ -205,7 +209,7 @@ class Line:
         clock = self.clock(now)
         dues = [self._ending[0].patient_until - clock]
         for line in (self._own, self._outside):
-            young = bisect_right(line, clock, key=_limit)
+            young = bisect_right(line, (clock, math.inf), key=_limit)
             dues += [one.passed_until - clock for one in line[young : young + 1]]
         return max(0.0, min(dues))
 
