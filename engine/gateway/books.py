@@ -15,11 +15,12 @@ from engine.boot import GatewayBoot
 from engine.config import DeadlinesSection
 from engine.gateway.catalog import Catalog
 from engine.gateway.events import Note, Post, Tell, Write
-from engine.gateway.gate import Gate, wait_s
+from engine.gateway.gate import LONGEST_S, SHORTEST_S, Gate, wait_s
 from engine.gateway.ingress import Ingress
 from engine.gateway.ledger import Ledger
 from engine.gateway.outbox import Outbox
 from engine.gateway.sessions import Session, Sessions
+from engine.gateway.stays import Stays
 from engine.gateway.validate import LONGEST_ITEMSIZE, SAMPLE_RATE
 from ipc import messages
 from ipc.messages import Acked, Capacity, Copied, Ref
@@ -28,6 +29,7 @@ Action = Any  # one of events' Tell, Post, Write, Note, AllFlushed
 
 LOCAL_OWNER = "local"  # who may enter the node's folder
 ANSWER_BYTES = 200  # of a message without samples, roughly, queue entry included
+OVERDUE = 0.125  # of the usual stay: what one that has been here longer than that is thought to have left
 FEW_BYTES = 2**20  # of unread answers, about which nobody worries
 
 
@@ -67,6 +69,7 @@ class Books:
         self._few_bytes = min(FEW_BYTES, boot.outbox_session_bytes)
         self.capacity = Capacity(1)
         self.gate = Gate()
+        self.stays = Stays()
         self.draining = False
         self.whole = False  # all that an earlier life knew is known here
         self.totals = Totals()
@@ -250,17 +253,32 @@ class Books:
     def retry_after_s(self, session: Session | None = None, ahead: int = 0) -> float:
         """In how long a place should be free for a session with so many before it in line (None: for anybody)."""
         ends = max(1.0, self.ledger.total - self.capacity.n + 1 + ahead)
-        if session is not None:
-            ends = min(self.gate.ends_for(ends, session.id, self.ledger.at_work()), self._ends_below_share(session))
         since_s = 0.0 if self.ended_at is None else self.now - self.ended_at
-        return wait_s(ends, since_s, self.capacity.rate, self.deadlines.retry_after_s)
+        rate, unknown_s = self.capacity.rate, self.deadlines.retry_after_s
+        if session is None:
+            return wait_s(ends, since_s, rate, unknown_s)
+        ends = self.gate.ends_for(ends, session.id, self.ledger.not_before(session.id))
+        if self.ledger.best_rank < self.ledger.part(session.id).rank:
+            return min(wait_s(ends, since_s, rate, LONGEST_S), self._s_below_share(session))
+        return wait_s(min(ends, self._ends_below_share(session)), since_s, rate, unknown_s)
 
-    def _ends_below_share(self, session: Session) -> int:
+    def _ends_below_share(self, session: Session) -> float:
         """Ends of anybody's until so many of its own are among them that it is below its share."""
-        # Sessions take turns at every stage: before its oldest goes at most one of each other session.
-        working = self.ledger.working
+        # Sessions take turns at every stage: before its oldest goes at most one round of the others.
+        round_ = self.ledger.round(session.id)
         own = max(0, self.ledger.unended(session.id) - self.share(session))
-        return min(self.ledger.older(session.id), working - 1) + 1 + own * working
+        return min(self.ledger.older(session.id), round_ - 1) + 1 + own * round_
+
+    def _s_below_share(self, session: Session) -> float:
+        """The same in seconds, beside sessions of better priority, which go before it without turns."""
+        ledger, part = self.ledger, self.ledger.part(session.id)
+        # While none of its part has ended: who is passed by better ones goes up when it has waited for ``age_s``.
+        usual_s = self.stays.usual_s(part, self.deadlines.age_s)
+        unended = ledger.unended(session.id)
+        more = max(0, unended - self.share(session))
+        been_s = self.now - ledger.oldest(session.id)
+        left_s = max(usual_s - been_s, OVERDUE * usual_s) + more * usual_s / max(1, unended)
+        return min(LONGEST_S, max(SHORTEST_S, left_s))
 
     def check(self) -> None:
         """Invariants of every core, and of what they say of each other."""

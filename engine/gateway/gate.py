@@ -7,7 +7,8 @@ line when it is let in, when it has not come back in time, and with its end.
 When it will be let in is told as the lesser of two times: until so many ends that the places before it and its own are
 free, and until so many of its own utterances have ended that it is below its share. Ends come at the measured rate,
 counted from the last one. One of a session that stands in line itself frees no place: being below its share then, it
-takes that again.
+takes that again; nor does one of a better priority, which goes on below its share. Beside such sessions the second time
+is not counted in ends, which are theirs, but is what others of its part have stayed (``stays``).
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class Ledger:
 
     def older(self, session: str) -> int:
         """How many unended utterances of other sessions were taken before this one's oldest."""
-        mine = min((entry.taken_at for entry in self._open_entries(session)), default=0.0)
+        mine = self.oldest(session)
         return sum(
             entry.taken_at < mine for other in self._unended if other != session for entry in self._open_entries(other)
         )
@@ -171,14 +171,14 @@ class Ledger:
         its part. So what some leave of their parts is shared by who wants more. Sessions of lower priority do not
         count: what they have is in nobody's way at the stages.
         """
-        own = self._part(session)
+        own = self.part(session)
         having, sharing = Counter[tuple[Part, int]](), 0
         for (part, unended), sessions in self._having.items():
             if part.rank <= own.rank:
                 having[part, unended] = sessions
                 sharing += sessions * part.weight
         for name in {session, *wanting}:
-            part, unended = self._part(name), self.unended(name)
+            part, unended = self.part(name), self.unended(name)
             if part.rank > own.rank:
                 continue
             if unended:
@@ -192,17 +192,35 @@ class Ledger:
             places, sharing = places - unended * sessions, sharing - part.weight * sessions
         return max(1, places * own.weight // sharing)
 
-    def _part(self, session: str) -> Part:
+    def part(self, session: str) -> Part:
+        """What the session may have beside others."""
         return self._parts.get(session, USUAL)
 
     @property
-    def working(self) -> int:
-        """Sessions with an unended utterance."""
-        return len(self._unended)
+    def best_rank(self) -> int:
+        """Of all with work."""
+        return min((part.rank for part, _ in self._having), default=0)
 
     def at_work(self) -> list[str]:
-        """Which these are."""
+        """Sessions with an unended utterance."""
         return list(self._unended)
+
+    def not_before(self, session: str) -> list[str]:
+        """Which sessions with work do not go before this one: of its priority, and of lower ones."""
+        rank = self.part(session).rank
+        return [name for name in self._unended if self.part(name).rank >= rank]
+
+    def round(self, session: str) -> float:
+        """Utterances of its priority of which one is its own: one of each session with work, more of a heavier one."""
+        own, total = self.part(session), 0.0
+        for (part, _), sessions in self._having.items():
+            if part.rank == own.rank:
+                total += sessions * max(1.0, part.weight / own.weight)
+        return max(1.0, total)
+
+    def oldest(self, session: str) -> float:
+        """When the oldest of its unended utterances was taken; 0: it has none."""
+        return min((entry.taken_at for entry in self._open_entries(session)), default=0.0)
 
     def _enter(self, session: str, entry: Entry) -> Entry:
         mine = self._entries[session]
@@ -213,7 +231,7 @@ class Ledger:
 
     def _count(self, session: str, change: int) -> None:
         self.total += change
-        before, part = self._unended.get(session, 0), self._part(session)
+        before, part = self._unended.get(session, 0), self.part(session)
         left = before + change
         self.moves += 1
         if before:
@@ -232,5 +250,5 @@ class Ledger:
             unended = sum(entry.state is not State.ENDED for entry in entries.values())
             assert unended == self.unended(session), f"{session}: {unended} unended, counted {self.unended(session)}"
         assert sum(self._unended.values()) == self.total
-        assert Counter((self._part(name), count) for name, count in self._unended.items()) == self._having
+        assert Counter((self.part(name), count) for name, count in self._unended.items()) == self._having
         assert all(count > 0 for count in self._unended.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stand import Stand, samples
+from stand import DEADLINES, Stand, samples
 
 from engine.config import DeadlinesSection
 from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode
@@ -494,6 +494,45 @@ def test_who_does_not_come_back_in_time_loses_its_place_in_line(stand: Stand) ->
     stand.now += 1.2
     stand.submit(second, 1, client=b"b")
     assert stand.sent(Admit)[-1].session == second and stand.sent(Admit)[-1].index == 1
+
+
+def test_who_is_passed_by_a_better_priority_is_told_how_long_others_like_it_have_stayed(stand: Stand) -> None:
+    """The better one's ends, however many, bring it no place."""
+    stand.feed(Capacity(3, rate=100.0))
+    high = stand.open(priority="high").session
+    low = stand.open(client=b"b", priority="low").session
+    for index in range(3):
+        stand.submit(high, index)
+    stand.submit(low, 0, client=b"b")
+    age_ms = int(1000 * DEADLINES.age_s)
+    assert stand.submit(low, 1, client=b"b")[0].retry_after_ms == age_ms, "by then it has gone up"
+    for index in range(3, 7):
+        stand.wait(3.0)
+        stand.finish(high, index - 3)
+        stand.submit(high, index)
+    stand.finish(low, 0)  # 12 s after it came
+    stand.submit(low, 1, client=b"b")
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 12_000
+    stand.wait(9.0)
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 3_000
+    stand.wait(10.0)
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 1_500, "it is late, and nobody knows how late"
+    for index in range(4, 7):
+        stand.finish(high, index)
+    stand.feed(Capacity(1, rate=100.0))
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 10, "nobody goes before it any more"
+
+
+def test_heavier_sessions_count_with_as_many_turns_as_they_have(stand: Stand) -> None:
+    stand.feed(Capacity(6, rate=1.0))
+    heavy = stand.open(weight=4).session
+    light = stand.open(client=b"b").session
+    for index in range(5):
+        stand.submit(heavy, index)
+    stand.now += 0.001
+    stand.submit(light, 0, client=b"b")
+    stand.submit(heavy, 5)
+    assert stand.submit(light, 1, client=b"b")[0].retry_after_ms == 5000, "four of the heavy one's go first"
 
 
 def test_who_gives_up_leaves_the_line(stand: Stand) -> None:

@@ -1,0 +1,27 @@
+"""How long utterances stay in the node: from being taken to their end, by what their sessions may have. Pure.
+
+Sessions of one part take turns, so counting ends tells one of them when its own comes. Beside others of better priority
+or more weight it does not: who is passed again and again is told by how long others like it have stayed.
+"""
+
+from __future__ import annotations
+
+from engine.gateway.ledger import Part
+
+NEWEST = 0.3  # weight of the newest stay
+
+
+class Stays:
+    """Exponentially weighted means, in seconds."""
+
+    def __init__(self) -> None:
+        self._mean_s: dict[Part, float] = {}
+
+    def ended(self, part: Part, stay_s: float) -> None:
+        """An utterance of a session of this part has ended."""
+        before = self._mean_s.get(part, stay_s)
+        self._mean_s[part] = before + NEWEST * (stay_s - before)
+
+    def usual_s(self, part: Part, unknown_s: float) -> float:
+        """How long one stays; ``unknown_s`` while none of this part has ended."""
+        return self._mean_s.get(part, unknown_s)
