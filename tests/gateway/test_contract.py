@@ -631,6 +631,17 @@ def test_telling_shares_looks_at_no_session_without_work(stand: Stand, monkeypat
     assert set(looked_at) == {first, second}
 
 
+def test_what_ended_ones_wait_for_may_go_beyond_its_sessions_part_of_the_ring() -> None:
+    stand = Stand(ring_blocks=16)
+    session, other = stand.open().session, stand.open(client=b"b").session
+    for index in (1, 2, 3, 4):
+        assert stand.submit(session, index, n=60_000) == []  # two blocks each: 8, its half of the ring
+    assert stand.submit(session, 5, n=60_000)[0].reason == "memory"
+    stand.feed(JobEnded(Outcome(session, 1, "ok"), None, 0))  # its slot is still read
+    assert stand.submit(session, 0, n=60_000) == [] and stand.sent(Admit)[-1].index == 0
+    assert other
+
+
 def test_a_full_ring_is_busy_memory_and_another_sessions_share_of_it_is_kept() -> None:
     stand = Stand(ring_blocks=8)  # the longest utterance (4 s of float) takes 4
     first, second = stand.open().session, stand.open(client=b"b").session
