@@ -6,7 +6,7 @@ import pytest
 from stand import DEADLINES, Stand, samples
 
 from engine.config import DeadlinesSection
-from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode
+from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode, JobEnded
 from engine.gateway.sessions import Sessions
 from ipc.messages import (
     Accepted,
