@@ -294,7 +294,7 @@ class Rehearsal:
             if failed:
                 self.shortages.add(gpu, sample, failed)
         self.grants.judge(arbiter)
-        self.shortages.judge(arbiter.get("leases", ()), reported_at)
+        self.shortages.judge([*arbiter.get("leases", ()), *arbiter.get("over", ())], reported_at)
         return reported_at
 
     def _judge_the_rest(self, node: Node) -> None:

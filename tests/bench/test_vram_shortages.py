@@ -12,8 +12,9 @@ from bench.vram_shortages import Shortages
 GIB = 2**30
 
 
-def lease(gib: float, *, granted_s: float = 1.0, device: str = "cuda:0", state: str = "held") -> dict[str, Any]:
-    return {"device": device, "state": state, "pid": 7, "nbytes": int(gib * GIB), "granted_s": granted_s}
+def lease(gib: float, *, granted_s: float = 1.0, left_s: float = 0.0, **other: str) -> dict[str, Any]:
+    known = {"device": "cuda:0", "state": "held", "pid": 7, "nbytes": int(gib * GIB)}
+    return {**known, "granted_s": granted_s, "left_s": left_s, **other}
 
 
 def snatched(leases: list[dict[str, Any]], *, held: float = 2, lagging: float = 0, foreign: float = 5) -> int:
@@ -30,6 +31,7 @@ def snatched(leases: list[dict[str, Any]], *, held: float = 2, lagging: float = 
 def test_who_took_what_was_promised_has_snatched_it() -> None:
     assert snatched([lease(4)]) == 1
     assert snatched([lease(3)], lagging=1) == 1
+    assert snatched([lease(4, state="released", left_s=3.2)]) == 1, "its load failed for that, so it was over when told"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_who_took_what_was_promised_has_snatched_it() -> None:
         ([lease(4)], {"foreign": 0}),  # nobody else is there
         ([lease(9)], {}),  # too much was granted, outsiders or not
         ([lease(4, granted_s=3.5)], {}),  # granted afterwards
+        ([lease(4, state="released", left_s=2.9)], {}),  # ... or over before
         ([lease(4, device="cuda:1")], {}),
         ([lease(4, state="deficit")], {}),
     ],
