@@ -431,6 +431,29 @@ def test_a_request_that_waits_is_explained_in_words_and_in_numbers_that_add_up()
     assert second["kind"] == "elder" and "nmt@cuda:0/0" in second["reason"]
 
 
+def test_a_program_that_was_asked_to_leave_and_has_not_is_named_to_who_waits_and_in_the_refusal():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(unreadable_s=100.0))
+    bench.read(24 * GIB)
+    bench.ask("lease@7/1", 20 * GIB, model="sh", preemptible=True)
+    bench.ask("lease@8/1", GIB, model="other", preemptible=True)
+    bench.later(1.0)
+    bench.read(3 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+
+    def leaving() -> list[str]:
+        return bench.book.snapshot(bench.now)["waiting"][0]["leaving"]
+
+    assert leaving() == ["sh (lease@7/1)", "other (lease@8/1)"]
+    bench.feed(Gone("lease@8/1", 1, "ended"))
+    bench.later(Waits().grace_s)
+    bench.read(4 * GIB)
+    assert leaving() == ["sh (lease@7/1, overdue)"]
+    bench.later(Waits().lease_wait_s)
+    (denied,) = bench.read(4 * GIB)
+    assert "needs 10.0 GiB" in denied.reason
+    assert denied.reason.endswith("; asked to leave and still there: sh (lease@7/1, overdue)")
+
+
 def test_who_stands_far_back_in_a_long_line_is_told_that_and_more_when_it_comes_to_the_front():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(GIB)
