@@ -466,6 +466,14 @@ def test_what_a_worker_took_beyond_the_ceiling_it_asks_for_as_far_as_that_goes()
     assert granted.nbytes == 8 * GIB
 
 
+def test_nobody_has_had_less_than_nothing_before_it_asked():
+    bench = Bench()
+    bench.list({})
+    bench.ask("asr@cuda:0/0", 4 * GIB, pid=7, base_bytes=-GIB)
+    bench.list({7: 2 * GIB})
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (2 * GIB, 0)
+
+
 def test_a_request_ends_in_its_time_also_where_the_memory_cannot_be_read():
     bench = Bench()
     bench.ask("asr@cuda:0/0", GIB)

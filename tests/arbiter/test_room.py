@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.arbiter.lease import Lease, LeaseState, shrink
-from engine.arbiter.room import DeviceMemory, Reading
+from engine.arbiter.room import PATIENT_S, DeviceMemory, Reading
 from engine.arbiter.words import GIB
 from engine.limits import Limits
 
@@ -40,3 +40,19 @@ def test_a_holder_that_keeps_less_keeps_what_it_has_beyond_its_grants() -> None:
     leases = [lease(1, 4, 6), lease(2, 2, 1)]
     assert shrink(leases, 3 * GIB) == []
     assert [one.held_bytes for one in leases] == [5 * GIB, 2 * GIB], "7 GiB, of which 1 was granted to nobody"
+
+
+def test_what_was_missing_before_the_arbiter_s_death_has_lasted_since_then() -> None:
+    held, memory = lease(1, 6, 6), DeviceMemory(Limits(GPU, 24 * GIB))
+    memory.remember(Reading(GPU, 24 * GIB, 20 * GIB, 0.0), 0, 2 * GIB, False, [held])
+    memory.take(Reading(GPU, 24 * GIB, 20 * GIB, PATIENT_S), [held])
+    assert (held.held_bytes, memory.missing_bytes) == (4 * GIB, 0)
+
+
+def test_what_shows_after_a_death_is_the_dead_s_where_memory_comes_back_late_and_somebody_else_s_elsewhere() -> None:
+    for returns_at_once, its in ((False, 2 * GIB), (True, 0)):
+        dead = lease(1, 4, 0, state=LeaseState.DRAINING, left_at=1.0)
+        memory = DeviceMemory(Limits(GPU, 24 * GIB, returns_at_once=returns_at_once))
+        memory.take(Reading(GPU, 24 * GIB, 24 * GIB, 0.5), [dead])
+        memory.take(Reading(GPU, 24 * GIB, 22 * GIB, 2.0), [dead])
+        assert (dead.held_bytes, dead.leaving_bytes, memory.foreign_bytes) == (its, its, 2 * GIB - its)
