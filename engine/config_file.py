@@ -12,6 +12,7 @@ with it, and the nearest value that would be right.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from engine import config_env, profiles
+from engine import config_env, logs, profiles
 from engine.config import Config, ModelSection, VariantSection
 from engine.config_docs import render_env_sample, render_reference, render_sample
 from engine.config_rules import Problem, check, check_complete
@@ -51,7 +52,10 @@ def load(
     tree = msgspec.to_builtins(base or Config()) if path is None else _read(path)
     sources: dict[str, str] = {}
     if env_file is not None:
-        sources |= config_env.apply(tree, config_env.read_file(env_file), f"{env_file}:")
+        variables = config_env.read_file(env_file)
+        if others := [name for name in variables if not name.startswith(config_env.PREFIX)]:
+            logs.get().warning("%s: %s: not read, names begin with %s", env_file, ", ".join(others), config_env.PREFIX)
+        sources |= config_env.apply(tree, variables, f"{env_file}:")
     sources |= config_env.apply(tree, os.environ if env is None else env, "environment variable")
     if path is None and "node.profile" in sources:  # the base has every field; which of them it means cannot be told
         profiles.forget(tree, sources)
@@ -94,9 +98,20 @@ def _checked(tree: Mapping[str, Any], where: str, sources: Mapping[str, str], *,
         if complete:
             check_complete(config)
     except Problem as problem:
-        origin = sources.get(problem.field, where)
-        raise ConfigError(" ".join(f"{origin}: {problem}".split())) from problem
+        raise ConfigError(" ".join(f"{_origin(problem, sources) or where}: {problem}".split())) from problem
     return config
+
+
+def _origin(problem: Problem, sources: Mapping[str, str]) -> str:
+    """The variable that says what is wrong: the field, a table that has it, or the entry of it that is named; "":
+    none."""
+    parts = re.split(r"\.|\[", problem.field)
+    for end in range(len(parts), 0, -1):
+        if (field := ".".join(parts[:end])) in sources:
+            return sources[field]
+    blamed, _, _ = problem.text.partition(";")  # behind that stands what would be right
+    entries = {field.rpartition(".")[2]: field for field in sources if field.startswith(f"{problem.field}.")}
+    return next((sources[field] for name, field in entries.items() if re.search(rf"\b{re.escape(name)}\b", blamed)), "")
 
 
 def _from_its_folder(config: Config, folder: Path) -> Config:

@@ -181,7 +181,7 @@ def _cpu() -> Device:
     cores = len(os.sched_getaffinity(0))
     label = f"CPU, {cores} core{'s' if cores != 1 else ''}"
     memory = host_memory()
-    return Device("cpu", "", "cpu", memory.total_bytes, "host", label, memory.available_bytes)
+    return Device("cpu", "", "cpu", memory.total_bytes, "host", label, free_bytes=memory.available_bytes)
 
 
 class _Driver:

@@ -10,6 +10,7 @@ its holder from taking more. It ends with ``release``, or with the process, in w
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ipc.messages import ArbiterToWorker, Denied, Granted, LeaseRequest, LeaseWa
 from ipc.sockets import Dealer, Poll
 
 WAIT_S = 60.0
+MOST_BYTES = 2**62  # beyond any device, and still a number that a message can carry
 RETRY_S = 0.2  # between attempts to reach an arbiter that is coming back
 GREET_S = 1.0
 LOOK_S = 0.5
@@ -34,15 +36,17 @@ _numbers = itertools.count(1)
 class Lease:
     """One lease. ``ctl_endpoint``: the node's operators' socket ("": the running node's). Not for several threads.
 
-    nbytes: what the program will need on the device. device: its name ("": the first to have room, of the GPUs if there
-    are any, without those that are lost; known once it is granted). One that operators have drained is waited for until
-    it is used again. wait_s: how long to wait for room. preemptible: the node may ask for it back. priority: "high",
-    "normal" or "low", among those that wait. on_wait: called with the reason, in words, whenever it changes.
+    nbytes: what the program will need on the device, a whole number. device: its name ("": the first to have room, of
+    the GPUs if there are any, without those that are lost; known once it is granted). One that operators have drained
+    is waited for until it is used again. wait_s: how long to wait for room. preemptible: the node may ask for it back.
+    priority: "high", "normal" or "low", among those that wait. on_wait: called with the reason, in words, whenever it
+    changes.
+    Raises ValueError for an ``nbytes`` or a ``wait_s`` that is none.
     """
 
     def __init__(
         self,
-        nbytes: int,
+        nbytes: int | float,
         device: str = "",
         *,
         wait_s: float = WAIT_S,
@@ -52,11 +56,9 @@ class Lease:
         ctl_endpoint: str = "",
         on_wait: Callable[[str], None] | None = None,
     ) -> None:
-        if nbytes <= 0:
-            raise ValueError(f"a lease of {nbytes} bytes")
         if not 0 <= wait_s < float("inf"):
             raise ValueError(f"wait_s is {wait_s}; give seconds from 0")
-        self.nbytes = nbytes
+        self.nbytes = _whole(nbytes)
         self.device = device
         self.uuid = ""  # of the GPU, for CUDA_VISIBLE_DEVICES; "" for the CPU
         self.number = 0  # the arbiter's number of it, from the grant on
@@ -225,3 +227,14 @@ class Lease:
         except DragomanError:
             if error is None:  # else that is what went wrong, and the lease ends with this process
                 raise
+
+
+def _whole(nbytes: Any) -> int:
+    """Bytes as the arbiter takes them, of 1.5 * 2**30 as well. Raises ValueError, with what to write instead."""
+    try:
+        whole = int(nbytes) if isinstance(nbytes, float) and nbytes.is_integer() else operator.index(nbytes)
+    except TypeError:
+        raise ValueError(f"nbytes is {nbytes!r}; give whole bytes, such as 6 * 2**30") from None
+    if not 0 < whole < MOST_BYTES:
+        raise ValueError(f"a lease of {whole} bytes; give what the program needs, such as 6 * 2**30")
+    return whole

@@ -53,6 +53,9 @@ def acquire(socket: zmq.Socket[bytes], request: dict[str, Any]) -> dict[str, Any
 
 
 def main() -> int:
+    if len(sys.argv) != 3 or not sys.argv[1].isdecimal():
+        print("usage: plain_lease.py BYTES DEVICE, as in: plain_lease.py 1000000000 cuda:0", file=sys.stderr)
+        return 2
     nbytes, device = int(sys.argv[1]), sys.argv[2]
     base = os.environ.get("XDG_RUNTIME_DIR")
     parent = f"{base}/dragoman" if base else f"{tempfile.gettempdir()}/dragoman-{os.getuid()}"

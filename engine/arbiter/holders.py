@@ -13,6 +13,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from engine.process import is_same, parent
@@ -80,10 +81,11 @@ class Holders:
         """
         holders, node = set(self._pids.values()), os.getppid()
         found: Counter[int] = Counter()
+        above_of = lru_cache(maxsize=None)(parent)  # asked once of each: those listed may be each other's descendants
         for pid, nbytes in processes.items():
             above = pid if holders else 0
             while above > 1 and above not in holders and above != node:
-                above = parent(above)
+                above = above_of(above)
             found[above if above in holders else pid] += nbytes
         return dict(found)
 

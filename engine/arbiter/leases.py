@@ -59,6 +59,7 @@ from ipc.messages import Denied, Gone, Granted, LeaseRequest, LeaseWait, Orders,
 from ipc.peers import split_peer
 
 TOLD = 16  # of those who wait are told each change of what they wait for; who stands further back, that it does
+NAMED = 3  # of the programs that have not left in time, in a refusal
 SHOWN = 100  # of those who wait in a report
 OVER, OVER_S = 64, 10.0  # so many leases are reported for so long after their end, so that none is over unseen
 DRAINED = "drained"  # the obstacle of who stands aside
@@ -198,7 +199,8 @@ class Leases:
             if lease := outlook.next(line):
                 actions.append(self._grant(lease, now))
             elif expired := self._expired(outlook, line, now):
-                actions.append(self._expire(expired, self._reason(expired, outlook, now), now))
+                reason = self._reason(expired, outlook, now)
+                actions.append(self._expire(expired, reason and reason + self._stayed(device, now), now))
             elif found := self._from_elsewhere(device, outlook):
                 left.append(found[0].device)
                 self._lines.move(*found, now)  # and it is next
@@ -301,6 +303,12 @@ class Leases:
         """Why it waits, and in few words why it does not go to the other devices that would do."""
         names = [name for name in self._lines.others(lease) if not lease.is_on(name)]
         return "; ".join([outlook.reason(lease), *(f"{one}: {self._briefly(one, lease.nbytes, now)}" for one in names)])
+
+    def _stayed(self, device: str, now: float) -> str:
+        """Which programs there were asked to leave and have not in time, in words; "": none."""
+        asked = self.wants.leaving(self._present[device])
+        names = [words.leaving(one, overdue=True) for one in asked if self.wants.is_overdue(one, now)]
+        return f"; asked to leave and still there: {', '.join(names[:NAMED])}" if names else ""
 
     def _briefly(self, name: str, nbytes: int, now: float) -> str:
         if name in self._lost:
@@ -552,7 +560,10 @@ class Leases:
             "ahead": line.position(lease),
             "waited_s": round(now - lease.since, 3),
             "patience_s": round(line.patience(lease, now), 3),
-            "leaving": self.wants.leaving(self._present[lease.device]),
+            "leaving": [
+                words.leaving(one, overdue=self.wants.is_overdue(one, now))
+                for one in self.wants.leaving(self._present[lease.device])
+            ],
             **outlook.explain(lease),
             "reason": self._reason(lease, outlook, now),
             **aside,

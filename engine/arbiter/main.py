@@ -21,6 +21,7 @@ import msgspec
 from engine import failpoints, logs, process
 from engine.arbiter import kept, words
 from engine.arbiter.callers import Callers
+from engine.arbiter.chatter import Chatter
 from engine.arbiter.events import Action, Alarm, AskToLeave, FromWorker, Note, Sample, Send, Tell, Tick, Waits
 from engine.arbiter.holders import Holders
 from engine.arbiter.inbox import Inbox
@@ -89,6 +90,7 @@ class Arbiter:
         self._failures: dict[str, str] = {}
         self._callers = Callers(len(boot.body.workers), os.getppid())
         self._holders = Holders(self._poll, self._callers.most_programs)
+        self._chatter = Chatter()
         self._turned_away: deque[str] = deque(maxlen=SAID)  # the last reasons
         self._expected_until = 0.0  # holders outside that an earlier arbiter has known may connect until then
         self._to_ask: dict[str, Leave] = {}  # ... and are to be asked to leave, when they have
@@ -207,7 +209,7 @@ class Arbiter:
     def _hear_deaths(self, readable: set[Any]) -> None:
         """Of holders outside the node, whose deaths nobody else tells."""
         for news in self._holders.dead(readable):
-            self._log.info("%s has ended, and its lease with it", news.role)
+            self._say_of(news.role, "%s has ended, and its lease with it", news.role)
             self._act(self._leases.handle(news, process.now()))
 
     def _admits(self, peer: str, pid: int) -> bool:
@@ -238,7 +240,7 @@ class Arbiter:
             elif peer not in refused:
                 refused |= self._inbox.put(peer, batch)
         for peer, why in refused.items():
-            self._log.warning("%.200r %s: it gets no memory, and is not heard", peer, why)
+            self._say_of(peer, "%.200r %s: it gets no memory, and is not heard", peer, why, level=logging.WARNING)
             self._router.dismiss(peer)
         for peer, message in self._inbox.take(self._router.__contains__):
             self._hear(peer, message)
@@ -255,7 +257,7 @@ class Arbiter:
         if isinstance(message, Used):
             self._samples.hear(peer, message)
         if isinstance(message, Release) and peer.startswith(EXTERNAL) and not self._leases.knows(peer):
-            self._log.info("%s has given its lease back", peer.rpartition("#")[0])
+            self._say_of(peer, "%s has given its lease back", peer.rpartition("#")[0])
         return self._forget_idle(peer)
 
     def _forget_idle(self, peer: str) -> None:
@@ -299,12 +301,12 @@ class Arbiter:
                 case Send(peer, message):
                     self._granting = self._granting or isinstance(message, Granted)
                     level = logging.DEBUG if words.is_told_elsewhere(peer, message) else logging.INFO
-                    self._log.log(level, "%s", words.told(peer, message))
+                    self._say_of(peer, "%s", words.told(peer, message), level=level)
                     self._router.post(peer, message)
                     if isinstance(message, Denied):
                         self._forget_idle(peer)
                 case AskToLeave(peer, message):
-                    self._log.info("%s is asked to leave: its memory is needed", peer)
+                    self._say_of(peer, "%s is asked to leave: its memory is needed", peer)
                     self._to_ask[peer] = message
                     self._ask_late()
                 case Tell(message):
@@ -320,6 +322,11 @@ class Arbiter:
                 case Measured():
                     self._lifeline.post(action)
 
+    def _say_of(self, peer: str, text: str, *arguments: Any, level: int = logging.INFO) -> None:
+        """Log what becomes of somebody, as far as it is worth the log."""
+        if self._chatter.admits(peer):
+            self._log.log(level, text, *arguments)
+
     def _keep(self) -> None:
         """Write the book down. One too large for the journal is counted and said once; the node goes on."""
         state = kept.encode(self._leases.keep())
@@ -329,6 +336,8 @@ class Arbiter:
 
     def _speak(self) -> None:
         now = process.now()
+        for text in self._chatter.left_out(now):
+            self._log.info("%s", text)
         for peer in self._router.flush():
             self._log.debug("%s is not there any more", peer)  # its Gone comes from the supervisor
             self._router.dismiss(peer)  # if it is there, and does not read

@@ -84,9 +84,9 @@ class Wants:
         """Everything that is wanted now, for a scheduler that has heard nothing yet."""
         return [told for told in self._told.values() if told.nbytes]
 
-    def leaving(self, leases: Sequence[Lease]) -> list[str]:
-        """Programs outside the node that were asked to leave and are still there."""
-        return [one.peer for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
+    def leaving(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Of programs outside the node that were asked to leave and are still there."""
+        return [one for one in leases if one.asked_at is not None and one.state is LeaseState.HELD]
 
     def is_overdue(self, lease: Lease, now: float) -> bool:
         """Whether its holder was asked to leave, and has not in time."""

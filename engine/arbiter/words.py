@@ -100,6 +100,11 @@ def overuse(lease: Lease, granted: int) -> str:
     return f"{who} has {has} on {lease.device}, {gib(granted)} were granted: {mend}"
 
 
+def leaving(lease: Lease, *, overdue: bool) -> str:
+    """A program that was asked to leave, and is still there."""
+    return f"{lease.model or 'a program'} ({name(lease)}{', overdue' if overdue else ''})"
+
+
 def quarantined(device: str, reason: str) -> str:
     return f"{device} is quarantined: {reason}"
 

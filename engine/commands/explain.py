@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.commands import OK, asking, finding
 from engine.commands.tables import nbytes
+from ipc.errors import DragomanError
 
 EPILOG = """examples:
   run_node.py explain
   run_node.py explain repair --json
 
-exit codes: 0 shown (also that nothing waits), 1 no node answered"""
+exit codes: 0 shown (also that nothing waits), 1 no node answered, or it has nobody of that name"""
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -37,17 +38,28 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for row in waiting if args.who in ("", row["model"]) or row["worker"].startswith(args.who)]
     workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
     later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
+    more = arbiter.get("waiting_total", 0) - len(waiting)
+    if args.who and not more and not any(name.startswith(args.who) for name in names(stats)):
+        raise DragomanError(f"no worker and no program here is called {args.who!r}", "look at: run_node.py stats")
     if args.json:
         print(json.dumps(rows + later, ensure_ascii=False, indent=2))
         return OK
     said = [*map(sentence, rows), *map(later_sentence, later)]
     print("\n\n".join(said) or f"nothing{' of that name' if args.who else ''} waits for memory")
-    if (more := arbiter.get("waiting_total", 0) - len(arbiter.get("waiting", []))) > 0:
+    if more > 0:
         print(f"\n{more} more wait behind these")
     for role, worker in workers:
         if worker.get("waiting_for", "").startswith("parked") and role.startswith(args.who):
             print(f"\n{role} does not wait: {worker['waiting_for']}")
     return OK
+
+
+def names(stats: Mapping[str, Any]) -> Iterator[str]:
+    """What may be asked for: stages, their workers, and programs that wait or hold a lease, by both of their names."""
+    scheduler, arbiter = stats.get("scheduler") or {}, stats.get("arbiter") or {}
+    yield from (*scheduler.get("workers", {}), *scheduler.get("stages", {}))
+    for row in (*arbiter.get("waiting", []), *arbiter.get("leases", []), *stats.get("leases", [])):
+        yield from (row["worker"], row["model"])
 
 
 def is_later(worker: Mapping[str, Any]) -> bool:
@@ -82,5 +94,5 @@ def sentence(row: Mapping[str, Any]) -> str:
     if row["coming_back_bytes"]:
         lines.append(f"  {nbytes(row['coming_back_bytes'])} of the dead are not shown back yet")
     if row["leaving"]:
-        lines.append(f"  asked to leave: {', '.join(peer.rpartition('#')[0] for peer in row['leaving'])}")
+        lines.append(f"  asked to leave: {', '.join(row['leaving'])}")
     return "\n".join(lines)

@@ -10,21 +10,34 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 
-from ipc.errors import DragomanError
+from ipc.errors import ConfigError, DragomanError
 
 TCP, LOCAL = "tcp://", "ipc://"
 
 
 def check_free(endpoints: Iterable[str]) -> None:
-    """Raises DragomanError for the first of them that cannot be bound now."""
+    """Raises DragomanError for the first of them that cannot be bound now, ConfigError where it has no place."""
     for endpoint in endpoints:
+        if why := _no_place(endpoint):
+            raise ConfigError(
+                f"node.endpoints: cannot listen at {endpoint} ({why})", "mend that, or change the address"
+            )
         try:
             _try(endpoint)
         except OSError as error:
             text = f"node.endpoints: cannot listen at {endpoint} ({error.strerror or error})"
             who = "ss -ltnp shows who does" if endpoint.startswith(TCP) else "ss -lxp shows who does"
             raise DragomanError(text, f"free it ({who}), or change node.endpoints") from error
+
+
+def _no_place(endpoint: str) -> str:
+    """Why there can be no such file; "": there can, or it is no file's address."""
+    path = Path(endpoint.removeprefix(LOCAL))
+    if not endpoint.startswith(LOCAL) or os.access(path.parent, os.W_OK | os.X_OK):
+        return ""
+    return f"{path.parent} cannot be written to" if path.parent.is_dir() else f"there is no folder {path.parent}"
 
 
 def _try(endpoint: str) -> None:

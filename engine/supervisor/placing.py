@@ -33,14 +33,25 @@ def place(
     needs: Needs,
     shared: Mapping[str, str],
 ) -> Placement:
-    """The plan. Raises ConfigError for a device that is not there, DragomanError when a stage fits nowhere."""
+    """The plan.
+
+    Raises ConfigError for a device that is not there, DragomanError when a stage fits nowhere: a ConfigError where that
+    is by its ``estimate_bytes``.
+    """
     rings = config.node.ring_budget_bytes or default_budget(memory.total_bytes)
     rooms = [_room(config, device, devices, memory.available_bytes - rings, shared) for device in devices]
     made = placement.plan(
         rooms, [_wish(config, name, surveys[name], devices, needs) for name in _order(config, surveys)]
     )
     if made.verdict is placement.Verdict.NOWHERE:
-        raise DragomanError(placement_words.headline(made), placement_words.mend(made))
+        text, mend = placement_words.headline(made), placement_words.mend(made)
+        for lack in made.nowhere:
+            if (
+                not (lack.full or lack.bound or lack.beside)
+                and lack.needs_bytes == config.stages[lack.stage].estimate_bytes
+            ):
+                raise ConfigError(f"{field_of(lack.stage)}.estimate_bytes: {text}", f"lower it, or {mend}")
+        raise DragomanError(text, mend)
     return made
 
 

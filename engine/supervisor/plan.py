@@ -435,6 +435,11 @@ def languages(config: Config, pipeline: str, surveys: Mapping[str, Survey]) -> t
         if translated:
             target = _both(target, known)
     if source == frozenset() or (translated and target == frozenset()):
+        if configured:
+            sources, targets = languages(msgspec.structs.replace(config, languages=()), pipeline, surveys)
+            takes, those = ("translates into", targets) if source else ("takes", sources)
+            text = f"languages names {', '.join(config.languages)}, and pipeline {pipeline} {takes} none of them"
+            raise ConfigError(text, f"it {takes} {', '.join(those)}")
         raise ConfigError(
             f"pipeline {pipeline}: no language is known to all of its models", "choose models that share one"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.arbiter.chatter import MOST
 from engine.arbiter.journal import Journal
 from engine.boot import ArbiterBoot, Boot, DevicePlan
 from engine.config import DeadlinesSection
@@ -195,6 +196,15 @@ def test_a_dead_workers_lease_ends_with_it(node):
 def test_the_impossible_is_denied_over_the_wire(node):
     denied = node.worker("asr@cpu/0").ask(2**60)
     assert isinstance(denied, Denied) and denied.code == "no_vram" and "even when empty" in denied.reason
+
+
+def test_a_program_that_is_refused_again_and_again_does_not_fill_the_log(unstarted, capfd):
+    node = unstarted
+    node.start()
+    program = node.worker(f"lease@{os.getpid()}/1", start_time(os.getpid()), announced=False)
+    for number in range(3 * MOST):
+        assert isinstance(program.ask(2**60, number + 1), Denied)
+    assert capfd.readouterr().err.count("gets no memory") == MOST
 
 
 def test_a_frame_of_many_thousand_requests_is_not_taken_and_the_others_are_served(node):

@@ -431,6 +431,79 @@ def test_a_request_that_waits_is_explained_in_words_and_in_numbers_that_add_up()
     assert second["kind"] == "elder" and "nmt@cuda:0/0" in second["reason"]
 
 
+def test_a_program_that_was_asked_to_leave_and_has_not_is_named_to_who_waits_and_in_the_refusal():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(unreadable_s=100.0))
+    bench.read(24 * GIB)
+    bench.ask("lease@7/1", 20 * GIB, model="sh", preemptible=True)
+    bench.ask("lease@8/1", GIB, model="other", preemptible=True)
+    bench.later(1.0)
+    bench.read(3 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+
+    def leaving() -> list[str]:
+        return bench.book.snapshot(bench.now)["waiting"][0]["leaving"]
+
+    assert leaving() == ["sh (lease@7/1)", "other (lease@8/1)"]
+    bench.feed(Gone("lease@8/1", 1, "ended"))
+    bench.later(Waits().grace_s)
+    bench.read(4 * GIB)
+    assert leaving() == ["sh (lease@7/1, overdue)"]
+    bench.later(Waits().lease_wait_s)
+    (denied,) = bench.read(4 * GIB)
+    assert "needs 10.0 GiB" in denied.reason
+    assert denied.reason.endswith("; asked to leave and still there: sh (lease@7/1, overdue)")
+
+
+def test_what_a_worker_took_beyond_the_ceiling_it_asks_for_as_far_as_that_goes():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0, ceiling_bytes=8 * GIB))
+    bench.list({})
+    (granted,) = bench.ask("asr@cuda:0/0", 4 * GIB, pid=7)
+    bench.settle("asr@cuda:0/0", granted.lease)
+    bench.list({7: 12 * GIB})
+    bench.feed(Gone("asr@cuda:0/0", 1, "ended"))
+    bench.list({})
+    (granted,) = bench.ask("asr@cuda:0/0", 4 * GIB, incarnation=2, pid=8)
+    assert granted.nbytes == 8 * GIB
+
+
+def test_nobody_has_had_less_than_nothing_before_it_asked():
+    bench = Bench()
+    bench.list({})
+    bench.ask("asr@cuda:0/0", 4 * GIB, pid=7, base_bytes=-GIB)
+    bench.list({7: 2 * GIB})
+    assert (bench.row()["held_bytes"], bench.row()["foreign_bytes"]) == (2 * GIB, 0)
+
+
+def test_a_request_ends_in_its_time_also_where_the_memory_cannot_be_read():
+    bench = Bench()
+    bench.ask("asr@cuda:0/0", GIB)
+    bench.later(Waits().lease_wait_s + 1)
+    (denied,) = bench.feed(Tick())
+    assert isinstance(denied, Denied) and denied.reason == "the memory of cuda:0 cannot be read"
+
+
+def test_who_waits_or_holds_is_known_and_who_has_let_go_is_not():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(24 * GIB)
+    (granted,) = bench.ask("lease@7/1", 20 * GIB)
+    bench.later(0.1)
+    bench.read(4 * GIB)
+    bench.ask("lease@8/1", 10 * GIB)
+    assert bench.book.knows("lease@7/1#1") and bench.book.knows("lease@8/1#1")
+    bench.feed(FromWorker("lease@7/1#1", Release(granted.lease)))
+    assert "draining" in bench.states() and not bench.book.knows("lease@7/1#1")
+
+
+def test_the_book_looks_again_when_a_program_that_was_asked_to_leave_is_overdue():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(lease_wait_s=600.0))
+    bench.read(24 * GIB)
+    bench.ask("lease@7/1", 20 * GIB, preemptible=True)
+    bench.later(0.1)
+    bench.read(4 * GIB)
+    bench.ask("asr@cuda:0/0", 10 * GIB)
+    assert bench.book.due_in(bench.now) == pytest.approx(Waits().grace_s)
+
+
 def test_who_stands_far_back_in_a_long_line_is_told_that_and_more_when_it_comes_to_the_front():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
     bench.read(GIB)

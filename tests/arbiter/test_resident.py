@@ -24,6 +24,23 @@ if not pid:
 sys.stdin.read()
 """
 
+# Children that have 16, 32, 48 and 64 MiB of their own; says their numbers.
+MANY = """
+import os, sys
+children = []
+for number in range(1, 5):
+    there, told = os.pipe()
+    if not (pid := os.fork()):
+        own = bytearray(b'x') * (number * 16 << 20)
+        os.write(told, b'x')
+        sys.stdin.read()
+        os._exit(0)
+    os.read(there, 1)
+    children.append(str(pid))
+print(*children, flush=True)
+sys.stdin.read()
+"""
+
 
 @contextmanager
 def process(code: str, *arguments: str) -> Iterator[tuple[int, str]]:
@@ -51,6 +68,17 @@ def test_pages_that_a_program_shares_with_its_child_are_counted_once() -> None:
         assert found.keys() == {parent, int(child)}
         assert sum(found.values()) == pytest.approx(330 * MIB, abs=10 * MIB)
         assert found[int(child)] > 64 * MIB
+
+
+def test_of_very_many_that_a_program_has_started_the_largest_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.arbiter.resident.MOST", 4)
+    resident = Resident()
+    with process(MANY) as (parent, children), process(TAKE, "1") as (other, _):
+        numbers = [int(one) for one in children.split()]
+        resident.watch((), {parent})
+        assert resident.read().keys() == {parent, *numbers}
+        resident.watch((), {parent, other})  # each has its share
+        assert resident.read().keys() == {parent, other, *numbers[2:]}
 
 
 def test_what_the_node_has_is_not_a_program_s_that_embeds_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,6 +294,27 @@ def test_a_wrong_variable_is_named(written, name, value, parts):
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("DRAGOMAN_STAGES_ONE_OPTIONS_INPUT_BITES", "2", "has no option 'input_bites'"),
+        ("DRAGOMAN_STAGES_ONE_OPTIONS_EMITS", "smoke", "emits is 'smoke'"),
+        ("DRAGOMAN_DEVICES_MAX_BYTES", "cpu=1", "devices.max_bytes.cpu is 1"),
+        ("DRAGOMAN_RINGS", "two=1", "rings.two is 1"),
+        ("DRAGOMAN_STAGES_ONE_VARIANTS", '[{compute_tipe="int8"}]', "stages.one.variants[0].compute_tipe is unknown"),
+    ],
+)
+def test_a_variable_that_sets_an_entry_of_a_table_is_named_and_no_other_one(written, name, value, part):
+    line = refusal(written, GOOD, {name: value, "DRAGOMAN_STAGES_ONE_OPTIONS_ACCEPTS": "audio"})
+    assert line.startswith(f"environment variable {name}: ") and part in line
+
+
+def test_what_the_file_says_is_not_put_down_to_a_variable(written):
+    wrong = GOOD.replace('emits = "text"}', 'emits = "text", bites = 3}')
+    line = refusal(written, wrong, {"DRAGOMAN_STAGES_ONE_OPTIONS_EMITS": "text"})
+    assert "has no option 'bites'" in line and "DRAGOMAN_" not in line
+
+
 def test_all_rings_can_be_set_at_once(written):
     assert written(GOOD, {"DRAGOMAN_RINGS": "gateway=1048576"}).rings == {"gateway": 1048576}
 
@@ -304,6 +325,15 @@ def test_a_variable_that_sets_nothing_is_warned_of_with_the_nearest_one(written,
     assert [record.getMessage() for record in caplog.records] == [
         "environment variable DRAGOMAN_WINDOW sets nothing; the nearest name is DRAGOMAN_NODE_WINDOW"
     ]
+
+
+def test_lines_of_an_env_file_that_mean_nothing_here_are_said_in_one_warning(written, tmp_path, caplog):
+    logging.getLogger("dragoman").propagate = True
+    env_file = tmp_path / "env"
+    env_file.write_text("window=3\nDRAGOMAN_NODE_WINDOW=5\nHOME=/x\n")
+    assert written(GOOD, {}, env_file).node.window == 5
+    (record,) = caplog.records
+    assert record.getMessage() == f"{env_file}: window, HOME: not read, names begin with DRAGOMAN_"
 
 
 def test_what_is_wrong_beside_the_machine_names_the_file_or_the_variable(tmp_path):

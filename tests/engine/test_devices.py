@@ -134,6 +134,11 @@ class Hanging(FakeNvml):
         return super().nvmlDeviceGetHandleByIndex(index)
 
 
+def test_the_cpu_has_what_is_available_free_and_no_gpu_s_number():
+    (cpu,) = devices.look(["cpu"])
+    assert cpu.index == -1 and 0 < cpu.free_bytes <= cpu.total_bytes
+
+
 def test_a_driver_that_hangs_leaves_the_cpu_and_who_needs_no_gpu_does_not_ask_it(caplog):
     for use in (("auto",), ("cuda:1", "cpu"), ("GPU-aaaa", "cpu")):
         nvml = Hanging(TWO, everything=True)

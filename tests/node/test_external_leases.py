@@ -226,6 +226,11 @@ def test_who_waits_is_explained_with_the_numbers_and_who_is_before_it() -> None:
         gib = str(0.6 * free / 2**30)
         ask = [sys.executable, str(ROOT / "run_node.py"), "explain", "--connect", node.ctl_endpoint]
         assert subprocess.run(ask, capture_output=True, text=True).stdout == "nothing waits for memory\n"
+        for name in ("asr", "asr@cpu/0"):
+            text = subprocess.run([*ask, name], capture_output=True, text=True).stdout
+            assert text == "nothing of that name waits for memory\n"
+        done = subprocess.run([*ask, "nope"], capture_output=True, text=True)
+        assert done.returncode == 1 and "no worker and no program here is called 'nope'" in done.stderr
         with Lease(int(0.6 * free), ctl_endpoint=node.ctl_endpoint):
             waiting = [
                 subprocess.Popen(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.supervisor import endpoints
-from ipc.errors import DragomanError
+from ipc.errors import ConfigError, DragomanError
 
 
 def test_a_port_that_somebody_listens_at_is_named_and_one_that_is_free_passes() -> None:
@@ -28,3 +28,19 @@ def test_a_file_that_somebody_listens_at_is_named_and_what_a_dead_one_left_passe
         with pytest.raises(DragomanError, match="in use"):
             endpoints.check_free([endpoint])
     endpoints.check_free([endpoint])
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/none/door"
+    with pytest.raises(
+        ConfigError, match=f"node.endpoints: cannot listen at {endpoint} .there is no folder {tmp_path}"
+    ):
+        endpoints.check_free([endpoint])
+    (tmp_path / "none").mkdir()
+    endpoints.check_free([endpoint])
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written to"):
+        endpoints.check_free([f"ipc://{tmp_path}/door"])

@@ -171,6 +171,12 @@ def test_a_stage_that_fits_nowhere_ends_the_start_unless_the_node_can_do_without
     huge = StageSection(kind="simulated", estimate_bytes=30 * GIB)
     with pytest.raises(DragomanError, match=r"stage a fits nowhere: it needs 30\.0 GiB on cuda:0 or cuda:1.*21\.6 GiB"):
         make(config({"a": huge}), [*GPUS, CPU])
+    with pytest.raises(ConfigError, match=r"^stages\.a\.estimate_bytes: stage a fits nowhere: .*; lower it, or "):
+        make(config({"a": huge}), [*GPUS, CPU])
+    by_its_files = StageSection(kind="simulated", options={"vram_bytes": 30 * GIB})
+    with pytest.raises(DragomanError, match=r"^stage a fits nowhere") as raised:
+        make(config({"a": by_its_files}), [*GPUS, CPU])
+    assert not isinstance(raised.value, ConfigError)
     stages = {"a": msgspec.structs.replace(huge, required=False), "b": StageSection(kind="simulated")}
     made = make(config(stages), [*GPUS, CPU])
     assert "fits nowhere" in made.scheduler.stages[0].absent and "a@cuda:0/0" not in made.workers
@@ -409,6 +415,19 @@ def test_a_pipeline_takes_the_languages_that_all_its_models_know() -> None:
     assert spoken("en de fr", "en de fr", None, "en", "fr") == (("en", "fr"), ("en", "fr"))
     with pytest.raises(ConfigError, match="pipeline full: no language"):
         spoken("en", "de fr", None)
+    with pytest.raises(ConfigError, match="pipeline full: no language"):
+        spoken("en", "de fr", None, "en")
+
+
+def test_where_the_configured_languages_are_none_of_the_models_that_field_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^languages names xx, and pipeline full takes none of them; it takes de, en$"
+    ):
+        spoken("en de", "en de fr", None, "xx")
+    with pytest.raises(
+        ConfigError, match=r"^languages names en, and pipeline full translates into none .* into de, fr$"
+    ):
+        spoken("en", "en de fr", "de fr", "en")
 
 
 def test_a_worker_s_process_is_told_its_threads() -> None:
