@@ -133,6 +133,16 @@ def test_who_comes_back_after_a_pause_has_saved_up_no_more_than_that() -> None:
     assert abs(Counter(serve(queue, 20))["guest"] - (CREDIT + (20 - CREDIT) / 2)) <= 1
 
 
+def test_what_is_saved_up_is_as_many_utterances_whatever_all_weigh() -> None:
+    queue = StageQueue()
+    fill(queue, "busy", 200, weight=10.0)
+    queue.push(("guest", 0), "normal", 0.0, weight=10.0)
+    serve(queue, 120)
+    for index in range(1, 80):
+        queue.push(("guest", index), "normal", 0.0, weight=10.0)
+    assert abs(Counter(serve(queue, 40))["guest"] - (CREDIT + (40 - CREDIT) / 2)) <= 1
+
+
 def test_who_comes_before_what_was_picked_has_begun_is_before_who_comes_after() -> None:
     queue = StageQueue()
     fill(queue, "busy", 3 * CREDIT)
