@@ -193,6 +193,15 @@ def test_who_has_waited_for_long_gets_one_in_a_while_and_no_more() -> None:
     assert served.count("low") == 4, "20 s for two levels, and a turn among the high ones"
 
 
+def test_a_low_one_below_a_high_flood_waits_for_two_steps_and_for_one_below_a_normal_flood() -> None:
+    for better, steps in (("high", 2), ("normal", 1)):
+        queue = StageQueue(age_s=10.0)
+        fill(queue, "flood", 1000, better)
+        fill(queue, "low", 2, "low")
+        seconds = [second for second in range(50) if "low" in serve(queue, 4, float(second))]
+        assert [second // 10 for second in seconds] == [steps, 2 * steps]
+
+
 def test_ageing_keeps_index_order_when_a_lower_one_comes_back() -> None:
     queue = StageQueue(age_s=10.0)
     fill(queue, "vip", 100, "high")
