@@ -39,7 +39,7 @@ class Policy(Protocol):
 
     def order(self, stage: str, workers: Sequence[Candidate]) -> Sequence[str]:
         """Roles of ``workers``, the best first. One that is left out gets nothing this time; where all are, it is asked
-        again with the next event, or after a while.
+        again with the next event, or after a while. One that goes on so while all of them rest is replaced.
         """
 
 

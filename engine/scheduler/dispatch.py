@@ -34,6 +34,7 @@ from ipc.messages import Run, RunItem
 
 SHORT_S = 1.0  # of speech; whatever is shorter counts as this long, when lengths are compared
 ASK_AGAIN_S = 1.0  # after a policy has left out every worker
+PATIENCE = 4  # times that it may do so while none of them has anything to do, so long apart
 LONG_S = 0.25  # a mean run beyond which nothing is sent ahead to one of several workers
 
 
@@ -49,6 +50,9 @@ class Dispatch:
         self.eager = False  # without those two rules: for histories, where much is to be on board of those who die
         self._left_out: set[str] = set()  # stages of which the policy wanted no worker
         self._complained: set[str] = set()  # those of which that was said
+        self._refused: dict[
+            str, tuple[int, float]
+        ] = {}  # stage -> how often in a row it left out all at rest, when last
         self._granted: dict[Key, tuple[Job, int, int, int]] = {}  # job, ticket, offset, nbytes
 
     @property
@@ -158,26 +162,41 @@ class Dispatch:
             ]  # fmt: skip
             if candidates:
                 found += [by_role[role] for role in self._order(plan.name, candidates) if role in by_role]
-        if not found:
-            self._has_left_out(plan.name)
+        if found:
+            self._refused.pop(plan.name, None)
+        elif self._has_left_out(plan.name, now):
+            return self._by_preference(plan, workers, now)
         return found
 
-    def _has_left_out(self, stage: str) -> None:
-        """The policy wants none of a stage's workers: it is asked again, and that is said once."""
+    def _has_left_out(self, stage: str, now: float) -> bool:
+        """The policy wants none of a stage's workers: it is asked again, and that is said once.
+
+        True: it has done so often enough, while all were at rest and nothing could come of waiting: it is replaced.
+        """
         self._left_out.add(stage)
+        times, last = self._refused.get(stage, (0, -math.inf))
+        if now >= last + ASK_AGAIN_S and not any(worker.batches for worker in self.book.workers_of(stage)):
+            self._refused[stage] = times + 1, now
+            if times + 1 >= PATIENCE:
+                self._replace(f"names no worker of stage {stage}, all of which are free")
+                return True
         if stage not in self._complained:
             self._complained.add(stage)
             who = self.book.boot.placement
             self.book.note(
                 "warning", f"placement {who} names no worker of stage {stage} that is free: it is asked again"
             )
+        return False
+
+    def _replace(self, why: str) -> None:
+        self.book.note("warning", f"placement {self.book.boot.placement} {why}; earliest from now on")
+        self.policy = Earliest()
 
     def _order(self, stage: str, candidates: list[Candidate]) -> Sequence[str]:
         try:
             return list(self.policy.order(stage, candidates))
         except Exception as error:  # a stranger's policy must not stop the node
-            self.book.note("warning", f"placement {self.book.boot.placement} failed ({error!r}); earliest from now on")
-            self.policy = Earliest()
+            self._replace(f"failed ({error!r})")
             return self.policy.order(stage, candidates)
 
     def ahead(self, stage: str) -> tuple[int, str]:

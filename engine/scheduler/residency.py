@@ -11,8 +11,9 @@ The arbiter says what it lacks for whom (``Vacate``). Who leaves for that:
 * else, when nothing on that device has anything to do, the one that will be needed last: as everybody there waits for
   the one who asks, something must go, and what is needed last comes back last (Belady's rule, with the stages still
   ahead of each utterance as the future);
-* else, when the asker has waited for ``turn_s``: the same choice among those who have been here for so long. They get
-  no more batches and leave when they have done the last one. So a stage whose work never ends cannot keep others out.
+* else, when the asker has waited for a turn (``engine.scheduler.swaps``): the same choice among those who have been
+  here for so long. They get no more batches and leave when they have done the last one. So a stage whose work never
+  ends cannot keep others out.
 
 Before all of these go extra workers (``engine.scheduler.instances``), at once, each after its last batch; for one of
 them nobody leaves. Of models that are called back at the same time the smallest loads first.
@@ -30,13 +31,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.scheduler import haste
 from engine.scheduler.book import Book
 from engine.scheduler.fleet import Fleet
-from engine.scheduler.swaps import leaves_at
+from engine.scheduler.jobs import Job
+from engine.scheduler.swaps import leaves_at, turn_ends
 from engine.scheduler.workers import Life, Worker
 from ipc.messages import Vacate
 
 FAR = math.inf  # no utterance needs it
+LEAVE_S = 2.0  # for a process to end, the next to be there, and the arbiter to see the memory, nearly always
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,31 @@ class Residency:
         if not guests:
             return None
         distances = self._distances()
-        patient_until = want.since + self.book.deadlines.turn_s
         held = self._held(guests, asker)
         rivals = [w for w in guests if w.plan.role in held]
         if sum(w.needs(w.variant) for w in rivals) >= want.nbytes:
             guests = rivals
         chosen = self._choose(here, guests, distances, held, now)
-        if chosen is None and now >= patient_until:
-            chosen = self._furthest([w for w in guests if now >= w.loaded_at + self.book.deadlines.turn_s], distances)
+        turns = {w.plan.role: self._turn_ends(w, asker, want) for w in guests}
         if chosen is None:
-            ends = [end for end in (patient_until, *held.values()) if end > now]
-            return min(ends, default=None) if now < patient_until else self._next_to_have_stayed(guests, now)
+            chosen = self._furthest([w for w in guests if now >= turns[w.plan.role]], distances)
+        if chosen is None:
+            return min((end for end in (*turns.values(), *held.values()) if end > now), default=None)
         self._let_go(chosen, want, now)
         return None
+
+    def _turn_ends(self, worker: Worker, asker: Worker | None, want: Want) -> float:
+        """Until when a worker may keep out who asks."""
+        paces, latest = self.book.paces, list[float]()
+        if asker is not None:
+            needs_s = paces[worker.plan.stage].run_s + LEAVE_S + asker.load_ms / 1000 + paces[asker.plan.stage].run_s
+            latest = [haste.latest(self.book, job) - needs_s for job in self._waiting_for(asker)]
+        since = max(want.since, worker.loaded_at)
+        return turn_ends(since, self.book.deadlines.turn_s, _swap_s(worker, asker), latest)
+
+    def _waiting_for(self, asker: Worker) -> list[Job]:
+        jobs = [self.book.job(key) for key in self.book.queues[asker.plan.stage]]
+        return [job for job in jobs if job is not None]
 
     def _let_go(self, worker: Worker, want: Want, now: float) -> None:
         """It leaves for this, after its last batch."""
@@ -183,14 +199,13 @@ class Residency:
     def _held(self, guests: list[Worker], asker: Worker | None) -> dict[str, float]:
         """Rivals of the asker, whom what waits for it does not pass -> until when each stays for its own next work."""
         held: dict[str, float] = {}
-        waiting = [self.book.job(key) for key in self.book.queues[asker.plan.stage]] if asker is not None else []
-        jobs = [job for job in waiting if job is not None]
+        jobs = self._waiting_for(asker) if asker is not None else []
         queued = [job.queued_ns / 1e9 for job in jobs]
         passed = {stage for job in jobs for stage in job.stages}
         for worker in guests:
             if asker is not None and queued and worker.plan.stage not in passed:
-                cost_s = (worker.load_ms + asker.load_ms) / 1000
-                held[worker.plan.role] = leaves_at(max(worker.loaded_at, worker.free_at), queued, cost_s)
+                since = max(worker.loaded_at, worker.free_at)
+                held[worker.plan.role] = leaves_at(since, queued, _swap_s(worker, asker))
         return held
 
     def _choose(
@@ -229,10 +244,6 @@ class Residency:
                     found[stage] = min(found[stage], ahead)
         return found
 
-    def _next_to_have_stayed(self, guests: list[Worker], now: float) -> float | None:
-        ends = [worker.loaded_at + self.book.deadlines.turn_s for worker in guests]
-        return min((end for end in ends if end > now), default=None)
-
     # ---------------------------------------------------------------- of old age
 
     def _let_die(self, worker: Worker, now: float) -> float | None:
@@ -260,3 +271,8 @@ class Residency:
         self.parked_total += 1
         self.book.note("info", f"{worker.plan.role} is parked: {reason}")
         self.fleet.dismiss(worker)
+
+
+def _swap_s(worker: Worker, asker: Worker | None) -> float:
+    """Seconds to load both once, the one that comes and, sooner or later, the one that leaves; 0: not measured yet."""
+    return (worker.load_ms + (asker.load_ms if asker is not None else 0.0)) / 1000

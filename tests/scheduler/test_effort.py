@@ -41,6 +41,11 @@ def test_lengths_that_are_all_alike_tell_of_others_by_proportion() -> None:
     assert learnt(*[(2.0, 0.4)] * 10).of(1.0) == pytest.approx(0.2)
 
 
+def test_who_says_little_pays_for_it_also_where_long_runs_take_more_than_their_part() -> None:
+    found = learnt(*[(5.0, 0.1), (10.0, 1.1)] * 50)
+    assert found.cost(1.0) == pytest.approx(1.0) and found.cost(10.0) == pytest.approx(10.0)
+
+
 @given(LENGTHS, st.floats(0.0, 2.0), st.floats(0.001, 2.0), st.floats(0.1, 60.0))
 def test_more_speech_never_costs_less_and_the_mean_costs_its_length(
     lengths: list[float], level: float, slope: float, speech_s: float

@@ -101,6 +101,18 @@ def test_at_the_deadline_a_translation_without_speech_is_an_outcome():
     assert world.core.book.slots.idle
 
 
+def test_serial_mode_waits_for_the_run_of_speech_that_was_given_up():
+    world = speaking("text", mode="serial")
+    world.admit(5, session="late", budget_ms=6500)
+    world.admit(6, session="late", budget_ms=60_000)
+    for stage in ("asr", "repair", "nmt"):
+        run(world, stage)
+    world.advance(3.6)
+    assert world.ended()["late", 5] == "ok" and board(world, "asr") == [], "one at a time, and tts is at it yet"
+    world.done(world.peer("tts@cpu/0"))
+    assert board(world, "asr") == [6]
+
+
 def test_without_a_translation_there_is_nothing_to_give():
     world = speaking("text")
     world.admit(5, session="late", budget_ms=2000)

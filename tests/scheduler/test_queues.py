@@ -133,6 +133,16 @@ def test_who_comes_back_after_a_pause_has_saved_up_no_more_than_that() -> None:
     assert abs(Counter(serve(queue, 20))["guest"] - (CREDIT + (20 - CREDIT) / 2)) <= 1
 
 
+def test_what_is_saved_up_is_as_many_utterances_whatever_all_weigh() -> None:
+    queue = StageQueue()
+    fill(queue, "busy", 200, weight=10.0)
+    queue.push(("guest", 0), "normal", 0.0, weight=10.0)
+    serve(queue, 120)
+    for index in range(1, 80):
+        queue.push(("guest", index), "normal", 0.0, weight=10.0)
+    assert abs(Counter(serve(queue, 40))["guest"] - (CREDIT + (40 - CREDIT) / 2)) <= 1
+
+
 def test_who_comes_before_what_was_picked_has_begun_is_before_who_comes_after() -> None:
     queue = StageQueue()
     fill(queue, "busy", 3 * CREDIT)
@@ -181,6 +191,15 @@ def test_who_has_waited_for_long_gets_one_in_a_while_and_no_more() -> None:
     for second in range(100):
         served += serve(queue, 4, float(second))
     assert served.count("low") == 4, "20 s for two levels, and a turn among the high ones"
+
+
+def test_a_low_one_below_a_high_flood_waits_for_two_steps_and_for_one_below_a_normal_flood() -> None:
+    for better, steps in (("high", 2), ("normal", 1)):
+        queue = StageQueue(age_s=10.0)
+        fill(queue, "flood", 1000, better)
+        fill(queue, "low", 2, "low")
+        seconds = [second for second in range(50) if "low" in serve(queue, 4, float(second))]
+        assert [second // 10 for second in seconds] == [steps, 2 * steps]
 
 
 def test_ageing_keeps_index_order_when_a_lower_one_comes_back() -> None:

@@ -628,6 +628,21 @@ def test_a_batch_that_is_not_full_is_not_sent_ahead_of_a_run_it_may_fill_meanwhi
     assert [item.index for item in world.board[peer]] == [4], "an idle worker waits for nobody"
 
 
+def test_a_batch_closes_in_time_for_its_own_run_and_the_stages_after_it():
+    world = started(text_stage("a", max_batch=4, max_delay_ms=60_000), text_stage("b"), send_ahead=0)
+    for name in "ab":
+        world.core.book.paces[name].measure(0.0, 1.0, world.now)  # a second each
+    ends = world.now + 9.0
+    world.admit(0, budget_ms=9000)
+    while not world.board[world.peer("a@cpu/0")]:
+        world.advance(0.01)
+    assert world.now > ends - 2.5, "it may fill as long as that"
+    for name in "ab":
+        world.advance(1.0)
+        world.done(world.peer(f"{name}@cpu/0"))
+    assert world.ended() == {("s", 0): "ok"} and world.now <= ends
+
+
 def test_a_batch_that_has_waited_its_delay_waits_for_a_worker_and_not_on_board_of_a_busy_one():
     world = started(text_stage("a", max_batch=3, max_delay_ms=50))
     world.admit(0)
@@ -874,6 +889,18 @@ def test_serial_mode_waits_for_a_run_whose_job_has_ended():
     assert [item.index for item in world.board[world.peer("a@cpu/0")]] == [1]
 
 
+def test_a_suspect_joins_no_other_one_s_batch():
+    world = started(text_stage("a", max_batch=2), send_ahead=0)
+    world.open("high", priority="high")
+    world.admit(0)
+    world.kill("a@cpu/0")
+    world.admit(0, "high")
+    peer = world.start("a@cpu/0")
+    assert [item.session for item in world.board[peer]] == ["high"], "it would die with the suspect, and be one"
+    world.done(peer)
+    assert [item.session for item in world.board[peer]] == ["s"]
+
+
 def test_suspects_are_never_batched():
     world = started(text_stage("a", max_batch=3), send_ahead=0)
     for index in range(4):
@@ -1070,3 +1097,43 @@ def test_an_old_one_that_may_not_run_does_not_keep_batches_from_filling():
     assert not world.board[world.peer("a@cpu/0")], "its batch fills for as long as any other's"
     world.advance(0.3)
     assert [item.session for item in world.board[world.peer("a@cpu/0")]] == ["s"]
+
+
+def test_who_comes_later_takes_turns_with_a_flood_from_then_on_also_where_nothing_is_sent_ahead():
+    world = World(text_stage("a"), send_ahead=0)
+    world.start_all()
+    world.open("old")
+    world.open("new")
+
+    def served(runs: int) -> list[str]:
+        return [world.done(world.peer("a@cpu/0")).session for _ in range(runs)]
+
+    for index in range(60):
+        world.admit(index, "old")
+    served(30)
+    for index in range(20):
+        world.admit(index, "new")
+    assert abs(served(24).count("new") - 12) <= 1
+
+
+@pytest.mark.parametrize(("max_batch", "seconds"), [(1, 5.0), (2, 8.0), (8, 9.0)])
+def test_a_silent_one_s_run_may_be_of_as_many_of_the_longest_as_its_batches_hold(max_batch: int, seconds: float):
+    world = World(text_stage("a", timeout_base_s=4.0, timeout_per_audio=2.0, max_batch=max_batch))
+    world.open()
+    for index, audio_s in enumerate((3.0, 5.0, 1.0)):
+        world.admit(index, audio_s=audio_s)
+    began = world.now
+    for after, condemned in ((0.0, 0), (4.0 + 2.0 * seconds - 0.1, 0), (4.0 + 2.0 * seconds, 1)):
+        world.now = began + after
+        world.core.handle("supervisor", Silent("a@cpu/0", 1, "loaded"), world.now)
+        world.turn()
+        assert len(world.messages(Condemn, "supervisor")) == condemned
+
+
+@pytest.mark.parametrize(("phase", "unknown"), [("loading", []), ("loaded", ["a@cpu/0"])])
+def test_a_silent_one_in_a_load_uses_no_slot_and_keeps_nobody_from_knowing_the_ring(phase: str, unknown: list[str]):
+    world = World(text_stage("a"), epoch=2, ring_users={"gateway": ("gateway", "a@cpu/0")})
+    assert "a@cpu/0" in world.core.book.slots.unknown["gateway"]
+    world.core.handle("supervisor", Silent("a@cpu/0", 1, phase), world.now)
+    world.turn()
+    assert [role for role in world.core.book.slots.unknown.get("gateway", []) if role != "gateway"] == unknown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine.boot import WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.pace import StagePace, capacity
@@ -225,13 +227,55 @@ def test_a_model_with_work_keeps_its_turn_and_no_more() -> None:
     assert left(found)
 
 
-def test_no_rival_waits_longer_than_a_turn_however_long_a_swap_takes() -> None:
-    found = rivals(load_s=100.0)
-    found.done(found.peer("tts@cpu/0"))
-    found.admit(0, "a")
+def busy_rivals(load_s: float, budget_ms: int) -> World:
+    """The first always has work; an utterance of this budget waits for the other."""
+    found = rivals(load_s)
+    found.open("busy", pipeline=("tts",))
+    for index in range(5):
+        found.admit(index, "busy", budget_ms=10_000_000)
+    found.admit(0, "a", budget_ms=budget_ms)
     want(found)
-    found.advance(DEADLINES.turn_s + 0.1)
-    assert left(found)
+    return found
+
+
+def gone_after(found: World) -> float:
+    """Seconds until the first gets no more work."""
+    for tenth in range(10_000):
+        if found.core.book.workers["tts@cpu/0"].leaving:
+            return tenth / 10
+        found.advance(0.1)
+    raise AssertionError("it never leaves")
+
+
+def test_a_turn_is_no_shorter_than_the_swap_it_leads_to() -> None:
+    assert gone_after(busy_rivals(2.0, 600_000)) == pytest.approx(DEADLINES.turn_s, abs=0.2)
+    assert gone_after(busy_rivals(20.0, 600_000)) == pytest.approx(40.0, abs=0.2), "both loads"
+
+
+def test_a_turn_ends_sooner_for_a_deadline_that_is_met_so() -> None:
+    found = busy_rivals(20.0, 45_000)
+    assert DEADLINES.turn_s < gone_after(found) < 25.0 - 1.0, "a load before it is due, and a second to spare"
+
+
+def test_but_not_for_one_that_the_shortest_turn_would_miss() -> None:
+    assert gone_after(busy_rivals(20.0, 30_000)) == pytest.approx(40.0, abs=0.2)
+
+
+def test_the_rarest_model_is_served_after_a_turn_a_batch_and_its_load() -> None:
+    found = busy_rivals(20.0, 600_000)
+    asked, busy = found.now, found.peer("tts@cpu/0")
+    while not left(found):
+        found.advance(0.5)
+        found.done(busy)
+        found.admit(int(found.now * 2), "busy", budget_ms=10_000_000)
+    assert found.now - asked <= 40.0 + 1.0
+    found.leave("tts@cpu/0")
+    found.advance(20.0)
+    for message in (Loading(), Loaded("", load_ms=20_000)):
+        found.core.handle(found.peer("tts.anna@cpu/0"), message, found.now)
+        found.turn()
+    found.done(found.peer("tts.anna@cpu/0"))
+    assert found.ended()["a", 0] == "ok" and found.now - asked <= 61.0
 
 
 def shared() -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.scheduler.swaps import leaves_at
+from engine.scheduler.swaps import leaves_at, turn_ends
 
 TIMES = st.floats(0, 1000)
 
@@ -30,3 +30,13 @@ def test_together_they_have_waited_for_no_more_than_a_swap_when_it_leaves(
     at = leaves_at(rested_at, queued, cost_s)
     assert sum(at - since for since in queued) <= cost_s + 1e-6 * (1 + len(queued))
     assert at <= rested_at + cost_s
+
+
+@given(TIMES, TIMES, TIMES, st.lists(TIMES))
+def test_a_turn_lasts_as_long_as_a_swap_except_for_a_deadline_and_never_longer(
+    since: float, turn_s: float, cost_s: float, latest: list[float]
+) -> None:
+    ends = turn_ends(since, turn_s, cost_s, latest)
+    assert since + turn_s <= ends <= since + max(turn_s, cost_s)
+    assert ends == since + max(turn_s, cost_s) or ends in latest
+    assert not any(since + turn_s <= at < ends for at in latest), "whoever can be in time is"

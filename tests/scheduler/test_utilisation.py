@@ -89,3 +89,19 @@ def test_a_stage_that_work_waits_for_and_that_has_no_model_holds_up_the_others()
         found.done(found.peer("asr@cpu/0"))
     expected = "nmt is the bottleneck: 3 wait for it, and none of its workers has its model"
     assert found.core.snapshot(found.now)["bottleneck"] == expected
+
+
+def test_a_batch_keeps_its_worker_busy_for_its_run_and_not_for_that_of_each_in_it() -> None:
+    world = World(text_stage("a", max_batch=4), send_ahead=0)
+    world.start_all()
+    world.open()
+    for index in range(5):
+        world.admit(index)
+    peer, worker = world.peer("a@cpu/0"), world.core.book.workers["a@cpu/0"]
+    for size in (1, 4):
+        assert len(world.board[peer]) == size
+        before, begun = worker.busy_s, world.now
+        world.now += 1.0
+        for _ in range(size):
+            world.done(peer, begun_ns=int(begun * 1e9), ended_ns=int(world.now * 1e9))
+        assert worker.busy_s - before == pytest.approx(1.0)
