@@ -115,6 +115,13 @@ def test_the_deadline_is_s5s() -> None:
     assert load.over_deadline(Load(1, ended(62.0)), deadlines) == 2
 
 
+def test_what_expired_was_late_whenever_the_node_gave_it_up() -> None:
+    late = [Ended(0, 99 + n, 2.0, 1.0, 1.5, "error", "expired") for n in range(2)]
+    found = load.over_deadline(Load(1, ended(*[1.0] * 98) + late), Config().deadlines)
+    assert found > 1, "two of a hundred expired"
+    assert not load.IN_TIME.holds(found)
+
+
 def test_a_lost_or_reordered_outcome_fails_the_benchmark() -> None:
     good = {1: Load(1, ended(1.0)), 4: Load(4, ended(1.0, 2.0))}
     assert load.summary(good, 0, None).exit_code == 0
