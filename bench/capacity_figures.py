@@ -47,8 +47,8 @@ class Figures:
         ok = outcome.outcome == "ok"
         self.outcomes["ok" if ok else outcome.code] += 1
         self._latency.append(latency_s)
-        self._waiting.append(latency_s - worked_s)
-        self._extra.append(latency_s - alone_s)
+        self._waiting.append(_difference(latency_s, worked_s))
+        self._extra.append(_difference(latency_s, alone_s))
         return ok and latency_s - worked_s <= MOST_WAITING_S
 
     @property
@@ -76,6 +76,11 @@ class Figures:
     def bottleneck(self) -> str:
         """The stage whose workers were the most busy."""
         return max(self.stages, key=lambda name: self.stages[name].utilisation)
+
+
+def _difference(one_s: float, other_s: float) -> float:
+    """To the microsecond: what sums of floats leave of equal times is no time."""
+    return round(one_s - other_s, 6) + 0.0  # not -0.0
 
 
 def _percentile(values: array[float], percent: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bench.capacity_day import Day
-from bench.capacity_figures import Figures
+from bench.capacity_figures import MOST_WAITING_S, Figures
 
 BAR = 20  # cells of a bar
+LIMITING = 0.8  # of the time: a stage that is busy less limits nobody yet, as long as nobody waits too long
 
 
 def scene(day: Day) -> str:
@@ -17,11 +18,14 @@ def scene(day: Day) -> str:
 
 
 def bottleneck(day: Day, figures: Figures) -> str:
-    """Which stage limits the node, in a sentence."""
+    """Which stage limits the node, or would first, in a sentence."""
     name = figures.bottleneck
     stage = figures.stages[name]
+    limits = stage.utilisation >= LIMITING or figures.waiting_s(99) > MOST_WAITING_S
+    what = "The bottleneck is" if limits else "No stage is a bottleneck yet; the busiest is"
+    workers = f"{day.gpus} workers are" if day.gpus > 1 else "worker is"
     return (
-        f"The bottleneck is {name}: its {day.gpus} workers are busy {100 * stage.utilisation:.0f} % of the time, with "
+        f"{what} {name}: its {workers} busy {100 * stage.utilisation:.0f} % of the time, with "
         f"{stage.batch:.1f} of at most {day.batch} utterances in a run, and can do {stage.rate:.3g} a second."
     )
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from bench import chart, workloads
 from bench.drive import newest
-from bench.load_users import PACES, Crowd, Load, Speech, quantile
+from bench.load_users import PACES, Crowd, Ended, Load, Speech, quantile
 from bench.report import ZERO, Goal, Report, at_least
 from engine import ctl, embedded, media
 from engine.bar import bar
@@ -36,6 +36,7 @@ LEAST_OK, MOST_OOM = 0.95, 0.05  # of all utterances
 SUCCESS = Goal(at_least=LEAST_OK)
 OOM = Goal(at_most=MOST_OOM)
 IN_TIME = Goal(at_most=1)
+EXPIRED = 1.01  # times its deadline, at least
 SHARES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 TONES_S = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 ALL_LOADED_S = 60.0  # how long a node may take from ready to all workers loaded
@@ -49,7 +50,9 @@ EPILOG = """examples:
 At the pace asap each user says the next when the last one's outcome is here; at the pace speech when it would have been
 spoken, whatever is still on its way. docs/operations.md explains the figures.
 
-exit codes: 0 done (goals may be missed), 1 an outcome was lost or out of order, or no node, 2 usage"""
+Ctrl-C, or a node that ends, cuts it short: all sessions are closed, and what was measured until then is shown.
+
+exit codes: 0 done (goals may be missed), 1 an outcome was lost or out of order, or no node, 2 usage, 130 Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 1 when an outcome was lost or out of order, else 0. Raises UsageError."""
     args = parser().parse_args(argv)
     chart.check(args.plot)
+    loads: dict[int, Load] = {}
+    cut: BaseException | None = None
     with place(args) as (node, speeches):
-        loads = {}
         before = oom_errors(node)
-        for users in dict.fromkeys((*(() if args.no_alone else (1,)), args.users)):
-            loads[users] = press(node, speeches, users, args.seconds, args.pace, args.pipeline)
+        try:
+            for users in dict.fromkeys((*(() if args.no_alone else (1,)), args.users)):
+                press(node, speeches, users, args.seconds, args.pace, args.pipeline, into=loads)
+        except (KeyboardInterrupt, DragomanError) as error:
+            cut = error
         oom = oom_errors(node) - before
+    if cut is not None:
+        loads = {users: load for users, load in loads.items() if load.ended or load.lost}
+        if loads or not isinstance(cut, DragomanError):  # which says itself why nothing was measured
+            what = "what was measured until then follows" if loads else "nothing has been measured"
+            print(f"cut short: {what}", file=sys.stderr)
+        if not loads:
+            raise cut
     report = summary(loads, oom, node.deadlines)
     if args.plot:
-        chart.draw(panels(loads), args.plot, f"{args.users} users at once, {args.seconds:g} s, pace {args.pace}")
+        chart.draw(panels(loads), args.plot, f"{max(loads)} users at once, {args.seconds:g} s, pace {args.pace}")
     report.show(args.json)
+    if cut is not None:
+        raise cut
     return report.exit_code
 
 
@@ -120,7 +136,9 @@ def add_node(which: argparse._ActionsContainer) -> None:
 @contextmanager
 def place(args: argparse.Namespace) -> Iterator[tuple[Place, list[list[Speech]]]]:
     """The node that the arguments name, and what users say to it: a list for each pair of languages."""
-    if args.connect:
+    if args.connect is not None:
+        if not args.connect:
+            raise UsageError("--connect names no endpoint", "give one, as in ipc:///…/client (serve prints its own)")
         with reached(args.connect) as client:
             limits = dict(client.limits)
         yield Place(args.connect, limits, operators(args.connect)), spoken(args, limits)
@@ -266,13 +284,16 @@ def clips(args: argparse.Namespace) -> list[list[Speech]]:
 
 def press(
     node: Place, speeches: Sequence[Sequence[Speech]], users: int, seconds: float, pace: str, pipeline: str,
-    what: str = "",
+    what: str = "", into: dict[int, Load] | None = None,
 ) -> Load:  # fmt: skip
-    """So many users for so long. Raises what the first of them that cannot go on raises; UsageError when refused."""
+    """So many users for so long. Raises what the first of them that cannot go on raises; UsageError when refused.
+
+    ``into``: is given what was measured under the number of users, also where this raises.
+    """
     crowd = Crowd(node.endpoint, speeches, users, seconds, pace, pipeline)
     what = f"{what}{users} user{'s' if users > 1 else ''}"
-    crowd.start()
     try:
+        crowd.start()
         with bar(total=round(seconds), desc=what, bar_format=BAR) as shown:
             while not crowd.join():
                 show(shown, crowd)
@@ -280,11 +301,16 @@ def press(
         raise UsageError(f"the node refuses these users: {error.text}", error.mend) from error
     finally:
         crowd.stop()
+        if into is not None:
+            into[users] = crowd.load()
     return crowd.load()
 
 
 def show(shown: tqdm, crowd: Crowd) -> None:
     """How far a load is, and what it has come to."""
+    if not crowd.begun:
+        shown.set_postfix_str(f"{crowd.seated} have a session")
+        return
     load = crowd.load()
     shown.update(min(round(crowd.elapsed_s), shown.total) - shown.n)
     shown.set_postfix_str(
@@ -307,8 +333,14 @@ def deadline_s(deadlines: DeadlinesSection, audio_s: float) -> float:
 
 
 def over_deadline(load: Load, deadlines: DeadlinesSection) -> float:
-    """99 % of what ended ok took no more than so many times its deadline."""
-    return quantile([one.latency_s / deadline_s(deadlines, one.audio_s) for one in load.ok], 0.99)
+    """99 % of all that ended, however it did, took no more than so many times its deadline."""
+    return quantile([_over(one, deadline_s(deadlines, one.audio_s)) for one in load.ended], 0.99)
+
+
+def _over(one: Ended, deadline_s: float) -> float:
+    """What expired was late, also where the node saw that beforehand and gave it up."""
+    taken = one.latency_s / deadline_s
+    return max(taken, EXPIRED) if one.code == "expired" else taken
 
 
 # ---------------------------------------------------------------- the report

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,8 @@ from ipc.errors import DragomanError
 PACES = ("asap", "speech")
 PATIENCE_S = 330.0  # for one outcome: the longest deadline there is by default, and some
 CONNECT_S = 60.0  # until all users have a session
-LOOK_S = 0.5  # how often the crowd is looked at
+LOOK_S = 0.5  # how often the crowd is looked at, and a user looks whether it is to leave
+LEAVE_S = 10.0  # until all users have closed their sessions
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class Crowd:
         self.seconds = seconds
         self.begun = 0.0
         self.gate = threading.Barrier(users, self._begin, CONNECT_S)
-        self.stopping = threading.Event()
+        self.stopping = threading.Event()  # nothing more is said
+        self.leaving = threading.Event()  # nor listened to
         self._users = [User(self, number, speeches[number % len(speeches)]) for number in range(users)]
 
     def _begin(self) -> None:
@@ -151,6 +154,11 @@ class Crowd:
     def elapsed_s(self) -> float:
         """Since the users began; 0 before."""
         return time.monotonic() - self.begun if self.begun else 0.0
+
+    @property
+    def seated(self) -> int:
+        """Users that have a session and wait for the others."""
+        return self.gate.n_waiting
 
     def start(self) -> None:
         for user in self._users:
@@ -172,9 +180,14 @@ class Crowd:
         return alive is None
 
     def stop(self) -> None:
-        """Let every user leave at the next opportunity."""
+        """Have every user close its session, whatever is on its way in it, and leave; waits until they have."""
         self.stopping.set()
+        self.leaving.set()
         self.gate.abort()
+        end = time.monotonic() + LEAVE_S
+        for user in self._users:
+            if user.is_alive():
+                user.join(max(0.0, end - time.monotonic()))
 
     def load(self) -> Load:
         """What has ended so far."""
@@ -205,9 +218,12 @@ class User(threading.Thread):
         try:
             with Client(self.crowd.endpoint) as client:
                 session = client.session(first.source, first.target, pipeline=self.crowd.pipeline)
-                self.crowd.gate.wait()
-                self._talk(client, session)
-                session.close("abort" if self.lost else "drain")
+                try:
+                    self.crowd.gate.wait()
+                    self._talk(client, session)
+                finally:  # an open session takes a place of the node's until it is closed
+                    with suppress(DragomanError):
+                        session.close("abort" if session.outstanding else "drain")
         except Exception as error:  # whoever waits for the crowd raises it
             self.error = error
             self.crowd.gate.abort()
@@ -219,6 +235,8 @@ class User(threading.Thread):
         while due < self.crowd.seconds and not self.crowd.stopping.is_set():
             speech = self.speeches[turn % len(self.speeches)]
             self._listen(client, session, due)
+            if self.crowd.stopping.is_set():
+                break
             self._said[session.submit(speech.samples)] = (due, speech)
             turn += 1
             due = self._next_due(session, due, turn)
@@ -240,21 +258,27 @@ class User(threading.Thread):
 
     def _listen(self, client: Any, session: Any, until: float) -> None:
         """Take outcomes as they come until it is time to say something."""
-        while (left := until - self.crowd.elapsed_s) > 0:
+        while (left := until - self.crowd.elapsed_s) > 0 and not self.crowd.leaving.is_set():
             try:
-                self._note(next(session.outcomes(timeout_s=left)))
+                self._note(next(session.outcomes(timeout_s=min(left, LOOK_S))))
             except TimeoutError:
-                return
+                continue
             except StopIteration:  # nothing is on its way
-                client.pump(left)
+                client.pump(min(left, LOOK_S))
 
     def _hear_all(self, session: Any) -> None:
-        try:
-            for outcome in session.outcomes(timeout_s=PATIENCE_S):
-                self._note(outcome)
-        except TimeoutError:
-            self.lost = session.outstanding
-            self.crowd.stopping.set()
+        patient_until = time.monotonic() + PATIENCE_S
+        while not self.crowd.leaving.is_set():
+            try:
+                self._note(next(session.outcomes(timeout_s=LOOK_S)))
+                patient_until = time.monotonic() + PATIENCE_S
+            except StopIteration:
+                return
+            except TimeoutError:
+                if time.monotonic() >= patient_until:
+                    self.lost = session.outstanding
+                    self.crowd.stopping.set()
+                    return
 
     def _note(self, outcome: Any) -> None:
         if outcome.outcome == "rejected":  # it will say the same to everything of this kind

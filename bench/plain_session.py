@@ -16,16 +16,19 @@ RATE_HZ = 16_000
 
 
 class PlainSession:
-    """Opens a session of the pipeline "full" at once. ``id`` is "" until it is open. ``samples``: of each utterance."""
+    """Opens a session of the pipeline "full" at once. ``id`` is "" until it is open. ``samples``: of each utterance.
 
-    def __init__(self, endpoint: str, tag: str, samples: int) -> None:
+    ``opening``: fields of ``Open`` besides.
+    """
+
+    def __init__(self, endpoint: str, tag: str, samples: int, **opening: Any) -> None:
         self.id = ""
         self.window = 0
         self._samples = mark_samples(11, samples).tobytes()
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
-        self._send({"type": "Hello", "version": 1}, {"type": "Open", "tag": tag, "pipeline": "full"})
+        self._send({"type": "Hello", "version": 1}, {"type": "Open", "tag": tag, "pipeline": "full", **opening})
 
     def heard(self) -> list[dict[str, Any]]:
         """The messages that have come, but for ``Opened``."""

@@ -22,9 +22,9 @@ from bench.simulate import add_figures, play
 from engine.bar import bar
 
 USUAL = Day(gpus=4, sessions=200, hours=1.0, load=None, pause_s=120.0)
-SEARCHED = 0.3, 1.1  # loads between which the most sessions lie
-STEPS = 6  # of the search: each halves what is left
-SEARCH_HOURS = 0.5  # of each step
+FULL_LOAD = 1.1  # of what the node can do at most: as many sessions are too many, as a rule
+PRECISION = 0.02  # of the most sessions, a share of them; one session where that is less
+SEARCH_HOURS = 0.5  # of each step of the search
 SUCCESS = 0.95
 EPILOG = """examples:
   run_node.py bench plan --gpus 4 --sessions 200
@@ -84,23 +84,29 @@ def variants_of(day: Day) -> dict[str, Day]:
 
 def explore(name: str, day: Day) -> Variant:
     what = name.replace("_", " ")
-    return Variant(name, day, play(day, what), most_sessions(day, what))
+    figures = play(day, what)
+    return Variant(name, day, figures, most_sessions(day, is_enough(figures), what))
 
 
-def most_sessions(day: Day, what: str) -> int:
-    """The most sessions of this rhythm that are served: found by halving, to about one in a hundred, and chance."""
-    at_full_load = day.sessions / day.offered
-    low, high = (share * at_full_load for share in SEARCHED)
-    found = 0
-    with bar(total=STEPS, desc=f"{what}: most sessions") as shown:
-        for _ in range(STEPS):
-            middle = max(1, round((low + high) / 2))
-            if serves(replace(day, sessions=middle, hours=SEARCH_HOURS)):
-                found, low = max(found, middle), (low + high) / 2
+def most_sessions(day: Day, served: bool, what: str) -> int:
+    """The most sessions of this rhythm that are served: found by halving, and right but for chance.
+
+    ``served``: whether those of the day are. Where they are, the most are no fewer, else they are fewer.
+    """
+    low, high = (day.sessions, 0) if served else (0, day.sessions)  # served; too many, 0: not known
+    guess = max(1, round(FULL_LOAD * day.sessions / day.offered))
+    with bar(desc=f"{what}: most sessions", unit=" trials") as shown:
+        while not high or high - low > max(1, PRECISION * high):
+            if low < guess and (not high or guess < high):
+                middle, guess = guess, 0  # once: what else there is lies below, as a rule
             else:
-                high = (low + high) / 2
+                middle = (low + high) // 2 if high else 2 * low
+            if serves(replace(day, sessions=middle, hours=SEARCH_HOURS)):
+                low = middle
+            else:
+                high = middle
             shown.update()
-    return found
+    return low
 
 
 def serves(day: Day) -> bool:
@@ -136,7 +142,7 @@ def advice(variants: Sequence[Variant]) -> list[str]:
         f"{100 * figures.success_rate:.4g} % come back well. This node serves about {asked.most} sessions.",
         capacity_picture.bottleneck(day, figures),
         *(
-            f"{_words(other)}: about {other.most} sessions ({_change(asked, other)}), and with these, 99 of 100 "
+            f"{_words(other)}: about {other.most} sessions ({_change(asked, other)}); with {day.sessions}, 99 of 100 "
             f"utterances wait {other.figures.waiting_s(99):.3g} s at most."
             for other in others
         ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -64,7 +65,8 @@ examples:
   run_node.py bench vram --requests 1000000 --jobs 2                       for a night
   run_node.py bench vram --gpus 8GiB,24GiB --scenario docs/examples/evening.toml
 
-exit codes: 0 every promise was kept, 1 one was broken (which, stands on standard error), 2 usage"""
+exit codes: 0 every promise was kept, 1 one was broken (which, stands on standard error), 2 usage,
+130 Ctrl-C (how far it had come, stands on standard error)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,10 +125,22 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def measure(seed: int, requests: int, jobs: int) -> Report:
     report = Report("vram")
-    add_leases(report, *play(seed, requests, jobs))
-    add_gains(report, seed)
-    add_oom(report, seed)
+    counts, used, packed, wrong = play(seed, requests, jobs)
+    add_leases(report, counts, used, packed, wrong)
+    try:
+        add_gains(report, seed)
+        add_oom(report, seed)
+    except KeyboardInterrupt:
+        cut_short(counts, requests)
+        raise
     return report
+
+
+def cut_short(counts: Counter[str], requests: int) -> None:
+    """What had been done by Ctrl-C, in a line."""
+    broken = sum(counts[promise] for promise in (*PROMISES, "broke_down"))
+    done = f"{counts['requests']} of the leases' {requests} requests had been counted"
+    print(f"cut short: {done}; promises broken: {broken}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- leases
@@ -151,6 +165,7 @@ def one(seed: int, requests: int) -> dict[str, Any]:
 
 def play_part(first: int, requests: int) -> int:
     """For ``--jobs``: a JSON object a line, one for each history."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it, and ends it
     for seed, count in histories(first, requests):
         print(json.dumps(one(seed, count)), flush=True)
     return 0
@@ -163,15 +178,20 @@ def histories(first: int, requests: int) -> Iterator[tuple[int, int]]:
 
 
 def play(first: int, requests: int, jobs: int) -> tuple[Counter[str], float, float, list[str]]:
-    """All of them, in ``jobs`` processes: counts, bytes x s used and packed, what is wrong."""
+    """All of them, in ``jobs`` processes: counts, bytes x s used and packed, what is wrong. Ctrl-C tells how far."""
     counts: Counter[str] = Counter()
     used = packed = 0.0
     wrong: list[str] = []
-    with bar(total=requests, desc="leases", unit="request") as shown:
-        for told in _told(first, requests, jobs):
-            counts.update(told["counts"])
-            used, packed, wrong = used + told["used"], packed + told["packed"], wrong + told["wrong"]
-            shown.update(told["counts"].get("requests", 0))
+    try:
+        with bar(total=requests, desc="leases", unit="request") as shown:
+            for told in _told(first, requests, jobs):
+                counts.update(told["counts"])
+                used, packed, wrong = used + told["used"], packed + told["packed"], wrong + told["wrong"]
+                shown.update(told["counts"].get("requests", 0))
+    except KeyboardInterrupt:
+        print("\n".join([*wrong[:SHOWN], ""]), end="", file=sys.stderr)
+        cut_short(counts, requests)
+        raise
     return counts, used, packed, wrong
 
 

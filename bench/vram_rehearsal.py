@@ -353,7 +353,11 @@ def rehearse(totals: tuple[int, ...], path: Path, modules: Mapping[str, str] | N
     with Driver(gpus, lag_s=scenario.lag_s) as driver, environment(driver.environ(os.environ)):
         rehearsal = Rehearsal(scenario, driver, totals)
         with rehearsal.watching(), started(config(scenario), path, modules) as node:
-            took_s = rehearsal.run(node)
+            try:
+                took_s = rehearsal.run(node)
+            except KeyboardInterrupt:
+                print(f"cut short: {len(rehearsal.outcomes)} utterances had their outcome", file=sys.stderr)
+                raise
             stats = node.stats()
         return summary(rehearsal, driver, stats, totals, took_s)
 

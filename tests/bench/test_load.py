@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +17,11 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 import run_node
 from bench import load, workloads
+from bench.drive import newest
 from bench.load_users import Crowd, Ended, Load, Speech
 from engine import embedded, media
 from engine.config import Config, NodeSection
@@ -38,6 +45,13 @@ def crowd(endpoint: str, users: int, seconds: float, pace: str = "asap") -> Load
     while not found.join():
         pass
     return found.load()
+
+
+def wait_until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60.0
+    while not so():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
 
 
 def bench(*argv: str) -> int:
@@ -115,6 +129,13 @@ def test_the_deadline_is_s5s() -> None:
     assert load.over_deadline(Load(1, ended(62.0)), deadlines) == 2
 
 
+def test_what_expired_was_late_whenever_the_node_gave_it_up() -> None:
+    late = [Ended(0, 99 + n, 2.0, 1.0, 1.5, "error", "expired") for n in range(2)]
+    found = load.over_deadline(Load(1, ended(*[1.0] * 98) + late), Config().deadlines)
+    assert found > 1, "two of a hundred expired"
+    assert not load.IN_TIME.holds(found)
+
+
 def test_a_lost_or_reordered_outcome_fails_the_benchmark() -> None:
     good = {1: Load(1, ended(1.0)), 4: Load(4, ended(1.0, 2.0))}
     assert load.summary(good, 0, None).exit_code == 0
@@ -171,6 +192,7 @@ def test_demo_models_hear_the_demos_clips_by_their_languages() -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
+        (("--connect", ""), "--connect names no endpoint"),
         (("--simulated", "no-such.wav"), "no-such.wav"),
         (("--simulated", __file__), "sound"),
         (("--simulated", str(Path(__file__).parent)), "nothing in"),
@@ -214,6 +236,61 @@ def test_more_users_than_sessions_hear_the_nodes_own_words() -> None:
     with Node(msgspec.structs.replace(base, node=NodeSection(max_sessions=2))) as found:
         with pytest.raises(Rejected, match="too_many_sessions: 2 sessions are open, the most this node takes"):
             crowd(found.endpoint, users=3, seconds=0.1)
+        assert crowd(found.endpoint, users=2, seconds=0.1).success_rate == 1, "those that had been taken are closed"
+
+
+def test_a_refused_crowd_leaves_what_was_measured_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    base = workloads.translation()
+    with Node(msgspec.structs.replace(base, node=NodeSection(max_sessions=2))) as found:
+        assert bench("--connect", found.endpoint, "--users", "3", "--seconds", "0.3", "--json") == 2
+    out, err = capsys.readouterr()
+    values = {row["metric"]: row["value"] for row in json.loads(out)["results"]}
+    assert values["users"] == 1 and values["utterances"] > 0
+    assert "cut short: what was measured until then follows\nerror: the node refuses these users: too_many_" in err
+
+
+def test_ctrl_c_shows_what_was_measured_and_closes_the_sessions(node: Node) -> None:
+    argv = ("--connect", node.endpoint, "--users", "3", "--no-alone", "--seconds", "300", "--json")
+    before = newest(node.stats, "gateway")["gateway"]["accepted"]
+    running = subprocess.Popen(
+        [sys.executable, run_node.__file__, "bench", "load", *argv],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: newest(node.stats, "gateway")["gateway"]["accepted"] > before + 10)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert err.splitlines()[-1] == "cut short: what was measured until then follows"
+    values = {row["metric"]: row["value"] for row in json.loads(out)["results"]}
+    assert values["utterances"] >= 7 and values["success_rate"] == 1 and values["lost"] == 0
+    wait_until(lambda: newest(node.stats, "gateway")["gateway"]["sessions"] == 0)
+
+
+def test_a_node_that_ends_leaves_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = load.show
+    with Node(workloads.translation()) as found:
+
+        def end_it(shown: tqdm, crowd: Crowd) -> None:
+            show(shown, crowd)
+            if crowd.load().ended:
+                found.close()
+
+        monkeypatch.setattr(load, "show", end_it)
+        assert bench("--connect", found.endpoint, "--users", "2", "--no-alone", "--seconds", "300", "--json") == 1
+    out, err = capsys.readouterr()
+    assert {row["metric"]: row["value"] for row in json.loads(out)["results"]}["utterances"] > 0
+    assert "cut short: what was measured until then follows\nerror: " in err
+
+
+def test_while_users_connect_it_says_how_many_have_their_session() -> None:
+    waiting, shown = Crowd(NO_NODE, SHORT, 2, 0.1), tqdm(total=1, bar_format=load.BAR, file=io.StringIO())
+    load.show(shown, waiting)
+    assert shown.postfix == "0 have a session"
 
 
 @pytest.mark.parametrize(

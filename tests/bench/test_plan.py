@@ -18,7 +18,7 @@ ASKED = ["--gpus", "1", "--sessions", "12", "--hours", "0.2", "--batch", "2"]
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SEARCH_HOURS", 0.2)
-    monkeypatch.setattr(plan, "STEPS", 4)
+    monkeypatch.setattr(plan, "PRECISION", 0.1)
 
 
 def test_neighbours_have_one_gpu_more_or_other_batches_and_hear_the_same_speech() -> None:
@@ -33,7 +33,7 @@ def test_neighbours_have_one_gpu_more_or_other_batches_and_hear_the_same_speech(
 
 def test_the_most_sessions_are_served_and_many_more_are_not() -> None:
     day = Day(gpus=2, sessions=10, hours=0.2, load=None)
-    most = plan.most_sessions(day, "a node")
+    most = plan.most_sessions(day, True, "a node")
     assert plan.serves(replace(day, sessions=most, hours=0.2))
     assert not plan.serves(replace(day, sessions=3 * most, hours=0.2))
 
@@ -41,7 +41,30 @@ def test_the_most_sessions_are_served_and_many_more_are_not() -> None:
 def test_nobody_is_served_where_one_utterance_takes_too_long() -> None:
     times = dict(Day().times)
     times["asr"] = replace(times["asr"], base_s=400.0)
-    assert plan.most_sessions(Day(gpus=1, sessions=10, load=None, pause_s=1000.0, times=times), "a node") == 0
+    assert plan.most_sessions(Day(gpus=1, sessions=10, load=None, pause_s=1000.0, times=times), False, "a node") == 0
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 40])
+def test_what_the_plan_says_of_the_sessions_asked_for_and_of_the_most_agrees(
+    sessions: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = ["--pause", "300", "--times", "asr=12,repair=0.5,nmt=12,tts=0.5", "--hours", "0.5"]  # two at once: one waits
+    assert plan.main(["--gpus", "1", "--sessions", str(sessions), *slow, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    most = {one["metric"]: one["value"] for one in told["results"]}["sessions_most"]
+    is_served = f"{sessions} sessions are served" in told["advice"][0]
+    assert most >= sessions if is_served else most < sessions
+    assert most > 0, "one is always served"
+
+
+def test_a_stage_that_is_seldom_busy_is_no_bottleneck_and_nothing_waits_for_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert plan.main(["--gpus", "1", "--sessions", "1", "--pause", "60", "--hours", "0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "No stage is a bottleneck yet; the busiest is " in out and ": its worker is busy " in out
+    waits = [line.split()[1] for line in out.splitlines() if line.startswith("waiting_p50_s ")]
+    assert waits == ["0"]
 
 
 def test_the_plan_tells_what_is_served_what_limits_and_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:

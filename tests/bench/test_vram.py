@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import run_node
 from bench import vram, vram_rehearsal
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
@@ -49,6 +50,26 @@ def test_histories_keep_every_promise(seed: int) -> None:
     assert found["wrong"] == [] and not any(found["counts"].get(promise, 0) for promise in PROMISES)
     assert found["counts"]["granted"] > REQUESTS / 2
     assert 0.5 < found["used"] / found["packed"] <= 1.1
+
+
+@pytest.mark.parametrize("in_part", ["leases", "node"])
+def test_ctrl_c_tells_how_far_it_had_come(
+    in_part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    one = vram.one
+    monkeypatch.setattr(vram, "A_HISTORY", REQUESTS)
+    if in_part == "leases":
+        monkeypatch.setattr(vram, "one", lambda seed, count: one(seed, count) if seed == QUIET else interrupted())
+    else:
+        monkeypatch.setattr(vram, "add_gains", interrupted)
+    argv = ("bench", "vram", "--seed", str(QUIET), "--requests", str(2 * REQUESTS))
+    assert run_node.main(argv) == 130
+    played = REQUESTS if in_part == "leases" else 2 * REQUESTS
+    said = f"cut short: {played} of the leases' {2 * REQUESTS} requests had been counted; promises broken: 0\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_a_driver_that_lists_processes_leaves_nothing_unseen_and_one_that_does_not_may() -> None:

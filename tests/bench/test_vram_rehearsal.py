@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import vram
+from bench import vram, vram_rehearsal
 from bench.vram_rehearsal import GIB, rehearse
+from engine.node import Node
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
 
@@ -216,6 +217,23 @@ def test_what_the_node_cannot_be_started_with_is_told_in_one_line_with_the_scena
     told = capfd.readouterr()
     assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith(f"error: {file}: ")
     assert complaint in told.err
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_tells_how_many_utterances_had_their_outcome(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = vram_rehearsal.Rehearsal.run
+
+    def interrupted(rehearsal: vram_rehearsal.Rehearsal, node: Node) -> float:
+        play(rehearsal, node)
+        raise KeyboardInterrupt
+
+    (tmp_path / "scenario.toml").write_text(SNATCHED.replace("utterances = 12", "utterances = 2"))
+    monkeypatch.setattr(vram_rehearsal.Rehearsal, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rehearse((8 * GIB,), tmp_path / "scenario.toml")
+    assert capsys.readouterr().err.endswith("cut short: 2 utterances had their outcome\n")
 
 
 @pytest.mark.timeout(120)
