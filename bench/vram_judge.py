@@ -18,7 +18,7 @@
   a place of the dead that the driver has long shown back, or counts twice what it cannot tell apart.
 * ``stale``: a grant upon a reading older than ``unreadable_s``, or upon an earlier arbiter's.
 * ``passed``: a grant behind the one of the node's own that has waited longest, loads left out, of those that waited
-  beyond their time to be passed and three seconds. Not where all places for models are taken: it may lack one.
+  beyond their time to be passed and three seconds. Not where the book has all places for models taken: it may lack one.
 * ``two_loads``: two at once on one device. ``too_many_models``: a grant after which more models than ``max_models`` lie
   on it.
 """
@@ -140,7 +140,9 @@ class Judge:
 
     def _judge_turn(self, process: Process, arbiter: VirtualArbiter) -> None:
         name = process.device
-        if len(self._models(name)) + len(self._thought_dead(name, arbiter)) >= self._limits[name].max_models:
+        there = [one for memory, leases in arbiter.book.books() if memory.limits.name == name for one in leases]
+        models = {one.kind_of_model for one in there if not one.external and one.peer != process.peer}
+        if len(models) >= self._limits[name].max_models:
             return
         most = PASSING_SHARE * self._waits.lease_wait_s + SLACK_S
         others = [one for one in self.present[name] - {process} if one.question is not None and one.heard_at >= 0]

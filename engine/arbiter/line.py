@@ -20,7 +20,6 @@ along the line: by rank, by size, by the end of their patience.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -43,10 +42,7 @@ PROGRAMS: Model = ("", "")  # all of them, which have no model
 _rank: Callable[[Lease], tuple[float, float]] = attrgetter("rank")
 _size: Callable[[Lease], int] = attrgetter("nbytes")
 _end: Callable[[Lease], float] = attrgetter("patient_until")
-
-
-def _limit(lease: Lease) -> tuple[float, float]:
-    return lease.passed_until, lease.rank[1]  # of two at once the one that came first
+_limit: Callable[[Lease], float] = attrgetter("passed_until")
 
 
 def _kind(lease: Lease) -> Model:
@@ -140,7 +136,7 @@ class Line:
         return None if found is None or (before is not None and found.rank > before.rank) else found
 
     def elder(self, room: int, models: Collection[Model] | None, now: float) -> Lease | None:
-        """Of those that lack room, and may not be passed any more, the one that came to that first.
+        """Of those that lack room, and may not be passed any more, the first in the line: so none of them is passed.
 
         The node's own before programs; those hold nobody back while one of the node's own may not be passed.
         """
@@ -148,18 +144,16 @@ class Line:
         if models is not None:
             present = [one for kind in models for one in self._kinds.get(kind, ())]
             if late := [one for one in present if one.passed_until <= clock and one.nbytes > room]:
-                return min(late, key=lambda one: (one.passed_until, one.rank[1]))
-        for lease in self._own if models is None else ():
-            if clock < lease.passed_until:
-                break
-            if lease.nbytes > room:
-                return lease
+                return min(late, key=_rank)
         if self._own and self._own[0].passed_until <= clock:
-            return None
-        for lease in self._outside:
-            if clock < lease.passed_until:
-                break
-            if lease.nbytes > room:
+            return self._first_late(room, clock, external=False) if models is None else None
+        if self._outside and self._outside[0].passed_until <= clock:
+            return self._first_late(room, clock, external=True)
+        return None
+
+    def _first_late(self, room: int, clock: float, *, external: bool) -> Lease | None:
+        for lease in self._ranked:
+            if lease.passed_until <= clock and lease.external == external and lease.nbytes > room:
                 return lease
         return None
 
@@ -209,7 +203,7 @@ class Line:
         clock = self.clock(now)
         dues = [self._ending[0].patient_until - clock]
         for line in (self._own, self._outside):
-            young = bisect_right(line, (clock, math.inf), key=_limit)
+            young = bisect_right(line, clock, key=_limit)
             dues += [one.passed_until - clock for one in line[young : young + 1]]
         return max(0.0, min(dues))
 

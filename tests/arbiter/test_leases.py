@@ -1913,3 +1913,21 @@ def test_a_shortage_by_what_lies_there_and_is_shown_free_names_that() -> None:
         bench.read(24 * GIB)
     (wait,) = bench.ask("nmt@cuda:0/0", 10 * GIB)
     assert "24.0 GiB in all, 14.0 GiB leased, 0 MiB of other programs" in wait.reason
+
+
+def test_who_may_not_be_passed_any_more_is_not_passed_while_another_with_less_patience_waits_too() -> None:
+    """What a loaded model grows by waits for seconds and lets nobody pass from the start: it takes nobody's place."""
+    bench = Bench()
+    bench.read(24 * GIB)
+    asr = bench.ask("asr@cuda:0/0", 12 * GIB)[0]
+    bench.read(12 * GIB)
+    bench.settle("asr@cuda:0/0", asr.lease, 12 * GIB)
+    bench.later(0.1)
+    bench.read(12 * GIB)
+    bench.ask("nmt@cuda:0/0", 12 * GIB)
+    for _ in range(31):
+        bench.later(1.0)
+        bench.read(12 * GIB)
+    bench.ask("asr@cuda:0/0", 11 * GIB, grows=True, wait_s=5.0)
+    (wait,) = bench.ask("tts@cuda:0/0", GIB)
+    assert isinstance(wait, LeaseWait) and "waiting behind nmt@cuda:0/0" in wait.reason

@@ -88,7 +88,7 @@ class LineMachine(RuleBasedStateMachine):
 
         in_order = [lease for *_, lease in sorted(self.came, key=lambda one: one[0])]
         assert list(self.line) == in_order
-        old = sorted([one for one in self.came if self.clock >= one[2]], key=lambda one: one[2])
+        old = sorted([one for one in self.came if self.clock >= one[2]], key=lambda one: one[0])
         own = [lease for *_, lease in old if not lease.external]
         programs = [lease for *_, lease in old if lease.external and not own]
         lacking = [lease for lease in own + programs if lease.nbytes > room and may_come(lease)]
@@ -114,17 +114,3 @@ class LineMachine(RuleBasedStateMachine):
 
 TestLine = LineMachine.TestCase
 TestLine.settings = settings(max_examples=150, stateful_step_count=40)
-
-
-def test_of_two_that_reach_their_limit_at_once_the_first_to_come_is_the_elder() -> None:
-    """A load that passed the later one only has taken as much of its time as a low priority leaves the other more."""
-    machine = LineMachine()
-    machine.no_load()
-    machine.comes(model=MODELS[0], nbytes=1, priority="low", wait_s=None)
-    machine.comes(model=MODELS[0], nbytes=1, priority="high", wait_s=None)
-    machine.time_passes(seconds=29.0)
-    for seconds in (29.0, 1.0):
-        machine.a_load_begins(since_s=-20.0)
-        machine.time_passes(seconds=seconds)
-        machine.no_load()
-    machine.whose_turn(models=None, room=0)
