@@ -258,9 +258,11 @@ class Books:
         if session is None:
             return wait_s(ends, since_s, rate, unknown_s)
         ends = self.gate.ends_for(ends, session.id, self.ledger.not_before(session.id))
+        below_share = self._ends_below_share(session)
         if self.ledger.best_rank < self.ledger.part(session.id).rank:
-            return min(wait_s(ends, since_s, rate, LONGEST_S), self._s_below_share(session))
-        return wait_s(min(ends, self._ends_below_share(session)), since_s, rate, unknown_s)
+            least_s = wait_s(below_share, since_s, rate, unknown_s)
+            return min(wait_s(ends, since_s, rate, LONGEST_S), self._s_below_share(session, least_s))
+        return wait_s(min(ends, below_share), since_s, rate, unknown_s)
 
     def _ends_below_share(self, session: Session) -> float:
         """Ends of anybody's until so many of its own are among them that it is below its share."""
@@ -269,14 +271,18 @@ class Books:
         own = max(0, self.ledger.unended(session.id) - self.share(session))
         return min(self.ledger.older(session.id), round_ - 1) + 1 + own * round_
 
-    def _s_below_share(self, session: Session) -> float:
-        """The same in seconds, beside sessions of better priority, which go before it without turns."""
+    def _s_below_share(self, session: Session, least_s: float) -> float:
+        """The same in seconds, beside sessions of better priority, which go before it without turns.
+
+        ``least_s``: what it would be without those. While none of its part has ended, it is thought to wait for as long
+        again as it has.
+        """
         ledger, part = self.ledger, self.ledger.part(session.id)
-        # While none of its part has ended: who is passed by better ones goes up when it has waited for ``age_s``.
-        usual_s = self.stays.usual_s(part, self.deadlines.age_s)
+        been_s, usual_s = self.now - ledger.oldest(session.id), self.stays.usual_s(part)
+        if usual_s is None:
+            return min(LONGEST_S, max(least_s, been_s))
         unended = ledger.unended(session.id)
         more = max(0, unended - self.share(session))
-        been_s = self.now - ledger.oldest(session.id)
         left_s = max(usual_s - been_s, OVERDUE * usual_s) + more * usual_s / max(1, unended)
         return min(LONGEST_S, max(SHORTEST_S, left_s))
 

@@ -22,6 +22,6 @@ class Stays:
         before = self._mean_s.get(part, stay_s)
         self._mean_s[part] = before + NEWEST * (stay_s - before)
 
-    def usual_s(self, part: Part, unknown_s: float) -> float:
-        """How long one stays; ``unknown_s`` while none of this part has ended."""
-        return self._mean_s.get(part, unknown_s)
+    def usual_s(self, part: Part) -> float | None:
+        """How long one stays; None while none of this part has ended."""
+        return self._mean_s.get(part)

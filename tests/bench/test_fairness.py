@@ -37,7 +37,7 @@ def test_a_crowd_has_priorities_and_weights_and_who_is_never_admitted_counts_too
         one._told = [(10.0, 0.5), (11.0, 9.0)]
         one.close(now=14.0)
         assert one.factors == [(10.0, 8.0)], "four seconds and not admitted, for one half that it was told"
-        factors = fairness.crowd(node.endpoint, 1.0, fairness.WEIGHTED)
+        factors = fairness.crowd(node.endpoint, 4.0, fairness.WEIGHTED)
     assert factors and min(factors) >= 1
 
 

@@ -252,10 +252,14 @@ def test_a_refused_crowd_leaves_what_was_measured_before_it(capsys: pytest.Captu
 def test_ctrl_c_shows_what_was_measured_and_closes_the_sessions(node: Node) -> None:
     argv = ("--connect", node.endpoint, "--users", "3", "--no-alone", "--seconds", "300", "--json")
     before = newest(node.stats, "gateway")["gateway"]["accepted"]
-    running = subprocess.Popen(
-        [sys.executable, run_node.__file__, "bench", "load", *argv],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored there
+    try:
+        running = subprocess.Popen(
+            [sys.executable, run_node.__file__, "bench", "load", *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, here)
     try:
         wait_until(lambda: newest(node.stats, "gateway")["gateway"]["accepted"] > before + 10)
         running.send_signal(signal.SIGINT)

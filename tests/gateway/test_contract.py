@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stand import DEADLINES, Stand, samples
+from stand import Stand, samples
 
 from engine.config import DeadlinesSection
 from engine.gateway.events import AllFlushed, Arrived, ClientLost, DrainNode, JobEnded
@@ -504,10 +504,11 @@ def test_who_is_passed_by_a_better_priority_is_told_how_long_others_like_it_have
     for index in range(3):
         stand.submit(high, index)
     stand.submit(low, 0, client=b"b")
-    age_ms = int(1000 * DEADLINES.age_s)
-    assert stand.submit(low, 1, client=b"b")[0].retry_after_ms == age_ms, "by then it has gone up"
+    assert stand.submit(low, 1, client=b"b")[0].retry_after_ms == 10, "nothing is known yet of how it fares"
     for index in range(3, 7):
         stand.wait(3.0)
+        been_ms = 3000 * (index - 2)
+        assert stand.submit(low, 1, client=b"b")[0].retry_after_ms == been_ms, "as long again"
         stand.finish(high, index - 3)
         stand.submit(high, index)
     stand.finish(low, 0)  # 12 s after it came
