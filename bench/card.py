@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.model_run import longest
-from bench.models import CLOSE, MB, folder, written
-from bench.report import ZERO, Report, at_least
+from bench.models import CLOSE, MB, add_arguments, written
+from bench.report import ZERO, Report
 from engine import ctl, devices
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
 from engine.node import Node
@@ -247,15 +247,5 @@ def _told(outcome: Any) -> str:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_node.py bench card", description=__doc__)
     parser.add_argument("--device", default="cuda:0", metavar="NAME", help="the GPU, as the node calls it (cuda:0)")
-    parser.add_argument(
-        "--shape",
-        action="append",
-        choices=list(shapes.SHAPES),
-        metavar="NAME",
-        help=f"only this one, of {', '.join(shapes.SHAPES)} (repeatable)",
-    )
-    parser.add_argument("--folder", type=folder, metavar="DIR", help="where models are written meanwhile (TMPDIR)")
-    parser.add_argument("--audio-s", type=at_least(0.1), metavar="S", help="length of the speech (the node's longest)")
-    parser.add_argument("--chars", type=at_least(1), metavar="N", help="length of a text (the longest its stage takes)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_arguments(parser)
     return parser.parse_args(argv)

@@ -89,6 +89,14 @@ def _add(report: Report, name: str, estimate: int, found: dict[str, Any]) -> Non
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_node.py bench models", description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="of the model's library (2)")
+    parser.add_argument("--limit-s", type=at_least(0.0), metavar="S", help="stop a run after so long (600)")
+    return parser.parse_args(argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which models, where they are written, how long their input is: also of ``bench card``."""
     parser.add_argument(
         "--shape",
         action="append",
@@ -97,12 +105,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=f"only this one, of {', '.join(shapes.SHAPES)} (repeatable)",
     )
     parser.add_argument("--folder", type=folder, metavar="DIR", help="where models are written meanwhile (TMPDIR)")
-    parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="of the model's library (2)")
     parser.add_argument("--audio-s", type=at_least(0.1), metavar="S", help="length of the speech (the node's longest)")
     parser.add_argument("--chars", type=at_least(1), metavar="N", help="length of a text (the longest its stage takes)")
-    parser.add_argument("--limit-s", type=at_least(0.0), metavar="S", help="stop a run after so long (600)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    return parser.parse_args(argv)
 
 
 def folder(text: str) -> str:

@@ -34,6 +34,7 @@ from bench.vram_arbiter import VirtualArbiter
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from engine.arbiter.events import Waits
+from engine.arbiter.lease import LEAVING
 from engine.arbiter.line import PRIORITIES
 from engine.limits import Limits
 from ipc.messages import LeaseRequest
@@ -141,7 +142,9 @@ class Judge:
     def _judge_turn(self, process: Process, arbiter: VirtualArbiter) -> None:
         name = process.device
         there = [one for memory, leases in arbiter.book.books() if memory.limits.name == name for one in leases]
-        models = {one.kind_of_model for one in there if not one.external and one.peer != process.peer}
+        own = [one for one in there if not one.external]
+        # Without the lease that is granted now, but with what its holder has let go and the driver has not shown back.
+        models = {one.kind_of_model for one in own if one.peer != process.peer or one.state in LEAVING}
         if len(models) >= self._limits[name].max_models:
             return
         most = PASSING_SHARE * self._waits.lease_wait_s + SLACK_S

@@ -1,7 +1,7 @@
 """How long utterances stay in the node: from being taken to their end, by what their sessions may have. Pure.
 
-Sessions of one part take turns, so counting ends tells one of them when its own comes. Beside others of better priority
-or more weight it does not: who is passed again and again is told by how long others like it have stayed.
+Sessions of one priority take turns, so counting ends tells one of them when its own comes. Beside others of a better
+one it does not: who is passed again and again is told by how long others like it have stayed.
 """
 
 from __future__ import annotations
