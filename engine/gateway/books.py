@@ -7,6 +7,7 @@ books and adds actions, and the shell carries them out.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from engine.gateway.catalog import Catalog
 from engine.gateway.events import Note, Post, Tell, Write
 from engine.gateway.gate import LONGEST_S, SHORTEST_S, Gate, wait_s
 from engine.gateway.ingress import Ingress
-from engine.gateway.ledger import Ledger
+from engine.gateway.ledger import Ledger, Part
 from engine.gateway.outbox import Outbox
 from engine.gateway.sessions import Session, Sessions
 from engine.gateway.stays import Stays
@@ -257,12 +258,28 @@ class Books:
         rate, unknown_s = self.capacity.rate, self.deadlines.retry_after_s
         if session is None:
             return wait_s(ends, since_s, rate, unknown_s)
-        ends = self.gate.ends_for(ends, session.id, self.ledger.not_before(session.id))
+        ends = ends / freeing if (freeing := self._freeing(session)) else math.inf
         below_share = self._ends_below_share(session)
         if self.ledger.best_rank < self.ledger.part(session.id).rank:
             least_s = wait_s(below_share, since_s, rate, unknown_s)
             return min(wait_s(ends, since_s, rate, LONGEST_S), self._s_below_share(session, least_s))
         return wait_s(min(ends, below_share), since_s, rate, unknown_s)
+
+    def _freeing(self, session: Session) -> float:
+        """What part of the others' ends frees a place for who stands in line."""
+        ledger, standing = self.ledger, self.gate.standing()
+        levels: dict[Part, int] = {}
+        places = 0.0
+        for name in ledger.not_before(session.id):
+            part, unended = ledger.part(name), ledger.unended(name)
+            if name == session.id:
+                continue
+            if name in standing:
+                level = levels.get(part) or levels.setdefault(part, ledger.level(self.capacity.n, name, standing))
+                places += max(0, unended - level)
+            else:
+                places += unended * ledger.giving(name)
+        return places / max(1, ledger.total - ledger.unended(session.id))
 
     def _ends_below_share(self, session: Session) -> float:
         """Ends of anybody's until so many of its own are among them that it is below its share."""

@@ -6,15 +6,16 @@ line when it is let in, when it has not come back in time, and with its end.
 
 When it will be let in is told as the lesser of two times: until so many ends that the places before it and its own are
 free, and until so many of its own utterances have ended that it is below its share. Ends come at the measured rate,
-counted from the last one. One of a session that stands in line itself frees no place: being below its share then, it
-takes that again; nor does one of a better priority, which goes on below its share. Beside such sessions the second time
-is not counted in ends, which are theirs, but is what others of its part have stayed (``stays``).
+counted from the last one. Many free no place: a session in line that is below its share then takes its place again, one
+of a better priority does so too, and one that is not in line does as far as it has lately (``Ledger.giving``). Beside
+sessions of a better priority the second time is not counted in ends, which are theirs, but is what others of its part
+have stayed (``stays``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 LONGEST_S, SHORTEST_S = 30.0, 0.01  # what is told of waiting, whatever the figures say
 
@@ -45,12 +46,6 @@ class Gate:
     def standing(self) -> Collection[str]:
         """Who stands in line, or has not come back yet."""
         return self._line.keys()
-
-    def ends_for(self, places: float, session: str, at_work: Sequence[str]) -> float:
-        """Ends of anybody's until this session finds so many ``places`` free; ``at_work``: who has utterances here."""
-        others = [name for name in at_work if name != session]
-        content = sum(name not in self._line for name in others)
-        return places * len(others) / content if content else math.inf
 
     def __len__(self) -> int:
         return len(self._line)

@@ -45,6 +45,7 @@ class Part(NamedTuple):
 
 
 PRIORITIES = ("high", "normal", "low")
+NEWEST = 0.3  # weight of the newest end in what part of them frees a place
 RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
 USUAL = Part(RANKS["normal"], 1)
 
@@ -94,6 +95,8 @@ class Ledger:
         self._entries: dict[str, dict[int, Entry]] = {}
         self._unended: dict[str, int] = {}  # only sessions with work stand here
         self._parts: dict[str, Part] = {}  # of sessions whose part is not the usual one
+        self._giving: dict[str, float] = {}  # weighted mean of how many fewer utterances an end has left, by session
+        self._gained: dict[str, int] = {}  # by session: how many came since its last end
         self._having: Counter[tuple[Part, int]] = Counter()  # part, so many unended -> how many sessions have them
 
     def open(self, session: str, part: Part = USUAL) -> None:
@@ -112,6 +115,8 @@ class Ledger:
         """Enter an utterance. Raises ValueError if the index is known."""
         entry = self._enter(admit.session, Entry(admit.index, admit, now))
         self._count(admit.session, 1)
+        if admit.session in self._gained:
+            self._gained[admit.session] += 1
         return entry
 
     def enter_missing(self, session: str, index: int, now: float) -> Entry:
@@ -133,6 +138,10 @@ class Ledger:
             return False
         entry.move(State.ENDED)
         self._count(session, -1)
+        if session in self._gained:
+            giving = self._giving.get(session, 1.0)
+            self._giving[session] = giving + NEWEST * (1 - self._gained[session] - giving)
+        self._gained[session] = 0
         return True
 
     def forget(self, session: str, index: int) -> None:
@@ -146,6 +155,8 @@ class Ledger:
         """Forget a session and everything of it."""
         self._count(session, -self.unended(session))
         self._entries.pop(session, None)
+        self._giving.pop(session, None)
+        self._gained.pop(session, None)
         self._parts.pop(session, None)
 
     def unended(self, session: str) -> int:
@@ -211,12 +222,16 @@ class Ledger:
         return [name for name in self._unended if self.part(name).rank >= rank]
 
     def round(self, session: str) -> float:
-        """Utterances of its priority of which one is its own: one of each session with work, more of a heavier one."""
+        """Ends of its priority of which one is its own: sessions with work take turns by their weights."""
         own, total = self.part(session), 0.0
         for (part, _), sessions in self._having.items():
             if part.rank == own.rank:
-                total += sessions * max(1.0, part.weight / own.weight)
+                total += sessions * part.weight / own.weight
         return max(1.0, total)
+
+    def giving(self, session: str) -> float:
+        """What part of its ends leaves it with fewer utterances: 0 where as many follow, 1 where none do (or none yet)."""
+        return max(0.0, self._giving.get(session, 1.0))
 
     def oldest(self, session: str) -> float:
         """When the oldest of its unended utterances was taken; 0: it has none."""

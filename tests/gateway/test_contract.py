@@ -456,6 +456,28 @@ def test_a_place_of_one_that_wants_it_back_is_told_to_nobody(stand: Stand) -> No
     assert stand.submit(second, 2, client=b"b")[0].retry_after_ms == 2000, "the first is not"
 
 
+def test_a_place_of_one_that_goes_on_below_its_share_is_told_to_nobody(stand: Stand) -> None:
+    """It is never refused, so it stands in no line, and takes each place again that it leaves."""
+    stand.feed(Capacity(8, rate=1.0))
+    steady = stand.open(weight=7).session
+    light = stand.open(client=b"b").session
+    for index in range(6):
+        stand.submit(steady, index)
+    for index in range(6, 16):
+        stand.finish(steady, index - 6)
+        stand.say(Ack(steady, index - 6))
+        stand.submit(steady, index)
+    stand.now += 0.001
+    stand.submit(light, 0, client=b"b"), stand.submit(light, 1, client=b"b")
+    told_ms = stand.submit(light, 2, client=b"b")[0].retry_after_ms
+    assert told_ms == 6999, "the heavy one's six are older than its own, the last end was a millisecond ago"
+    for index in range(10, 15):
+        stand.finish(steady, index)
+    stand.feed(Capacity(3, rate=1.0))
+    told_ms = stand.submit(light, 2, client=b"b")[0].retry_after_ms
+    assert 1000 <= told_ms < 2000, "the heavy one has stopped: the next end will leave a place"
+
+
 def test_above_its_share_a_session_waits_for_as_many_ends_as_it_has_too_many(stand: Stand) -> None:
     stand.feed(Capacity(4, rate=1.0))
     first = stand.open().session
