@@ -230,7 +230,7 @@ class Ledger:
         return max(1.0, total)
 
     def giving(self, session: str) -> float:
-        """What part of its ends leaves it with fewer utterances: 0 where as many follow, 1 where none do (or none yet)."""
+        """What part of its ends leaves it with fewer utterances: 0 where as many follow, 1 where none do yet."""
         return max(0.0, self._giving.get(session, 1.0))
 
     def oldest(self, session: str) -> float:
