@@ -38,7 +38,8 @@ A knob is any number of the configuration: asr.max_batch, node.send_ahead; a sta
 each of --stages. --write changes these knobs in --config's text, which keeps its comments; without --config it writes
 an env file (serve --env-file).
 
-exit codes: 0 done, 1 at no point did the node serve well (nothing is written), 2 usage"""
+exit codes: 0 done, 1 at no point did the node serve well (nothing is written), 2 usage, 130 Ctrl-C (what was measured
+until then is shown, nothing is written)"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Trial:
 class Tuning:
     """The grid, and what was measured. ``start``: instances by S6; 0: a grid was given, or the memory is not known."""
 
-    axes: list[Axis]
-    trials: list[Trial]
+    axes: list[Axis] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
     start: int = 0
 
     @property
@@ -103,7 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check(args)
     config = load.chosen(args)
-    tuning = tune(config, args, Tuner(args, load.read(args.audio, config.node.max_utterance_s)))
+    tuning, cut = Tuning(), None
+    try:
+        tune(config, args, Tuner(args, load.read(args.audio, config.node.max_utterance_s)), into=tuning)
+    except KeyboardInterrupt as interrupt:
+        what = "what was measured until then follows" if tuning.trials else "nothing has been measured"
+        print(f"cut short: {what}", file=sys.stderr)
+        if not tuning.trials:
+            raise
+        cut = interrupt
     if args.plot:
         chart.draw(
             panels(tuning), args.plot, f"{args.users} users, {args.seconds:g} s at each point; {verdict(tuning)}"
@@ -112,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(tuning).show(as_json=True)
     else:
         print(table(tuning) + "\n\n" + verdict(tuning))
+    if cut is not None:  # the best of a part is not what was asked for: nothing is written
+        raise cut
     if tuning.best is None:
         return 1
     if args.write:
@@ -167,29 +178,28 @@ class Tuner:
         return Trial(found, oom=oom, over_deadline=over, refusal=without_model(stats), stats=stats)
 
 
-def tune(config: Config, args: argparse.Namespace, tuner: Tuner) -> Tuning:
+def tune(config: Config, args: argparse.Namespace, tuner: Tuner, into: Tuning) -> None:
     """The configuration as it is, then every other point of the grid."""
     stages = chosen_stages(args, config)
     axes = tune_grid.axes(args.grid, config, stages) if args.grid else []
     can_write(args, axes)
     first = replace(tuner.measure(config, "as configured"), is_configured=True)
-    start = 0
     if not args.grid:
         stage = busiest(first.stats, stages)
-        start = start_instances(first.stats, stage)
-        room = f"; by memory it may begin with {start} instances" if start else ""
+        into.start = start_instances(first.stats, stage)
+        room = f"; by memory it may begin with {into.start} instances" if into.start else ""
         print(f"the grid is that of the busiest stage, {stage}{room}", file=sys.stderr)
-        axes = tune_grid.usual(stage, config, start)
+        axes = tune_grid.usual(stage, config, into.start)
         can_write(args, axes)
     own = tune_grid.present(config, axes)
     points = list(tune_grid.points(axes))
-    tuning = Tuning(axes, [replace(first, point=own if own in points else None)], start)
+    into.axes = axes
+    into.trials.append(replace(first, point=own if own in points else None))
     for number, point in enumerate(points, 1):
         if point != own:
             what = f"{number}/{len(points)} {tune_grid.words(axes, point)}"
             measure = partial(tuner.measure, tune_grid.configured(config, axes, point), what)
-            tuning.trials.append(tried(measure, point))
-    return tuning
+            into.trials.append(tried(measure, point))
 
 
 def tried(measure: Callable[[], Trial], point: Point) -> Trial:

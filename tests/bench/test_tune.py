@@ -320,3 +320,26 @@ def test_what_is_tuned_by_default_is_about_the_start_value() -> None:
     axes = tune_grid.usual("asr", Config(stages=CONFIG.stages), 4)
     assert [axis.values for axis in axes] == [(1, 4, 5), (1, 2, 4)]
     assert [axis.values for axis in tune_grid.usual("asr", CONFIG, 0)] == [(1, 2), (1, 2, 4)]
+
+
+@pytest.mark.parametrize("trials", [0, 1])
+def test_ctrl_c_shows_what_was_measured_and_writes_nothing(
+    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text(FILE)
+    measured: list[str] = []
+
+    def measure(tuner: tune.Tuner, config: Config, what: str) -> Trial:
+        if len(measured) == trials:
+            raise KeyboardInterrupt
+        measured.append(what)
+        return Trial(Load(4.0, [Ended(0, index, 1.0, 0.0, 0.2, "ok") for index in range(8)]), over_deadline=0.5)
+
+    monkeypatch.setattr(tune.Tuner, "measure", measure)
+    argv = ("--config", str(config), "--grid", "asr.max_batch=1,2", "--write", str(tmp_path / "tuned.toml"))
+    assert bench(*argv) == 130
+    out, err = capsys.readouterr()
+    assert ("what was measured until then follows" if trials else "nothing has been measured") in err
+    assert ("as configured" in out) == bool(trials)
+    assert not (tmp_path / "tuned.toml").exists()
