@@ -60,6 +60,29 @@ def test_another_device_that_has_the_model_is_tried_at_once() -> None:
     assert not grown(w), "the first device was only too full for this one"
 
 
+def test_it_waits_for_the_other_device_while_that_is_busy_and_does_not_come_back() -> None:
+    w = world(stage("a", LEFT, RIGHT), send_ahead=0)
+    w.admit(0), w.admit(1)
+    first, other = (A, B) if on_board(w, A) == [0] else (B, A)
+    run_out(w, first)
+    assert on_board(w, other) == [1] and not on_board(w, first)
+    w.done(w.peer(other))
+    assert on_board(w, other) == [0] and not on_board(w, first)
+
+
+def test_at_the_next_stage_the_device_is_as_good_as_any() -> None:
+    w = world(stage("a", LEFT, RIGHT), stage("b", LEFT, RIGHT), send_ahead=0)
+    left, right = f"b@{LEFT}/0", f"b@{RIGHT}/0"
+    w.admit(0)
+    run_out(w, A)
+    for index in (1, 2):  # they pass it, and have both workers of the next stage
+        w.admit(index)
+        w.done(w.peer(A))
+    w.done(w.peer(left))
+    w.done(w.peer(B))
+    assert on_board(w, left) == [0] and len(on_board(w, right)) == 1
+
+
 def test_when_no_device_has_enough_whole_tries_follow_with_a_larger_lease_and_then_its_end() -> None:
     w = world(stage("a", LEFT, RIGHT))
     w.admit(0, budget_ms=600_000)
