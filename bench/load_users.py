@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -221,9 +221,10 @@ class User(threading.Thread):
                 try:
                     self.crowd.gate.wait()
                     self._talk(client, session)
-                finally:  # an open session takes a place of the node's until it is closed
-                    with suppress(DragomanError):
+                finally:  # an open session takes a place of the node's until it is closed, and has nothing to tell
+                    with suppress(DragomanError, TimeoutError):
                         session.close("abort" if session.outstanding else "drain")
+                        deque(session.outcomes(timeout_s=LEAVE_S), maxlen=0)
         except Exception as error:  # whoever waits for the crowd raises it
             self.error = error
             self.crowd.gate.abort()

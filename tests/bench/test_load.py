@@ -250,7 +250,7 @@ def test_a_refused_crowd_leaves_what_was_measured_before_it(capsys: pytest.Captu
 
 
 def test_ctrl_c_shows_what_was_measured_and_closes_the_sessions(node: Node) -> None:
-    argv = ("--connect", node.endpoint, "--users", "3", "--no-alone", "--seconds", "300", "--json")
+    argv = ("--connect", node.endpoint, "--users", "12", "--no-alone", "--seconds", "300", "--json")  # most wait
     before = newest(node.stats, "gateway")["gateway"]["accepted"]
     here = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored there
     try:
