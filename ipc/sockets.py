@@ -148,8 +148,8 @@ class Router(_Link):
         """Everything the last wait found: (peer, epoch, messages). Bad frames are counted and dropped."""
         found = []
         for stream, (incarnation, epoch, batch) in self._arrivals():
-            peer, life = self._names.get(stream, _NOBODY)
-            if incarnation == life:
+            peer, life = self._names.get(stream, _NOBODY)  # nobody's: dismissed since it was read
+            if peer and incarnation == life:
                 found.append((peer, epoch, batch))
             else:
                 self.bad_frames += 1

@@ -15,7 +15,7 @@ import pytest
 import zmq
 from linked import WAIT_S, arrivals, first, meet
 
-from ipc import messages, peers, sockets
+from ipc import messages, peers, sockets, zmtp
 from ipc.errors import PeerGone
 from ipc.poll import Poll
 from ipc.sockets import Dealer, Router
@@ -203,6 +203,24 @@ def test_a_name_is_not_taken_from_its_owner_by_who_may_not_have_it(endpoint, ope
     assert first(router)[2] == [messages.Alive("mine")]
     assert asked == [("arbiter#7", os.getpid())] * 2 and router.pid("arbiter#7") == os.getpid()
     assert list(router.peers) == ["arbiter#7"] and router.pid("nobody#1") == 0
+
+
+def test_what_one_says_in_the_turn_in_which_it_is_dismissed_for_another_is_nobodys(endpoint, opened):
+    """Also where it says that it is of life 0, as nobody is."""
+
+    def admits(peer: str, pid: int) -> bool:
+        router.dismiss(peer)  # for who comes now
+        return True
+
+    router = opened(Router(endpoint, 1, messages.ToSupervisor, admits=admits))
+    squatter = meet(router, opened(Dealer(endpoint, "lease@1/1", 0, messages.SupervisorSends)))
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.connect(endpoint.removeprefix("ipc://"))
+        assert arrivals(router, 0.05) == []  # it is accepted, and has said nothing yet
+        squatter.send([messages.Alive("mine")])
+        owner.sendall(zmtp.opening("DEALER", "lease@1/1#0"))
+        assert arrivals(router, 0.5) == []
+        assert "lease@1/1#0" in router
 
 
 def test_what_comes_with_the_greeting_is_kept_for_the_next_drain(endpoint, opened):
