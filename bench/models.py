@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.report import Goal, Report, at_least
 from engine.config import Config, NodeSection, StageSection
+from engine.supervisor import environment
 from engine.supervisor.survey import survey
 from ipc.errors import DragomanError
 from models import shapes
@@ -66,7 +67,8 @@ def weighed(kind: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     limits = {"audio_s": args.audio_s, "chars": args.chars, "limit_s": args.limit_s}
     options = {"threads": args.threads} | {name: value for name, value in limits.items() if value}
     command = [sys.executable, "-m", "bench.model_run", kind, str(model), json.dumps(options)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environ = environment.USUAL | os.environ  # as a worker's
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environ)
     if done.returncode:
         if done.returncode == -signal.SIGKILL:
             mend = "it may have been for want of memory: give a smaller --shape, or --audio-s or --chars"

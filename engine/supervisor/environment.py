@@ -23,6 +23,9 @@ PASSED_PREFIXES = ("LC_", "XDG_", "CT2_", "GGML_", "MALLOC_")
 PROXIES = frozenset({"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                  "RAYON_NUM_THREADS")  # fmt: skip
+USUAL = {  # unless the user has said otherwise
+    "CT2_USE_MKL": "0",  # with it each weight lies twice in the CPU's memory (docs/decisions/0029)
+}
 COOKIE = "DRAGOMAN_NODE"
 
 
@@ -41,7 +44,7 @@ def compose(
     root: folder that holds the ``engine`` package. device_uuid: the one GPU or MIG device it may see, "" for none.
     threads: CPU threads its libraries may use. library_folders: put before LD_LIBRARY_PATH.
     """
-    env = {name: value for name, value in base.items() if _is_passed(name, value)}
+    env = USUAL | {name: value for name, value in base.items() if _is_passed(name, value)}
     env.update(dict.fromkeys(THREAD_COUNTS, str(threads)))
     env.update(
         {

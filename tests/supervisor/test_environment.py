@@ -32,6 +32,11 @@ def test_every_library_gets_the_same_number_of_threads_and_waits_passively() -> 
     assert env["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
+def test_ctranslate2_packs_no_second_copy_of_its_weights_unless_the_user_wants_it() -> None:
+    assert compose()["CT2_USE_MKL"] == "0"
+    assert compose({"CT2_USE_MKL": "1"})["CT2_USE_MKL"] == "1"
+
+
 def test_nothing_secret_is_passed_on() -> None:
     secrets = {
         "HF_TOKEN": "hf_x", "AWS_SECRET_ACCESS_KEY": "x", "OPENAI_API_KEY": "x", "DRAGOMAN_TOKEN": "x",
