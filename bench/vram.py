@@ -47,6 +47,8 @@ SHOWN_COUNTS = (
     "parked",
     "asked_to_leave",
     "restarts",
+    "lost_devices",
+    "drains",
 )
 GOALS = {
     "vram_used_over_packing": Goal(at_least=0.9, fatal=True),

@@ -65,6 +65,7 @@ class VirtualArbiter:
         self.held_read: dict[str, dict[str, int]] = {name: {} for name in self.devices}  # ... and each process's
         self.read_at = dict.fromkeys(self.devices, -math.inf)  # when the newest reading of this life was taken
         self.blind: set[str] = set()  # devices whose driver does not answer
+        self.lost: set[str] = set()  # devices whose driver never answers any more
         self.lives = 1
         self.alive = True
         self._clock = clock
@@ -139,7 +140,7 @@ class VirtualArbiter:
 
     def _read(self, device: str) -> None:
         self._asked.discard(device)
-        if device not in self.blind:
+        if device not in self.blind and device not in self.lost:
             true = self.devices[device]
             reading = Reading(device, true.total_bytes, true.free_bytes, self._clock.now, self._list(true))
             self._clock.after(0.001, self._read_arrives, reading, true.foreign_bytes, dict(true.held))

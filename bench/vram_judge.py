@@ -19,6 +19,7 @@
 * ``stale``: a grant upon a reading older than ``unreadable_s``, or upon an earlier arbiter's.
 * ``passed``: a grant behind the one of the node's own that has waited longest, loads left out, of those that waited
   beyond their time to be passed and three seconds. Not where the book has all places for models taken: it may lack one.
+* ``out_of_use``: a grant on a device that the arbiter was told is lost, or is to be kept empty.
 * ``two_loads``: two at once on one device. ``too_many_models``: a grant after which more models than ``max_models`` lie
   on it.
 """
@@ -44,8 +45,8 @@ STUCK_S = 6.0  # more than ``settle_s``
 LOOK_S = 1.0
 PASSING_SHARE = 0.5  # of its patience, for which a request that lacks room lets others pass (DESIGN, "Lease policy")
 PROMISES = (
-    "oom", "overcommitted", "above_ceiling", "stale", "starved", "passed", "deadlocks", "two_loads", "too_many_models",
-    "kept_for_nobody",
+    "oom", "overcommitted", "above_ceiling", "stale", "starved", "passed", "deadlocks", "out_of_use", "two_loads",
+    "too_many_models", "kept_for_nobody",
 )  # fmt: skip
 
 
@@ -55,7 +56,8 @@ class Process:
 
     role: str
     incarnation: int
-    device: str = ""
+    device: str = ""  # "": any, until it has a lease
+    roams: bool = False  # any will do
     alive: bool = True
     request: Any = None  # of the trace
     question: LeaseRequest | None = None  # until it is answered
@@ -101,6 +103,9 @@ class Judge:
         self._waits = waits
         self._devices = devices
         self.present: dict[str, set[Process]] = {name: set() for name in devices}  # with a question or a lease
+        self.roaming: set[Process] = set()  # with a question that any device may answer
+        self.lost: set[str] = set()  # devices, as the arbiter was told
+        self.drained: set[str] = set()
         self._loading: dict[str, set[Process]] = {name: set() for name in devices}
         self._turns: dict[str, float] = dict.fromkeys(devices, 0.0)  # seconds in which somebody loaded
         self._loading_since: dict[str, float] = dict.fromkeys(devices, 0.0)
@@ -119,11 +124,13 @@ class Judge:
     def heard(self, process: Process) -> None:
         """An arbiter has a question, perhaps one it was asked before."""
         if process.heard_at < 0:
-            process.heard_at, process.turns_at = self._clock.now, self._turns_until_now(process.device)
+            process.heard_at, process.turns_at = self._clock.now, self._turns_until_now(process)
 
     def granted(self, process: Process, nbytes: int, arbiter: VirtualArbiter) -> None:
         if process.granted_bytes:
             return  # the same answer again
+        if process.device in self.lost or process.device in self.drained:
+            self.broken("out_of_use", f"{process.peer} on {process.device}")
         self._judge_turn(process, arbiter)
         self._answered(process)
         self._judge(process, nbytes, arbiter)
@@ -157,7 +164,7 @@ class Judge:
 
     def _waited_alone(self, process: Process) -> float:
         """Without the time that loads of others took."""
-        return self._waited(process) - self._turns_until_now(process.device) + process.turns_at
+        return self._waited(process) - self._turns_until_now(process) + process.turns_at
 
     def _rank(self, process: Process) -> float:
         assert process.question is not None
@@ -210,7 +217,8 @@ class Judge:
 
     def load_over(self, process: Process) -> None:
         """The book has heard that it is."""
-        self._set_loading(process, False)
+        if process.device:
+            self._set_loading(process, False)
 
     def out_of_memory(self, process: Process, lacking: int) -> None:
         """``lacking``: bytes that were not free."""
@@ -223,20 +231,26 @@ class Judge:
 
     def arbiter_died(self) -> None:
         """Nobody has asked the next one yet."""
-        for name in self._devices:
-            for process in self.present[name]:
+        for waiting in (*self.present.values(), self.roaming):
+            for process in waiting:
                 process.heard_at = -1.0
 
     # ------------------------------------------------------------ from time to time
 
     def look(self, arbiter: VirtualArbiter) -> None:
+        roaming = self._waiting(self.roaming)
+        for process in roaming:
+            if self._is_overdue(process):
+                self._starve(process)
         for name in self._devices:
             self._look_at_reading(name, arbiter)
-            waiting = [one for one in self.present[name] if one.question is not None and one.heard_at >= 0]
+            waiting = self._waiting(self.present[name])
             for process in waiting:
                 if self._is_overdue(process):
                     self._starve(process)
-            could = arbiter.alive and name not in arbiter.blind and self._could_be_served(name, waiting)
+            waiting += roaming
+            serves = arbiter.alive and not any(name in out for out in (arbiter.blind, self.lost, self.drained))
+            could = serves and self._could_be_served(name, waiting)
             self._stuck_s[name] = self._stuck_s[name] + LOOK_S if could else 0.0
             if self._stuck_s[name] >= STUCK_S:
                 self._stuck_s[name] = 0.0
@@ -245,6 +259,10 @@ class Judge:
                 if self._could_be_served(name, waiting, doubt, len(dead)):
                     self.broken("deadlocks", f"{[one.peer for one in waiting]} on {name}")
                 self.counts["stalled"] += 1
+
+    @staticmethod
+    def _waiting(processes: Iterable[Process]) -> list[Process]:
+        return [one for one in processes if one.question is not None and one.heard_at >= 0]
 
     def _doubt(self, name: str) -> int:
         """Bytes that the sums of a driver leave in doubt: whatever nobody measured, and a tenth (``SHOWN_BACK``)."""
@@ -274,7 +292,8 @@ class Judge:
     def end(self, arbiter: VirtualArbiter) -> None:
         """Everybody has gone, and the driver has shown it."""
         report = arbiter.book.snapshot(self._clock.now)
-        for row in (*report["leases"], *report["waiting"]):
+        left = [row for row in report["leases"] if row["device"] not in self.lost]  # what lay there is lost for good
+        for row in (*left, *report["waiting"]):
             self.broken("kept_for_nobody", f"{row}")
 
     # ------------------------------------------------------------ inside
@@ -293,7 +312,8 @@ class Judge:
         return self._devices[process.device].held.get(process.peer, 0)
 
     def _answered(self, process: Process) -> None:
-        self._answered_at[process.device] = self._clock.now
+        for name in [process.device] if process.device else self._devices:
+            self._answered_at[name] = self._clock.now
         if self._is_overdue(process):
             self._starve(process)
         self.counts["waited_ms"] += int(1000 * self._waited(process))
@@ -312,9 +332,11 @@ class Judge:
         assert process.question is not None
         return self._waits.lease_wait_s if process.question.wait_s is None else process.question.wait_s
 
-    def _turns_until_now(self, name: str) -> float:
-        under_way = self._clock.now - self._loading_since[name] if self._loading[name] else 0.0
-        return self._turns[name] + under_way
+    def _turns_until_now(self, process: Process) -> float:
+        """Seconds in which somebody loaded where it waits; of one that roams, on all devices together."""
+        names = self._devices if process.roams else [process.device]
+        under_way = [self._clock.now - self._loading_since[name] for name in names if self._loading[name]]
+        return sum(self._turns[name] for name in names) + sum(under_way)
 
     def _set_loading(self, process: Process, loads: bool) -> None:
         name, loading = process.device, self._loading[process.device]

@@ -32,6 +32,7 @@ LONGEST_S = 1000.0  # that anybody holds a lease: a history ends some time after
 PHASE_S, PHASES = 600.0, (1.3, 0.7)  # demand over capacity, by turns
 START_FACTOR, HEADROOM = 1.2, 1.02
 EXTERNAL_SHARE = 0.25
+ROAMING_SHARE = 0.5  # of the programs
 GROWING_SHARE, STUCK_SHARE = 0.1, 0.02  # of the workers
 STAGES = ("asr", "nmt", "repair", "tts")
 WORKSPACE = 0.12  # share of a model that comes with the first runs
@@ -64,6 +65,7 @@ class Request:
     wait_s: float | None
     preemptible: bool
     priority: str
+    roams: bool = False  # any device will do, the first to have room; else a program names the one with most
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Trace:
     listing: str = ""  # "": the driver tells sums; "ours": it lists processes; "theirs": ... by other numbers
     outsiders_listed: float = 0.0  # share of outsiders' bytes that it lists
     _chance: random.Random = field(init=False)
+    _roaming: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self._chance = chance = random.Random(f"trace {self.seed}")
@@ -91,6 +94,7 @@ class Trace:
         driver = random.Random(f"driver {self.seed}")
         self.listing = driver.choice(("", "", "ours", "ours", "theirs"))
         self.outsiders_listed = driver.choice((0.0, 0.5, 1.0))
+        self._roaming = random.Random(f"roaming {self.seed}")
         smallest = min(one.usable_bytes for one in self.limits)
         self.models = tuple(self._model(n, smallest) for n in range(8))
 
@@ -147,7 +151,7 @@ class Trace:
         return Request(
             time, "", None, int(asked * chance.uniform(0.85, 1.0)), asked, chance.uniform(*LOAD_S),
             self._hold_s(), fate, 0, False, chance.choice((None, 5.0, 120.0)), chance.random() < 0.4,
-            self._priority(),
+            self._priority(), self._roaming.random() < ROAMING_SHARE,
         )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Workers and programs play the lives that the trace gives them: they ask, load, grow, ask for more, unload, are asked to
 leave and go or stay, die in any state and can get stuck in that. Outsiders take and give back without asking, drivers
-lag and fall silent, the arbiter dies and goes on from its journal. A ``Judge`` watches, a ``Packing`` is the measure of
+lag and fall silent, a device is lost with all that lies on it, operators keep one empty for a while, the arbiter dies
+and goes on from its journal. A ``Judge`` watches, a ``Packing`` is the measure of
 how well memory is used.
 """
 
@@ -19,15 +20,17 @@ from bench.vram_device import TrueDevice
 from bench.vram_judge import LOOK_S, Judge, Process
 from bench.vram_packing import Item, Packing
 from bench.vram_trace import MIB, Estimates, Request, Trace
-from engine.arbiter.events import FromWorker, Waits
+from engine.arbiter.events import DeviceLost, FromWorker, Waits
 from engine.arbiter.kept import Kept
-from ipc.messages import Denied, Gone, Granted, LeaseRequest, Leave, Release, Room, Settled, Vacate
+from ipc.messages import Denied, Gone, Granted, LeaseRequest, Leave, Orders, Release, Room, Settled, Vacate
 
 NET_S = (0.0002, 0.002)
 DEATH_IS_SEEN_S = (0.001, 0.02)
 STEPS = 4  # allocations of a load
 BUSY_SHARE = 0.6  # of its time on the device; afterwards it is idle, and may be parked for another
 OVERDUE_SHARE = 0.1  # of the programs that are asked to leave
+LOSS_SHARE, LOST_BY_S = 0.25, 3000.0  # of the histories with three devices or more; when at the latest
+DRAIN_EVERY_S, DRAINED_S = 400.0, (5.0, 60.0)
 ENDS_S = 1200.0  # after the last request, at the latest
 CHECKED = 64  # one event in so many is followed by a look at the book's invariants
 
@@ -63,6 +66,8 @@ class World:
         self._over_at: float | None = None
         self._events = 0
         self._outsiders_stay = trace.outsiders
+        self._trouble = random.Random(f"trouble {trace.seed}")
+        self._drained = ""  # what operators keep empty now
 
     def run(self) -> None:
         """Until everybody has gone. Raises AssertionError when the book's own invariants break."""
@@ -122,15 +127,19 @@ class World:
         process.request, process.life, process.idle, process.heard_at = request, process.life + 1, False, -1.0
         asked = request.asked_bytes if request.model is None else self._estimates.of(request.model)
         limits = {one.name: one for one in self.trace.limits}
-        process.device = request.device or max(self.devices.values(), key=lambda one: one.free_bytes).name
-        process.asked_bytes = min(asked, limits[process.device].most_bytes)
+        process.roams = request.roams
+        if not process.roams:
+            process.device = request.device or max(self.devices.values(), key=lambda one: one.free_bytes).name
+        may_lie = limits.values() if process.roams else (limits[process.device],)
+        process.asked_bytes = min(asked, max(one.most_bytes for one in may_lie))
         request.true_bytes = min(request.true_bytes, process.asked_bytes)
         process.question = LeaseRequest(
             next(self._ids), process.role, process.device, process.asked_bytes, process.kind_of_model,
             request.wait_s, request.preemptible, request.priority, pid=self.arbiter.pid(process.peer),
+            among=tuple(limits) if process.roams else (),
         )  # fmt: skip
         process.words = [*[word for word in process.words if isinstance(word, Release)], process.question]
-        self.judge.present[process.device].add(process)
+        (self.judge.roaming if process.roams else self.judge.present[process.device]).add(process)
         item = (-request.true_bytes, process.peer, request.device, process.kind_of_model)
         self._items[process] = item
         self.packing.arrive(item)
@@ -171,13 +180,18 @@ class World:
         process.question, process.granted_bytes, process.lease, process.measured_bytes = None, 0, 0, 0
         process.is_unseen, process.more, process.more_lease = False, None, 0
         process.life += 1
-        self.judge.present[process.device].discard(process)
+        self.judge.roaming.discard(process)
+        if process.device:
+            self.judge.present[process.device].discard(process)
         if (item := self._items.pop(process, None)) is not None:
             self.packing.depart(item)
             self._repack()
 
     def _repack(self) -> None:
-        self.packing.recompute({name: device.foreign_bytes for name, device in self.devices.items()})
+        taken = {name: device.foreign_bytes for name, device in self.devices.items()}
+        if self._drained:  # nobody is to come, who is there may stay
+            taken[self._drained] = self.devices[self._drained].total_bytes - self.devices[self._drained].held_bytes
+        self.packing.recompute(taken | {name: self.devices[name].total_bytes for name in self.arbiter.lost})
 
     # ------------------------------------------------------------ words
 
@@ -208,6 +222,7 @@ class World:
     def arbiter_is_up(self, known: Kept) -> None:
         self.judge.counts["restarts"] += 1
         self.judge.arbiter_died()
+        self._tell_trouble()
         for process in self._newest.values():
             if not process.alive:
                 self._death_is_told(process, stuck=process.is_stuck)
@@ -227,6 +242,10 @@ class World:
         if process is None:
             return
         if process.question is not None and process.question.id == granted.id:
+            if process in self.judge.roaming:
+                process.device = granted.device
+                self.judge.roaming.discard(process)
+                self.judge.present[process.device].add(process)
             self.judge.granted(process, granted.nbytes, self.arbiter)
         elif process.more is not None and process.more.id == granted.id and process.more.id not in self._grown:
             self._grown.add(granted.id)
@@ -373,7 +392,7 @@ class World:
         process.alive = False
         process.words = []
         process.is_stuck = process.request.is_stuck
-        if not process.is_stuck:
+        if process.device and not process.is_stuck:
             self.devices[process.device].give_back(process.peer)
         self._depart(process)
         self.clock.after(self.chance.uniform(*DEATH_IS_SEEN_S), self._death_is_seen, process)
@@ -422,6 +441,44 @@ class World:
     def _plan_trouble(self) -> None:
         self.clock.after(self.chance.expovariate(1 / 120.0), self._kill_arbiter)
         self.clock.after(self.chance.expovariate(1 / 200.0), self._silence_driver)
+        if len(self.devices) >= 3 and self._trouble.random() < LOSS_SHARE:
+            self.clock.after(self._trouble.uniform(0.0, LOST_BY_S), self._lose)
+        self.clock.after(self._trouble.expovariate(1 / DRAIN_EVERY_S), self._drain)
+
+    def _lose(self) -> None:
+        """A device computes no more: it is not read again, and whoever is there dies of it."""
+        name = self._trouble.choice(list(self.devices))
+        self.judge.counts["lost_devices"] += 1
+        self.arbiter.lost.add(name)
+        self._tell_trouble()
+        for process in sorted(self.judge.present[name], key=lambda one: one.peer):
+            if process.granted_bytes:
+                self.clock.after(self._trouble.uniform(0.1, 3.0), self._die, process, process.life)
+        self._repack()
+
+    def _drain(self) -> None:
+        """Operators keep a device empty for a while, or use it again."""
+        if self._over_at is not None:
+            self._drained = ""
+            return self._tell_trouble()
+        if self._drained:
+            self._drained = ""
+            self.clock.after(self._trouble.expovariate(1 / DRAIN_EVERY_S), self._drain)
+        else:
+            self._drained = self._trouble.choice(list(self.devices))
+            self.judge.counts["drains"] += 1
+            self.clock.after(self._trouble.uniform(*DRAINED_S), self._drain)
+        self._repack()
+        return self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        """To the arbiter, and each new one before all else."""
+        self.judge.drained.clear()  # what it has not heard it cannot keep to
+        if self._to_arbiter(Orders(drained=(self._drained,) if self._drained else ())) and self._drained:
+            self.judge.drained.add(self._drained)
+        for name in self.arbiter.lost:
+            if self._to_arbiter(DeviceLost(name, "lost")):
+                self.judge.lost.add(name)
 
     def _kill_arbiter(self) -> None:
         if self._over_at is None:

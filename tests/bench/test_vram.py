@@ -192,7 +192,17 @@ def test_a_request_that_is_passed_beyond_its_time_is_noticed(monkeypatch: pytest
 
 def test_a_grant_upon_an_old_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeviceMemory, "age", lambda self, now, since: 0.0)
-    assert counts(LOUD, 300)["stale"]
+    assert counts(2, 400)["stale"]
+
+
+def test_a_grant_on_a_device_that_is_kept_empty_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leases, "_drain", lambda self, drained, now: [])
+    assert counts()["out_of_use"]
+
+
+def test_one_that_would_do_with_any_device_and_waits_for_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leases, "_from_elsewhere", lambda self, device, outlook: None)
+    assert counts(LOUD, 1000)["deadlocks"]
 
 
 def test_a_book_that_stops_granting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

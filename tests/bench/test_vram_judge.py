@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from bench.vram_arbiter import VirtualArbiter
 from bench.vram_clock import Clock
 from bench.vram_device import TrueDevice
 from bench.vram_judge import Judge, Process
 from engine.arbiter.events import Waits
+from engine.arbiter.lease import Lease, LeaseState
 from engine.limits import Limits
 from ipc.messages import LeaseRequest
 
@@ -68,3 +72,28 @@ def test_a_question_that_nobody_answers_is_starved_and_one_that_would_fit_is_a_d
         clock.after(1.0, judge.look, arbiter)
         clock.step()
     assert judge.counts["starved"] == 1 and judge.counts["deadlocks"] >= 1
+
+
+@pytest.mark.parametrize(("max_models", "its_own_leaves", "passed"), [(2, False, 1), (2, True, 0), (3, True, 1)])
+def test_who_waited_too_long_is_passed_only_where_the_book_had_a_place_for_its_model(
+    max_models: int, its_own_leaves: bool, passed: int
+) -> None:
+    """What the one that is served has let go itself, and the driver still shows, takes a place as well."""
+    clock, limits = Clock(), [Limits(NAME, TOTAL, max_models=max_models)]
+    device = TrueDevice(NAME, TOTAL, clock, lambda: 0.0)
+    arbiter = VirtualArbiter(clock, random.Random(1), [device], limits, Waits(), NOBODY)
+    judge = Judge(clock, limits, Waits(), {NAME: device}, exact=True)
+    elder, served = (Process(f"{stage}@{NAME}/0", 1, NAME, asked_bytes=10) for stage in ("asr", "nmt"))
+    for process in (elder, served):
+        process.question = LeaseRequest(1, process.role, NAME, 10, "m")
+        judge.present[NAME].add(process)
+        judge.heard(process)
+        clock.now += 30.0
+    leases = [Lease("tts@cuda:0/0#1", 1, NAME, 10, "voice", LeaseState.HELD, 0.0)]
+    if its_own_leaves:
+        leases.append(Lease(served.peer, 1, NAME, 10, "before", LeaseState.DRAINING, 0.0))
+    memory = SimpleNamespace(limits=limits[0])
+    arbiter.book = SimpleNamespace(books=lambda: [(memory, leases)], knows=lambda peer: True)  # type: ignore[assignment]
+    arbiter.read_at[NAME] = clock.now
+    judge.granted(served, 10, arbiter)
+    assert judge.counts["passed"] == passed
