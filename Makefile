@@ -95,7 +95,7 @@ nightly: env
 	@$(PY) run_node.py bench histories --count 1000000 --jobs 2
 	@$(PY) run_node.py bench vram --requests 1000000 --jobs 2
 	@$(PY) run_node.py bench simulate --strict
-	@for name in pipeline scaling fairness overload; do $(PY) run_node.py bench $$name --strict || exit 1; done
+	@for name in pipeline scaling fairness overload arbiter; do $(PY) run_node.py bench $$name --strict || exit 1; done
 	@$(PY) run_node.py bench chaos --seconds 4200 --strict
 	@DRAGOMAN_TEST_RESTARTS=10000 $(PY) -m pytest tests/node/test_restarts.py
 	@DRAGOMAN_TEST_UTTERANCES=500 $(PY) -m pytest tests/node/test_cards.py
