@@ -92,6 +92,8 @@ def words(answer: Mapping[str, Any]) -> str:
             return f"restarting after the batches they run: {workers}"
         case "drain":
             return f"draining {target}: {workers}"
+        case "resume" if why := answer.get("lost"):
+            return f"{target} is drained no more, but it is lost and grants nothing: {why}"
         case "resume":
             return f"{target} is used again: {workers}"
         case "load":

@@ -90,10 +90,14 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 
 @dataclass(frozen=True)
 class Order:
-    """An operator's order that was taken: the workers it is about, and what is to be done."""
+    """An operator's order that was taken: the workers it is about, and what is to be done.
+
+    ``lost``: why nothing begins on the device it is about, and what mends that; "": no such thing.
+    """
 
     roles: list[str]
     actions: list[Any]
+    lost: str = ""
 
 
 class Lifecycle:
@@ -289,6 +293,8 @@ class Lifecycle:
             roles = self._revive(roles, now)
         if verb == "load":
             told += self._post("scheduler", Preload(target))
+        if verb == "resume" and target in self.quarantined:
+            return Order([], told, f"{self.quarantined[target]}; {MEND_LOST}")
         return Order(roles, told)
 
     def _revive(self, roles: list[str], now: float) -> list[str]:

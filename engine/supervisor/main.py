@@ -374,7 +374,8 @@ class Supervisor:
         self._logger.info("an operator orders: %s %s", verb, args["target"])
         for action in order.actions:
             self._act(action)
-        return {"verb": verb, "target": target, "workers": order.roles, **({"value": value} if verb == "set" else {})}
+        more = {"value": value} if verb == "set" else {"lost": order.lost} if order.lost else {}
+        return {"verb": verb, "target": target, "workers": order.roles, **more}
 
     def stats(self) -> dict[str, Any]:
         """The statistics document."""

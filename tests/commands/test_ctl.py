@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.commands.ctl import done_words, undone
+from engine.commands.ctl import done_words, undone, words
 
 
 def stats(
@@ -65,6 +65,12 @@ def test_a_drain_of_a_lost_device_is_done_when_no_worker_lives_there() -> None:
     gone = {**stats(["asr@cpu/0"], ("asr@cpu/0#1",)), **lost}
     assert undone(gone, answer, NOBODY) == []
     assert "which is lost" in done_words(answer, gone)
+
+
+def test_a_lost_device_that_is_resumed_is_said_to_grant_nothing() -> None:
+    answer = {"verb": "resume", "target": "cuda:1", "workers": [], "lost": "GPU is lost; reset it"}
+    assert words(answer) == "cuda:1 is drained no more, but it is lost and grants nothing: GPU is lost; reset it"
+    assert words({"verb": "resume", "target": "cpu", "workers": ["asr@cpu/0"]}) == "cpu is used again: asr@cpu/0"
 
 
 def test_an_unload_is_done_when_the_memory_is_back_even_if_the_next_life_has_loaded() -> None:

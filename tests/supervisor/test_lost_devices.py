@@ -173,6 +173,19 @@ def test_the_way_back_is_a_restart_but_for_a_device_that_is_lost() -> None:
     )
 
 
+def test_a_lost_device_that_is_drained_no_more_is_not_said_to_be_used_again() -> None:
+    world = Gpus()
+    world.life.orders = Orders([WorkerPlan(ON_0, "asr", "cuda:0")], {}, ["cuda:0"])
+    world.life.order("drain", "cuda:0", world.now)
+    used = world.life.order("resume", "cuda:0", world.now)
+    assert used.roles == [ON_0] and not used.lost
+    world.life.order("drain", "cuda:0", world.now)
+    world.say("arbiter", LOST)
+    order = world.life.order("resume", "cuda:0", world.now)
+    assert not order.roles and not world.life.orders.drained
+    assert order.lost.startswith("GPU is lost; reset it (nvidia-smi --gpu-reset)")
+
+
 def test_no_operator_restarts_what_a_lost_device_has_ended() -> None:
     world = Gpus()
     homes = ((role, *role.partition("/")[0].split("@")) for role in (ON_0, ALSO_0, ON_1))
