@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.scheduler.pace import STEPS_MS, capacity
 from engine.scheduler.utilisation import Utilisation, bottleneck
-from engine.scheduler.workers import Life
+from engine.scheduler.workers import Life, Worker
 
 if TYPE_CHECKING:
     from engine.scheduler.scheduler import Scheduler
@@ -112,7 +113,9 @@ class Figures:
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
             ),
-            "why": next((w.waiting_for for w in self.book.regulars_of(name) if w.waiting_for), ""),
+            "why": next((worker.waiting_for for worker in to_come if worker.waiting_for), ""),
+            "coming": coming(to_come),
+            "lost_why": next((w.waiting_for for w in self.book.regulars_of(name) if w.life is Life.LOST), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,
             "stalled_s": round(now - pace.moved_at, 1) if has_work and pace.moved_at else 0.0,
@@ -148,3 +151,14 @@ class Figures:
             "utterances": worker.items,
             "load_ms": round(worker.load_ms, 1),
         }
+
+
+def coming(workers: Sequence[Worker]) -> str:
+    """Which of these is on its way to a model, in words; "": none is, or it waits for something (``waiting_for``)."""
+    for worker in workers:
+        if worker.life is Life.LOADING and not worker.waiting_for:
+            return f"{worker.plan.role} loads its model"
+    for worker in workers:
+        if worker.life is Life.ABSENT:
+            return f"{worker.plan.role} is starting" + (f": {worker.waiting_for}" if worker.waiting_for else "")
+    return ""

@@ -96,8 +96,14 @@ def of_stage(row: dict[str, Any], mend: str, drained: tuple[str, ...] = ()) -> d
     if row.get("absent"):
         return {"alive": False, "progressing": False, "reason": f"absent: {row['absent']}"}
     if not (row.get("loaded") or row.get("parked") or row.get("called")):
-        why = row.get("why") or "no worker has its model yet"
-        return {"alive": False, "progressing": False, "reason": f"{why}; {mend}" if row.get("lost") else why}
+        if why := row.get("coming") or row.get("why"):  # of a worker that can come, be others lost
+            return {"alive": False, "progressing": False, "reason": why, "note": _lost(row, mend)}
+        why = (
+            f"{row.get('lost_why') or 'no worker is left'}; {mend}"
+            if row.get("lost")
+            else "no worker has its model yet"
+        )
+        return {"alive": False, "progressing": False, "reason": why}
     stalled = row.get("stalled_s", 0.0)
     if stalled > row.get("stall_limit_s", float("inf")):
         return {"alive": True, "progressing": False, "reason": f"has work and made no progress for {stalled:.0f} s"}
@@ -115,7 +121,7 @@ def of_stage(row: dict[str, Any], mend: str, drained: tuple[str, ...] = ()) -> d
 def _lost(row: dict[str, Any], mend: str) -> str:
     """What an operator should know of a stage that is well all the same."""
     lost, workers = row.get("lost", 0), row.get("workers", 0)
-    why = f": {row['why']}" if row.get("why") else ""
+    why = f": {row['lost_why']}" if row.get("lost_why") else ""
     return f"{lost} of {workers} workers will not come back by themselves{why}; {mend}" if lost else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.boot import VariantPlan, WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Denied, Errand, Here, Load, Orders, Park, Preload, Run, Serve, Vacate
+from ipc.messages import Denied, Errand, Gone, Here, LeaseWait, Load, Orders, Park, Preload, Run, Serve, Vacate
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 LEFT, RIGHT = "cuda:0", "cuda:1"
@@ -68,6 +68,25 @@ def test_the_next_life_is_not_restarted_again_by_an_order_that_still_stands() ->
     w.loaded(w.peer("a@cuda:0/0"))
     w.advance(10)
     assert len(leaving(w)) == 1
+
+
+def test_a_worker_that_restarts_is_told_as_such_and_apart_from_the_one_that_is_lost() -> None:
+    w = world(stage("a", RIGHT, LEFT))
+
+    def told() -> tuple[str, str]:
+        row = w.core.snapshot(w.now)["stages"]["a"]
+        return row["coming"] or row["why"], row["lost_why"]
+
+    w.core.handle(SUPERVISOR, Gone("a@cuda:1/0", w.lives["a@cuda:1/0"], "cuda:1 is quarantined", True), w.now)
+    assert told() == ("", "cuda:1 is quarantined")
+    order(w, ("a@cuda:0/0", True))
+    life = w.lives["a@cuda:0/0"]
+    w.core.handle(SUPERVISOR, Gone("a@cuda:0/0", life, "parked", parked=True), w.now)
+    assert told() == ("a@cuda:0/0 is starting: restarted by an operator", "cuda:1 is quarantined")
+    w.core.handle(f"a@cuda:0/0#{life + 1}", Here(), w.now)
+    assert told()[0] == "a@cuda:0/0 loads its model"
+    w.core.handle(f"a@cuda:0/0#{life + 1}", LeaseWait("it needs 3 GiB"), w.now)
+    assert told()[0] == "it needs 3 GiB"
 
 
 def test_an_unloaded_model_waits_for_work_though_it_is_pinned() -> None:

@@ -67,9 +67,11 @@ def test_memory_that_stays_unknown_is_no_health_and_names_who_does_not_speak() -
 
 def test_a_worker_that_will_not_come_back_is_told_although_its_stage_is_well() -> None:
     world = serving()
-    world.say("scheduler", Report({"stages": {"nmt": stage_row(workers=2, lost=1, why="killed")}}))
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(workers=2, lost=1, lost_why="killed")}}))
     told = health(world)
-    assert told["ready"] and told["stages"]["nmt"]["note"].startswith("1 of 2 workers will not come back")
+    assert told["ready"] and told["stages"]["nmt"]["note"].startswith(
+        "1 of 2 workers will not come back by themselves: killed;"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,9 +88,25 @@ def test_workers_without_their_model_are_counted_as_they_are(row: dict[str, int]
     assert health(world)["stages"]["nmt"]["note"].endswith(note)
 
 
+@pytest.mark.parametrize("row", [{"coming": "nmt@cpu/0 loads its model"}, {"why": "needs 3 GB, there are 2"}])
+def test_a_stage_between_workers_is_put_down_to_the_one_that_can_come_and_not_to_the_lost_one(
+    row: dict[str, str],
+) -> None:
+    world = serving()
+    lost = {"loaded": 0, "workers": 2, "lost": 1, "lost_why": "cuda:1 is quarantined"}
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(**lost, **row)}}))
+    told = health(world)
+    assert told["reason"] == f"stage nmt: {next(iter(row.values()))}"
+    assert told["stages"]["nmt"]["note"].startswith("1 of 2 workers will not come back by themselves: cuda:1 is quar")
+    world.say("scheduler", Report({"stages": {"nmt": stage_row(**lost)}}))
+    assert health(world)["reason"].startswith("stage nmt: cuda:1 is quarantined; ")
+
+
 def test_a_stage_whose_only_worker_was_lost_while_its_model_was_away_is_not_well() -> None:
     world = serving()
-    world.say("scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=0, why="lost")}}))
+    world.say(
+        "scheduler", Report({"stages": {"nmt": stage_row(loaded=0, workers=1, lost=1, parked=0, lost_why="lost")}})
+    )
     told = health(world)
     assert not told["ready"] and "stage nmt: lost; " in told["reason"]
 

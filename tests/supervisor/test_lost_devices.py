@@ -159,7 +159,10 @@ def test_without_a_shared_server_a_fault_is_one_worker_s() -> None:
 
 def test_the_way_back_is_a_restart_but_for_a_device_that_is_lost() -> None:
     world = Gpus(restart_budget=0)
-    rows = {"asr": stage_row(workers=2, lost=1, why="killed"), "nmt": stage_row(workers=1, lost=1, loaded=0, why="x")}
+    rows = {
+        "asr": stage_row(workers=2, lost=1, lost_why="killed"),
+        "nmt": stage_row(workers=1, lost=1, loaded=0, lost_why="x"),
+    }
     world.do(Exited(ON_1, -9))
     assert "it stays away: run_node.py ctl restart asr tries again" in world.said()[-1]
     world.say("scheduler", Report({"stages": rows}))
