@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.commands import complaints
+from engine.commands import complaints, patience
 from engine.commands.inputs import Utterance
 from engine.commands.reading import Found, within
 from engine.commands.results import Results, Row, outcome_row, refusal_row
@@ -152,9 +152,7 @@ class Delivery:
     def _note(self, news: Progress) -> None:
         """What an utterance waits for is known until it goes on."""
         if news.state:
-            self._reason = f"stage {news.stage} waits: {news.reason}" if news.reason else ""
-            device, drained, _ = news.reason.partition(" is drained")
-            self._reason += f" (run_node.py ctl resume {device} lets it be used)" if drained else ""
+            self._reason = f"stage {news.stage} waits: {patience.mended(news.reason)}" if news.reason else ""
         if self._heard:
             self._heard(news)
 

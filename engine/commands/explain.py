@@ -1,13 +1,14 @@
-"""``explain``: why does this wait? Each request for memory that waits, with the numbers that decide over it."""
+"""``explain``: why does this wait? Each request for memory that waits, with the numbers that decide over it; and each
+stage that has work and no model, where that waits for something else."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from engine.commands import OK, asking, finding
+from engine.commands import OK, asking, finding, patience
 from engine.commands.tables import nbytes
 from ipc.errors import DragomanError
 
@@ -22,7 +23,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "explain",
         help="why does a model or a program wait for memory?",
-        description="Every request for memory that waits, who is before it, and the figures that it waits for.",
+        description="Every request for memory that waits, who is before it, and the figures that it waits for;\n"
+        "and what a stage without a model waits for, where that is no memory.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,18 +40,22 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for row in waiting if args.who in ("", row["model"]) or row["worker"].startswith(args.who)]
     workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
     later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
+    asking_now = {row["worker"].partition("@")[0] for row in (*waiting, *later)}
+    stages = [row for row in held_up(stats, asking_now) if row["stage"].startswith(args.who.partition("@")[0])]
     more = arbiter.get("waiting_total", 0) - len(waiting)
     if args.who and not more and not any(name.startswith(args.who) for name in names(stats)):
         raise DragomanError(f"no worker and no program here is called {args.who!r}", "look at: run_node.py stats")
     if args.json:
-        print(json.dumps(rows + later, ensure_ascii=False, indent=2))
+        print(json.dumps(rows + later + stages, ensure_ascii=False, indent=2))
         return OK
-    said = [*map(sentence, rows), *map(later_sentence, later)]
+    said = [*map(sentence, rows), *map(later_sentence, later), *map(stage_sentence, stages)]
     print("\n\n".join(said) or f"nothing{' of that name' if args.who else ''} waits for memory")
     if more > 0:
         print(f"\n{more} more wait behind these")
+    held = {row["stage"] for row in stages}
     for role, worker in workers:
-        if worker.get("waiting_for", "").startswith("parked") and role.startswith(args.who):
+        parked = worker.get("waiting_for", "").startswith("parked") and role.partition("@")[0] not in held
+        if parked and role.startswith(args.who):
             print(f"\n{role} does not wait: {worker['waiting_for']}")
     return OK
 
@@ -73,6 +79,19 @@ def later_row(role: str, worker: Mapping[str, Any]) -> dict[str, Any]:
 
 def later_sentence(row: Mapping[str, Any]) -> str:
     return f"{row['worker']} was refused and asks again in {row['again_in_s']:.1f} s\n  because: {row['reason']}"
+
+
+def held_up(stats: Mapping[str, Any], asking: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Stages that have work and no model, for another reason than memory that their workers ask for (``asking``)."""
+    for name, stage in ((stats.get("scheduler") or {}).get("stages") or {}).items():
+        reason = stage.get("coming") or stage.get("why") or ""
+        if stage["waiting"] and not stage["loaded"] and reason and name not in asking:
+            yield {"stage": name, "kind": "stage", "waiting": stage["waiting"], "reason": reason}
+
+
+def stage_sentence(row: Mapping[str, Any]) -> str:
+    count = f"{row['waiting']} utterance{'s' if row['waiting'] != 1 else ''}"
+    return f"stage {row['stage']} waits with {count}: {patience.mended(row['reason'])}"
 
 
 def sentence(row: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from engine.scheduler.pace import StagePace
 from engine.scheduler.queues import StageQueue
 from engine.scheduler.shortages import Shortages
 from engine.scheduler.slots import SlotKey, Slots
-from engine.scheduler.workers import Worker
+from engine.scheduler.workers import Life, Worker
 from ipc.messages import Ended, Free, Held, JobAccepted, Orders, Session
 from ipc.ring import generation
 
@@ -128,6 +128,11 @@ class Book:
     def is_drained(self, worker: Worker) -> bool:
         """Whether an operator keeps this worker's device empty."""
         return worker.plan.device in self.orders.drained
+
+    def kept_empty(self, stage: str) -> str:
+        """That operators have drained every device on which a stage could run, in words, or ""."""
+        devices = [worker.plan.device for worker in self._regulars[stage] if worker.life is not Life.LOST]
+        return f"{devices[0]} is drained" if devices and set(devices) <= set(self.orders.drained) else ""
 
     def is_unloaded(self, worker: Worker) -> bool:
         """Whether an operator has had a life of this worker, before the present one, give its model back."""

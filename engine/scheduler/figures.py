@@ -97,6 +97,7 @@ class Figures:
 
     def _stage(self, name: str, now: float) -> dict[str, Any]:
         pace, plan, workers = self.book.paces[name], self.book.stages[name], self.book.workers_of(name)
+        empty = self.book.kept_empty(name)
         to_come = [worker for worker in self.book.regulars_of(name) if worker.life is not Life.LOST]
         done = max(1, pace.done)
         batches = [batch for worker in workers for batch in worker.batches]
@@ -113,8 +114,8 @@ class Figures:
             "degraded": "; ".join(
                 f"{w.plan.role} {w.degraded}" for w in workers if w.life is Life.LOADED and w.degraded
             ),
-            "why": next((worker.waiting_for for worker in to_come if worker.waiting_for), ""),
-            "coming": coming(to_come),
+            "why": empty or next((worker.waiting_for for worker in to_come if worker.waiting_for), ""),
+            "coming": "" if empty else coming(to_come),
             "lost_why": next((w.waiting_for for w in self.book.regulars_of(name) if w.life is Life.LOST), ""),
             "failed_in_row": pace.failed_in_row,
             "last_failure": pace.last_failure,

@@ -113,6 +113,8 @@ class Fleet:
     def _load(self, worker: Worker, *, modest: bool = False) -> None:
         if self.book.is_drained(worker):
             worker.waiting_for, worker.load_again_at = f"{worker.plan.device} is drained", None
+            if self.book.kept_empty(worker.plan.stage):
+                self.tell_queue(worker.plan.stage, worker.waiting_for)
             return None
         if (until := self.book.shortages.held_until(worker.plan.device)) is not None:
             why = f"{worker.plan.device} ran out of memory more than once: nothing begins there for a while"
@@ -138,7 +140,7 @@ class Fleet:
     def lease_wait(self, worker: Worker, message: LeaseWait) -> None:
         worker.waiting_for = message.reason
         self.book.note("info", f"{worker.plan.role} waits for memory: {message.reason}")
-        self._tell_queue(worker, message.reason)
+        self.tell_queue(worker.plan.stage, message.reason)
 
     def loading(self, worker: Worker, now: float) -> None:
         worker.loading_since = now
@@ -339,7 +341,7 @@ class Fleet:
             self._stage_lost(worker.plan.stage, reason, now)
         self.flow.worker_died(worker, batches, reason, now)
         if not final:
-            self._tell_queue(worker, f"its worker is starting again: {reason}")
+            self.tell_queue(worker.plan.stage, f"its worker is starting again: {reason}")
 
     def _excuse(self, worker: Worker, batches: list[Batch]) -> None:
         """A death in a run is the utterance's doing and is charged to it, unless life after life ends nothing well."""
@@ -358,13 +360,22 @@ class Fleet:
             if job is not None and not job.ended:
                 self.flow.end(job, "error", "failed", f"stage {stage} has no worker left: {reason}", now)
 
-    def _tell_queue(self, worker: Worker, reason: str) -> None:
-        """Jobs that wait for a stage without a loaded worker are loading, and sessions that asked are told why."""
-        stage = worker.plan.stage
+    def tell_queue(self, stage: str, reason: str = "") -> None:
+        """Jobs that wait for a stage without a loaded worker are loading, and sessions that asked are told why.
+
+        Where operators keep its devices empty nothing loads, and they are pending.
+        """
         if any(w.life is Life.LOADED for w in self.book.workers_of(stage)):
             return
+        empty = self.book.kept_empty(stage)
         for key in self.book.queues[stage]:
             job = self.book.job(key)
-            if job is not None and job.state is State.PENDING:
+            if job is None:
+                continue
+            if empty and job.state in (State.PENDING, State.LOADING):
+                if job.state is State.LOADING:
+                    job.move(State.PENDING)
+                self.flow.status(job, empty)
+            elif job.state is State.PENDING:
                 job.move(State.LOADING)
                 self.flow.status(job, reason)

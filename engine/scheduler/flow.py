@@ -155,8 +155,9 @@ class Flow:
                 return self._give_up(job, "failed", f"stage {plan.name} has no worker left: {why}", now)
             self.book.called[plan.name] = None
             if job.state is State.PENDING:
-                job.move(State.LOADING)
-                self.status(job, next((w.waiting_for for w in workers if w.waiting_for), ""))
+                if not (why := self.book.kept_empty(plan.name)):
+                    job.move(State.LOADING)
+                self.status(job, why or next((w.waiting_for for w in workers if w.waiting_for), ""))
         if not self.book.queues[plan.name].waiting:  # from now on there is something to do
             self.book.paces[plan.name].moved_at = now
         if haste.may_leave_out(job, plan):
@@ -409,7 +410,8 @@ class Flow:
         if job.passed:
             return "done"
         workers = self.book.workers_of(job.stage) if job.state is State.LOADING else []
-        why = next((worker.waiting_for for worker in workers if worker.waiting_for), "") or self._pause(job)
+        why = self.book.kept_empty(job.stage) if job.state in (State.PENDING, State.LOADING) else ""
+        why = why or next((worker.waiting_for for worker in workers if worker.waiting_for), "") or self._pause(job)
         return f"{job.state.value} at {job.stage}{f' ({why})' if why else ''}"
 
     def _pause(self, job: Job) -> str:

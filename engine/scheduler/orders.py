@@ -52,6 +52,8 @@ class Orders:
         for stage in self.book.stages:
             if back or before.errands != standing.errands:
                 self.fleet.look_after(stage)
+        for stage in self.book.stages if before.drained != standing.drained else ():
+            self.fleet.tell_queue(stage)
         self.book.fleet_changed = True
 
     def preload(self, stage: str) -> None:

@@ -30,6 +30,11 @@ def order(node: Node, verb: str, target: str) -> dict[str, Any]:
     return ctl.ask(node.ctl_endpoint, verb, target=target)
 
 
+def explain(node: Node) -> str:
+    ask = [sys.executable, str(ROOT / "run_node.py"), "explain", "--connect", node.ctl_endpoint]
+    return subprocess.run(ask, capture_output=True, text=True).stdout
+
+
 def done(node: Node) -> bool:
     """Nobody is on the way any more by an order."""
     return not node.stats()["operators"]["pending"]
@@ -310,5 +315,8 @@ def test_who_translates_with_a_drained_node_is_told_what_it_waits_for(tmp_path: 
             assert run.stderr is not None
             says = "stage nmt waits: cpu is drained (run_node.py ctl resume cpu lets it be used)"
             assert any(says in said for said in run.stderr)
+            waits = "stage nmt waits with 1 utterance: cpu is drained (run_node.py ctl resume cpu lets it be used)"
+            wait_until(lambda: explain(node) == f"{waits}\n")
+            wait_until(lambda: [job["stages"] for job in node.stats()["jobs"]] == [{"nmt": "pending"}])
             assert command(node, "resume", "cpu").returncode == 0
             assert run.wait(60) == 0

@@ -5,7 +5,21 @@ from __future__ import annotations
 from engine.boot import VariantPlan, WorkerPlan
 from engine.scheduler.book import SUPERVISOR
 from engine.scheduler.workers import Life
-from ipc.messages import Denied, Errand, Gone, Here, LeaseWait, Load, Orders, Park, Preload, Run, Serve, Vacate
+from ipc.messages import (
+    Denied,
+    Errand,
+    Gone,
+    Here,
+    LeaseWait,
+    Load,
+    Orders,
+    Park,
+    Preload,
+    Progress,
+    Run,
+    Serve,
+    Vacate,
+)
 from tests.scheduler.world import DEADLINES, World, text_stage
 
 LEFT, RIGHT = "cuda:0", "cuda:1"
@@ -156,6 +170,49 @@ def test_work_for_a_drained_device_waits_and_is_done_when_it_is_used_again() -> 
     w.loaded(w.peer("a@cuda:0/0"))
     w.run_everything()
     assert w.ended() == {("s", 0): "ok"}
+
+
+def test_an_utterance_for_a_drained_device_is_pending_and_says_so_until_something_loads() -> None:
+    w = world(stage("a"))
+    w.open("t", partials=True)
+
+    def told() -> tuple[str, str]:
+        status = w.messages(Progress)[-1].message
+        shown = {job["session"]: job["stages"]["a"] for job in w.core.snapshot(w.now)["jobs"]}
+        assert set(shown.values()) == {status.state}
+        return status.state, status.reason
+
+    order(w, drained=(LEFT,))
+    w.leave("a@cuda:0/0")
+    w.admit(0, "t")
+    assert told() == ("pending", "cuda:0 is drained")
+    row = w.core.snapshot(w.now)["stages"]["a"]
+    assert (row["waiting"], row["why"], row["coming"]) == (1, "cuda:0 is drained", "")
+    order(w)
+    assert told() == ("loading", "")
+    order(w, drained=(LEFT,))
+    assert told() == ("pending", "cuda:0 is drained")
+    order(w)
+    w.leave("a@cuda:0/0")
+    w.loaded(w.peer("a@cuda:0/0"))
+    w.run_everything()
+    assert w.ended() == {("t", 0): "ok"}
+
+
+def test_what_came_before_the_drain_is_told_of_it_when_the_model_has_gone() -> None:
+    w = world(stage("a"))
+    w.open("t", partials=True)
+    for index in range(4):
+        w.admit(index, "t")
+    order(w, drained=(LEFT,))
+    for _ in range(2):
+        w.done(w.peer("a@cuda:0/0"))
+    w.leave("a@cuda:0/0")
+    waiting = [one.message for one in w.messages(Progress)[-2:]]
+    assert [(one.index, one.state, one.reason) for one in waiting] == [
+        (2, "pending", "cuda:0 is drained"),
+        (3, "pending", "cuda:0 is drained"),
+    ]
 
 
 def test_a_parked_worker_elsewhere_takes_over_from_a_drained_device() -> None:
