@@ -141,7 +141,7 @@ class Leases:
         device = self._lines.book(name)
         memory = self._devices.get(device)
         lease = Lease(
-            peer, message.id, device, message.nbytes, _cut(message.model), LeaseState.REQUESTED, now,
+            peer, message.id, device, message.nbytes, _cut(words.printable(message.model)), LeaseState.REQUESTED, now,
             variant=message.variant, priority=message.priority, preemptible=message.preemptible,
             grows=message.grows and not peer.startswith(EXTERNAL),  # a program has no model that is loaded
             pid=message.pid,

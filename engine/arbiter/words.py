@@ -17,6 +17,13 @@ def name(lease: Lease) -> str:
     return lease.peer.rpartition("#")[0]
 
 
+def printable(given: str) -> str:
+    """A name that somebody else has chosen, for anybody's terminal and the log: what is no text in it is escaped."""
+    if given.isprintable():
+        return given
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given)
+
+
 def gib(nbytes: int) -> str:
     return f"{nbytes / GIB:.1f} GiB" if abs(nbytes) >= GIB else f"{nbytes / 2**20:.0f} MiB"
 

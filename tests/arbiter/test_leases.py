@@ -1383,6 +1383,22 @@ def test_names_are_cut_so_that_the_book_fits_its_journal():
     assert len(kept.encode(bench.book.keep())) < 2000
 
 
+def test_what_is_no_text_in_a_program_s_name_is_escaped_wherever_others_read_it():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(grace_s=1.0))
+    bench.read(24 * GIB)
+    evil = "\x1b[2J\x07\r\u202e\ntrainer \u4e16"
+    bench.ask("lease@7/1", 20 * GIB, model=evil, preemptible=True)
+    bench.ask("lease@8/1", 10 * GIB, model=evil, wait_s=3.0)
+    bench.later(2.0)
+    bench.read(24 * GIB)
+    (row,) = bench.book.snapshot(bench.now)["waiting"]
+    bench.later(2.0)
+    (denied,) = bench.read(24 * GIB)
+    shown = "\\x1b[2J\\x07\\r\\u202e\\ntrainer \u4e16"
+    assert row["model"] == shown and shown in row["leaving"][0] and shown in denied.reason
+    assert all(lease["model"] == shown for lease in bench.book.snapshot(bench.now)["leases"])
+
+
 def test_programs_can_fill_the_book_no_further_than_its_journal_takes():
     bench = Bench(Limits(GPU, 10_000 * GIB, safety_margin=0.0))
     bench.read(10_000 * GIB)
