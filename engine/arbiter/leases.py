@@ -299,10 +299,14 @@ class Leases:
             told.append(Send(asking.peer, LeaseWait(f"more than {TOLD} requests wait before it", asking.id)))
         return told
 
-    def _reason(self, lease: Lease, outlook: Outlook, now: float) -> str:
-        """Why it waits, and in few words why it does not go to the other devices that would do."""
+    def _reason(self, lease: Lease, outlook: Outlook, now: float, taken: str = "") -> str:
+        """Why it waits, and in few words why it does not go to the other devices that would do.
+
+        ``taken``: who has what it lacks.
+        """
+        why = [outlook.reason(lease)] + ([taken] if taken and outlook.kind(lease) in ("room", "models") else [])
         names = [name for name in self._lines.others(lease) if not lease.is_on(name)]
-        return "; ".join([outlook.reason(lease), *(f"{one}: {self._briefly(one, lease.nbytes, now)}" for one in names)])
+        return "; ".join([*why, *(f"{one}: {self._briefly(one, lease.nbytes, now)}" for one in names)])
 
     def _stayed(self, device: str, now: float) -> str:
         """Which programs there were asked to leave and have not in time, in words; "": none."""
@@ -537,7 +541,7 @@ class Leases:
             "leases": [words.lease_row(one, overdue=self.wants.is_overdue(one, now)) for one in self._all_present()],
             "over": [words.lease_row(one, overdue=False) for one in self._over],
             "last_lease": self._next_number - 1,
-            "waiting": [self.explain(lease, now) for line in self._lines.all() for lease in islice(line, SHOWN)],
+            "waiting": self._explained(now),
             "waiting_total": len(self._lines),
             "load_times_ms": dict(self._load_times_ms),
             "counts": dict(self._counts),
@@ -545,8 +549,15 @@ class Leases:
             "drained": sorted(self._lines.drained),
         }
 
-    def explain(self, lease: Lease, now: float) -> dict[str, Any]:
-        """Why this request waits, in words and numbers; bytes and seconds."""
+    def _explained(self, now: float) -> list[dict[str, Any]]:
+        """The first who wait, of each line. Who has the memory is looked up once a device, however many want it."""
+        shown = [lease for line in self._lines.all() for lease in islice(line, SHOWN)]
+        taken = {one: words.taken(self._present[one], self._devices[one].foreign_bytes)
+                 for one in {lease.device for lease in shown}}  # fmt: skip
+        return [self._explain(lease, taken[lease.device], now) for lease in shown]
+
+    def _explain(self, lease: Lease, taken: str, now: float) -> dict[str, Any]:
+        """Why this request waits, in words and numbers; bytes and seconds. ``taken``: who has the memory."""
         line, name = self._lines.where(lease), lease.home or lease.device
         outlook = look(self._devices[lease.device], self._present[lease.device], line, self._waits.unreadable_s, now)
         aside = {"kind": DRAINED, "reason": words.drained(name)} if self._lines.stands_aside(lease) else {}
@@ -565,7 +576,7 @@ class Leases:
                 for one in self.wants.leaving(self._present[lease.device])
             ],
             **outlook.explain(lease),
-            "reason": self._reason(lease, outlook, now),
+            "reason": self._reason(lease, outlook, now, taken),
             **aside,
         }
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any
 
-from engine.arbiter.lease import EXTERNAL, Lease
+from engine.arbiter.lease import EXTERNAL, LEAVING, Lease, LeaseState
 from engine.arbiter.room import DeviceMemory
 from engine.limits import Limits
 from ipc.messages import Denied, Granted, Inquire, LeaseWait
 
 GIB = 2**30
+NAMED = 3  # of those who have a device's memory
 
 
 def name(lease: Lease) -> str:
@@ -109,7 +113,25 @@ def overuse(lease: Lease, granted: int) -> str:
 
 def leaving(lease: Lease, *, overdue: bool) -> str:
     """A program that was asked to leave, and is still there."""
-    return f"{lease.model or 'a program'} ({name(lease)}{', overdue' if overdue else ''})"
+    return _program(lease, ", overdue" if overdue else "")
+
+
+def taken(leases: Iterable[Lease], foreign: int) -> str:
+    """Who has most of a device's memory, or may take it, as the room for a grant counts it; "": nobody.
+
+    ``foreign``: bytes that no lease covers.
+    """
+    has: Counter[str] = Counter({"programs without a lease": foreign} if foreign > 0 else {})
+    for lease in leases:
+        if nbytes := lease.held_bytes + lease.promised_bytes:
+            left = ", ended" if lease.state in LEAVING else ", lost" if lease.state is LeaseState.LOST else ""
+            has[_program(lease, left) if lease.external else name(lease) + (left and f" ({left[2:]})")] += nbytes
+    most = ", ".join(f"{who} {gib(nbytes)}" for who, nbytes in nlargest(NAMED, has.items(), key=itemgetter(1)))
+    return f"taken by {most}{f' and {len(has) - NAMED} more' if len(has) > NAMED else ''}" if has else ""
+
+
+def _program(lease: Lease, more: str) -> str:
+    return f"{lease.model or 'a program'} ({name(lease)}{more})"
 
 
 def quarantined(device: str, reason: str) -> str:

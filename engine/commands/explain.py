@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     stats = asking.ask(finding.ctl_endpoint(args.connect), "stats")
     arbiter: Mapping[str, Any] = stats.get("arbiter") or {}
     waiting = arbiter.get("waiting", [])
+    turns = {role: one.get("turn", "") for role, one in (stats.get("scheduler") or {}).get("workers", {}).items()}
+    waiting = [{**row, "turn": turns.get(row["worker"].rpartition("#")[0], "")} for row in waiting]
     rows = [row for row in waiting if args.who in ("", row["model"]) or row["worker"].startswith(args.who)]
     workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
     later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
@@ -110,6 +112,8 @@ def sentence(row: Mapping[str, Any]) -> str:
         f"{nbytes(row['promised_bytes'])} - other programs {nbytes(row['foreign_bytes'])}",
         f"    less a margin of {nbytes(row['margin_bytes'])}",
     ]
+    if row["turn"]:
+        lines.append(f"  {row['turn']}")
     if row["coming_back_bytes"]:
         lines.append(f"  {nbytes(row['coming_back_bytes'])} of the dead are not shown back yet")
     if row["leaving"]:

@@ -146,6 +146,7 @@ class Figures:
             "standby": worker.plan.standby,
             "extra": worker.plan.extra,
             "waiting_for": worker.waiting_for,
+            "turn": self.core.residency.whose_turn(role, now),
             "again_in_s": None if again_at is None else round(max(0.0, again_at - now), 1),
             "on_board": sum(len(batch.jobs) for batch in worker.batches),
             "runs": worker.runs,

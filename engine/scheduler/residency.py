@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 
 from engine.scheduler import haste
 from engine.scheduler.book import Book
@@ -62,6 +63,7 @@ class Residency:
         self._arbiter = 0  # the life of it that has spoken last
         self._wants: dict[str, Want] = {}  # device -> what is wanted there
         self._answered: set[str] = set()  # devices where somebody leaves, or has left and the arbiter may not know
+        self._turns: dict[str, tuple[str, float]] = {}  # device -> whose turn it is there, and until when at most
         self._yields: dict[str, tuple[str, str, float]] = {}  # who has left -> where, for whom, until when at most
 
     def wanted(self, arbiter: int, message: Vacate, now: float) -> None:
@@ -98,6 +100,18 @@ class Residency:
                 self._answered.discard(device)
                 self.book.stir(worker.plan.stage)
 
+    def whose_turn(self, role: str, now: float) -> str:
+        """Who is at work where this worker waits for room, and for how long yet, in words; "": nobody that is known."""
+        for device in [device for device, want in self._wants.items() if want.by == role]:
+            for worker in self.book.at(device):
+                if worker.leaving and not worker.dismissed:
+                    return f"{worker.plan.role} leaves for it, after the batch it runs"
+            if device in self._turns:
+                who, until = self._turns[device]
+                left_s = max(0.0, until - now)
+                return f"it is the turn of {who}, for {left_s:.0f} s more at most (deadlines.turn_s) and its last batch"
+        return ""
+
     def turn(self, now: float) -> float | None:
         """Call back whose stage has work, and let go who may; returns when time alone changes something."""
         over = self._let_back(now) if self._yields else None
@@ -119,6 +133,7 @@ class Residency:
     # ---------------------------------------------------------------- for somebody else
 
     def _make_room(self, device: str, want: Want, now: float) -> float | None:
+        self._turns.pop(device, None)
         here = self.book.at(device)
         leaving = [worker for worker in here if worker.leaving and not worker.dismissed]
         for worker in leaving:
@@ -147,6 +162,7 @@ class Residency:
         if chosen is None:
             chosen = self._furthest([w for w in guests if now >= turns[w.plan.role]], distances)
         if chosen is None:
+            self._turns[device] = min(turns.items(), key=itemgetter(1))
             return min((end for end in (*turns.values(), *held.values()) if end > now), default=None)
         self._let_go(chosen, want, now)
         return None

@@ -431,6 +431,20 @@ def test_a_request_that_waits_is_explained_in_words_and_in_numbers_that_add_up()
     assert second["kind"] == "elder" and "nmt@cuda:0/0" in second["reason"]
 
 
+def test_who_has_the_memory_that_a_request_lacks_is_named_the_largest_first_and_three_at_most():
+    bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0))
+    bench.read(20 * GIB)  # 4 GiB are other programs'
+    bench.ask("lease@7/1", 8 * GIB, model="trainer")
+    for number in range(3):
+        bench.ask(f"lease@8/{number}", 2 * GIB, model="small")
+    bench.load("asr@cuda:0/0", 3 * GIB, 17 * GIB)
+    bench.ask("nmt@cuda:0/0", 15 * GIB)
+    bench.ask("tts@cuda:0/0", 16 * GIB)
+    first, _ = bench.book.snapshot(bench.now)["waiting"]
+    most = "trainer (lease@7/1) 8.0 GiB, programs without a lease 4.0 GiB, asr@cuda:0/0 3.0 GiB"
+    assert first["kind"] == "room" and first["reason"].endswith(f"; taken by {most} and 3 more")
+
+
 def test_a_program_that_was_asked_to_leave_and_has_not_is_named_to_who_waits_and_in_the_refusal():
     bench = Bench(Limits(GPU, 24 * GIB, safety_margin=0.0), waits=Waits(unreadable_s=100.0))
     bench.read(24 * GIB)

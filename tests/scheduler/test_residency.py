@@ -131,6 +131,25 @@ def test_patience_ends_and_who_has_stayed_so_long_leaves_after_its_last_batch() 
     assert not found.messages(Run, found.peer(chosen)), "no more work for one that leaves"
 
 
+def test_who_waits_for_a_turn_is_told_whose_it_is_and_for_how_long_at_most() -> None:
+    w = world("a", "b")
+    for index in range(200):
+        w.admit(index)
+    want(w, "b")
+
+    def told() -> str:
+        rows = w.core.snapshot(w.now)["workers"]
+        assert not rows[role("a")]["turn"]
+        return rows[role("b")]["turn"]
+
+    left = f"for {TURN:.0f} s more at most (deadlines.turn_s) and its last batch"
+    assert told() == f"it is the turn of a@cuda:0/0, {left}"
+    w.advance(TURN)
+    assert told() == "a@cuda:0/0 leaves for it, after the batch it runs"
+    want(w, "b", 0)
+    assert told() == ""
+
+
 def test_a_model_that_has_just_come_stays_its_turn_however_long_others_have_waited() -> None:
     found = world("a")
     for index in range(5):
