@@ -1,21 +1,26 @@
-"""``stats``: what a running node is doing, as a page of tables or as the whole document in JSON."""
+"""``stats``: what a running node is doing, as a page of tables or as the whole document in JSON.
+
+What matters first comes first: a terminal that is watched shows as much of the page as it has lines.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.arbiter.lease import EXTERNAL
 from engine.commands import asking, finding
-from engine.commands.tables import nbytes, table
+from engine.commands.tables import fit, nbytes, remark, table, width
 
 WATCH_S = 1.0
 JOBS_SHOWN = 20
 WAITING_SHOWN = 10
+SHORT = 24  # columns of a reason that stays in its table; a longer one is a remark below
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -30,6 +35,18 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole document as one JSON object")
     parser.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     parser.add_argument("--connect", metavar="CTL", help="the node's ctl endpoint (default: the running node's)")
+
+
+Remarks = dict[str, list[str]]  # text -> of whom it is said
+
+
+class Table(NamedTuple):
+    """``remarks``: lines below it, of what is too long for a column."""
+
+    title: str
+    head: list[str]
+    rows: list[list[Any]]
+    remarks: Sequence[str] = ()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,12 +65,12 @@ def page(stats: Mapping[str, Any], endpoint: str) -> str:
     notes = (stats.get("health") or {}).get("notes", [])
     parts = [_head(stats, endpoint), _totals(stats) + _orders(stats), *notes]
     tables = (
-        _stages(stats), _instances(stats), _devices(stats), _placement(stats), _jobs(stats), _waiting(stats),
-        _leases(stats), _estimates(stats), _processes(stats),
+        _stages(stats), _devices(stats), _waiting(stats), _jobs(stats), _instances(stats), _leases(stats),
+        _processes(stats), _estimates(stats), _placement(stats),
     )  # fmt: skip
-    for title, head, rows in tables:
-        if rows:
-            parts.append(f"{title}\n{table(head, rows)}")
+    for title, head, rows, remarks in tables:
+        if rows or remarks:
+            parts.append("\n".join([title, *([table(head, rows)] if rows else ()), *map(remark, remarks)]))
     return "\n\n".join(parts)
 
 
@@ -61,9 +78,7 @@ def _head(stats: Mapping[str, Any], endpoint: str) -> str:
     reason = f" ({stats['mode_reason']})" if stats.get("mode_reason") else ""
     mode, gpus = stats.get("mode", "?"), stats.get("gpu_count", 0)
     node, pid = stats.get("node", "?"), stats.get("pid", "?")
-    placed = (stats.get("placement") or {}).get("text")
-    head = f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
-    return head + (f"\nplacement {placed}" if placed else "")
+    return f"node {node} at {endpoint}, supervisor's pid {pid}\nmode {mode}{reason}, {gpus} GPUs"
 
 
 def _totals(stats: Mapping[str, Any]) -> str:
@@ -91,7 +106,7 @@ def _orders(stats: Mapping[str, Any]) -> str:
     return "".join(f"\n{line}" for line in lines)
 
 
-def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _stages(stats: Mapping[str, Any]) -> Table:
     head = [
         "stage", "health", "at once", "busy", "waiting", "running", "done", "failed",
         "wait ms", "99 % wait", "work ms",
@@ -100,15 +115,29 @@ def _stages(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     concurrency = report.get("concurrency") or {}
     health = (stats.get("health") or {}).get("stages") or {}
     busy, steps = report.get("utilisation") or {}, report.get("histogram_ms") or []
+    remarks: Remarks = {}
     rows = [
         [
-            name, _health(health.get(name) or {}), concurrency.get(name), f"{busy[name]:.0%}" if name in busy else None,
+            name, _health(name, health.get(name) or {}, remarks), concurrency.get(name),
+            f"{busy[name]:.0%}" if name in busy else None,
             *map(stage.get, ("waiting", "running", "done", "failed", "avg_waiting_ms")),
             _below(stage.get("waiting_histogram") or [], steps), stage.get("avg_processing_ms"),
         ]
         for name, stage in (report.get("stages") or {}).items()
     ]  # fmt: skip
-    return "Stages", head, rows
+    return Table("Stages", head, rows, _lines(remarks))
+
+
+def _short(who: str, text: str, instead: str, remarks: Remarks) -> str:
+    """A text for a cell; a long one goes to the remarks."""
+    if width(text) <= SHORT:
+        return text
+    remarks.setdefault(text, []).append(who)
+    return instead
+
+
+def _lines(remarks: Remarks) -> list[str]:
+    return [f"* {', '.join(who)}: {text}" for text, who in remarks.items()]
 
 
 def _below(counts: Sequence[int], steps: Sequence[int], share: float = 0.99) -> str | None:
@@ -121,22 +150,26 @@ def _below(counts: Sequence[int], steps: Sequence[int], share: float = 0.99) -> 
     return f"> {steps[-1]:g}" if wanted and steps else None
 
 
-def _instances(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _instances(stats: Mapping[str, Any]) -> Table:
     """Of stages that may have more workers than for certain."""
+    remarks: Remarks = {}
     rows = [
-        [name, device, *map(row.get, ("running", "min", "max", "why"))]
+        [name, device, *map(row.get, ("running", "min", "max")),
+         _short(f"{name} on {device}", row.get("why") or "", "*", remarks)]
         for name, stage in ((stats.get("scheduler") or {}).get("stages") or {}).items()
         for device, row in (stage.get("instances") or {}).items()
         if row.get("max", 0) > row.get("min", 0) > 0
-    ]
-    return "Workers", ["stage", "device", "running", "least", "most", "last change"], rows
+    ]  # fmt: skip
+    return Table("Workers", ["stage", "device", "running", "least", "most", "last change"], rows, _lines(remarks))
 
 
-def _health(row: Mapping[str, Any]) -> str:
-    return row.get("reason") or ", ".join(filter(None, ["ok", row.get("note")]))
+def _health(stage: str, row: Mapping[str, Any], remarks: Remarks) -> str:
+    reason, note = row.get("reason"), row.get("note")
+    text = "; ".join(filter(None, [reason, note])) if reason else ", ".join(filter(None, ["ok", note]))
+    return _short(stage, text, "not well *" if reason else "ok *", remarks)
 
 
-def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _devices(stats: Mapping[str, Any]) -> Table:
     memory = (stats.get("arbiter") or {}).get("devices") or {}
     work = {d["device"]: d for d in stats.get("per_gpu") or []}
     unreadable = (stats.get("health") or {}).get("unreadable") or []
@@ -150,43 +183,46 @@ def _devices(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]
         state = "quarantined" if m.get("quarantined") else m.get("memory_source")
         rows.append([name, state, *sizes, *figures])
     head = ["device", "state", "memory", "free", "grantable", "requests", "avg s", "queue", "response queue"]
-    return "Devices", head, rows
+    return Table("Devices", head, rows)
 
 
-def _placement(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _placement(stats: Mapping[str, Any]) -> Table:
     placed = stats.get("placement") or {}
     rows = [[one["stage"], one["device"], one["name"], nbytes(one["nbytes"])] for one in placed.get("places") or []]
-    return "Placement, as planned at the start", ["stage", "device", "variant", "needs"], rows
+    said = [placed["text"]] if placed.get("text") else []
+    return Table("Placement, as planned at the start", ["stage", "device", "variant", "needs"], rows, said)
 
 
-def _jobs(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _jobs(stats: Mapping[str, Any]) -> Table:
     jobs = stats.get("jobs") or []
     rows = [
         [j["session"], j["index"], " ".join(f"{stage}:{state}" for stage, state in j["stages"].items())]
         for j in jobs[:JOBS_SHOWN]
     ]
-    return f"Jobs in flight ({len(jobs)}; the first {len(rows)})", ["session", "index", "stages"], rows
+    return Table(f"Jobs in flight ({len(jobs)}; the first {len(rows)})", ["session", "index", "stages"], rows)
 
 
-def _waiting(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _waiting(stats: Mapping[str, Any]) -> Table:
     """Requests for memory that wait, first those that have come first on each device."""
     arbiter = stats.get("arbiter") or {}
     waiting = arbiter.get("waiting") or []
+    remarks: Remarks = {}
     rows = [
         [holder(x).partition("#")[0], x.get("device"), nbytes(x.get("needs_bytes")),
-         nbytes(x.get("room_bytes")), x.get("waited_s"), x.get("reason")]
+         nbytes(x.get("room_bytes")), x.get("waited_s"),
+         _short(holder(x).partition("#")[0], x.get("reason") or "", "*", remarks)]
         for x in waiting[:WAITING_SHOWN]
     ]  # fmt: skip
     total = max(arbiter.get("waiting_total", 0), len(waiting))
     title = f"Waiting for memory ({total}; the first {len(rows)}; run_node.py explain tells more)"
-    return title, ["who", "device", "needs", "can have", "for s", "because"], rows
+    return Table(title, ["who", "device", "needs", "can have", "for s", "because"], rows, _lines(remarks))
 
 
-def _leases(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _leases(stats: Mapping[str, Any]) -> Table:
     rows = [[x.get("lease"), holder(x), x.get("device"), nbytes(x.get("nbytes")), _lease_state(x),
              nbytes(x.get("held_bytes"))]
             for x in stats.get("leases") or []]  # fmt: skip
-    return "Leases", ["lease", "holder", "device", "granted", "state", "holds"], rows
+    return Table("Leases", ["lease", "holder", "device", "granted", "state", "holds"], rows)
 
 
 def holder(row: Mapping[str, Any]) -> str:
@@ -205,11 +241,11 @@ def _lease_state(row: Mapping[str, Any]) -> str:
     return f"{row.get('state')}{', may be asked to leave' if row.get('preemptible') else ''}"
 
 
-def _estimates(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _estimates(stats: Mapping[str, Any]) -> Table:
     rows = [[x.get("worker"), nbytes(x.get("estimate_bytes")), source(x),
              nbytes(x["last_measured_bytes"]) if x.get("last_measured_bytes", -1) >= 0 else None]
             for x in stats.get("estimates") or []]  # fmt: skip
-    return "Estimates", ["worker", "asks for", "from", "last measured"], rows
+    return Table("Estimates", ["worker", "asks for", "from", "last measured"], rows)
 
 
 def source(row: Mapping[str, Any]) -> str:
@@ -221,10 +257,10 @@ def source(row: Mapping[str, Any]) -> str:
     return f"{row.get('source')}, measured {often} since" if times else str(row.get("source"))
 
 
-def _processes(stats: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _processes(stats: Mapping[str, Any]) -> Table:
     rows = [[p.get("role"), p.get("incarnation"), p.get("pid"), p.get("phase"), p.get("age_ms")]
             for p in stats.get("processes") or []]  # fmt: skip
-    return "Processes", ["process", "life", "pid", "phase", "heard ms ago"], rows
+    return Table("Processes", ["process", "life", "pid", "phase", "heard ms ago"], rows)
 
 
 def _json(stats: Mapping[str, Any], one_line: bool) -> str:
@@ -232,5 +268,11 @@ def _json(stats: Mapping[str, Any], one_line: bool) -> str:
 
 
 def _screen(text: str, watch: bool) -> str:
-    clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-    return clear + text
+    if not (watch and sys.stdout.isatty()):
+        return text
+    terminal = shutil.get_terminal_size()
+    room = terminal.columns, terminal.lines - 1  # the cursor takes the last one
+    shown, left = fit(text, *room)
+    if left:
+        shown, left = fit(text.replace("\n\n", "\n"), *room)
+    return f"\x1b[H\x1b[2J{shown}" + (f"\n… {left} more lines: run_node.py stats shows all" if left else "")

@@ -32,6 +32,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None =
     )
 
 
+def remark(text: str) -> str:
+    """A line of its own below a table, broken where the terminal ends."""
+    most = terminal()
+    return "\n  ".join(wrap(text, most - len(GAP))) if most else text
+
+
+def fit(text: str, columns: int, rows: int) -> tuple[str, int]:
+    """As much of a text as a terminal of this size shows, and how many lines that leaves out, for which the last row
+    is kept free."""
+    lines = text.split("\n")
+    heights = [max(1, -(-width(line) // max(1, columns))) for line in lines]
+    if sum(heights) <= rows:
+        return text, 0
+    shown, used = 0, 0
+    while used + heights[shown] < rows:
+        used += heights[shown]
+        shown += 1
+    return "\n".join(lines[:shown]).rstrip("\n"), len(lines) - shown
+
+
 def terminal() -> int:
     """Columns of the terminal, at least ``LEAST``; 0 where there is none."""
     return max(LEAST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 0
