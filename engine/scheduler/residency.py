@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import itemgetter
 
 from engine.scheduler import haste
 from engine.scheduler.book import Book
@@ -162,7 +161,8 @@ class Residency:
         if chosen is None:
             chosen = self._furthest([w for w in guests if now >= turns[w.plan.role]], distances)
         if chosen is None:
-            self._turns[device] = min(turns.items(), key=itemgetter(1))
+            first = min(guests, key=lambda w: (turns[w.plan.role], not w.batches)).plan.role
+            self._turns[device] = first, turns[first]
             return min((end for end in (*turns.values(), *held.values()) if end > now), default=None)
         self._let_go(chosen, want, now)
         return None
