@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.commands import asking, finding
 from engine.commands.inputs import UsageError
+from engine.commands.waiting import Waiting, reason_of
 from engine.leasing import WAIT_S, Lease
 from ipc.errors import DragomanError
 
@@ -75,10 +76,12 @@ def run(args: argparse.Namespace) -> int:
     endpoint = finding.ctl_endpoint(args.connect)
     stats = asking.ask(endpoint, "stats")
     device = named(args.device, (stats.get("arbiter") or {}).get("devices") or {})
-    lease = Lease(
-        int(args.gib * GIB), device, wait_s=args.wait, preemptible=args.preemptible,
-        priority=args.priority, name=command[0], ctl_endpoint=endpoint, on_wait=_say,
-    ).acquire()  # fmt: skip
+    more = "run_node.py explain" + (f" --connect {args.connect}" if args.connect else "")
+    with Waiting(args.wait, more, lambda: reason_of(os.getpid(), asking.ask(endpoint, "stats"))) as waiting:
+        lease = Lease(
+            int(args.gib * GIB), device, wait_s=args.wait, preemptible=args.preemptible,
+            priority=args.priority, name=command[0], ctl_endpoint=endpoint, on_wait=waiting.told,
+        ).acquire()  # fmt: skip
     environ = {**os.environ, "DRAGOMAN_LEASE_BYTES": str(lease.nbytes)}
     if lease.uuid:
         environ["CUDA_VISIBLE_DEVICES"] = lease.uuid
@@ -95,7 +98,3 @@ def named(given: str, devices: Mapping[str, Mapping[str, Any]]) -> str:
     """The device whose name or UUID this is, or that alone has a UUID which begins so; else what was given."""
     meant = [name for name, row in devices.items() if given and row["uuid"].startswith(given)]
     return meant[0] if given not in devices and len(meant) == 1 else given
-
-
-def _say(reason: str) -> None:
-    print(reason if reason.startswith("waiting") else f"waiting: {reason}", file=sys.stderr, flush=True)

@@ -167,7 +167,8 @@ def test_a_preemptible_one_is_asked_to_leave_when_another_needs_its_memory() -> 
             assert begging.stdout.readline(), "it runs now"
         with Lease(most, ctl_endpoint=node.ctl_endpoint, wait_s=10.0):
             assert begging.wait(10.0) == -signal.SIGTERM
-        assert "waiting: " in begging.stderr.read()
+        told = begging.stderr.read()
+        assert "waiting: " in told and "for 60 s at most" in told and "run_node.py explain --connect" in told
 
 
 def test_one_that_looks_at_its_connection_is_asked_there_by_another_arbiter_too() -> None:
