@@ -550,16 +550,20 @@ class Leases:
         }
 
     def _explained(self, now: float) -> list[dict[str, Any]]:
-        """The first who wait, of each line. Who has the memory is looked up once a device, however many want it."""
-        shown = [lease for line in self._lines.all() for lease in islice(line, SHOWN)]
-        taken = {one: words.taken(self._present[one], self._devices[one].foreign_bytes)
-                 for one in {lease.device for lease in shown}}  # fmt: skip
-        return [self._explain(lease, taken[lease.device], now) for lease in shown]
+        """The first who wait, of each line. What is the same for all of a line is looked up once, however many wait."""
+        told = []
+        for line in self._lines.all():
+            if shown := list(islice(line, SHOWN)):
+                device = shown[0].device
+                memory, present = self._devices[device], self._present[device]
+                outlook = look(memory, present, line, self._waits.unreadable_s, now)
+                taken = words.taken(present, memory.foreign_bytes)
+                told += [self._explain(lease, line, outlook, taken, now) for lease in shown]
+        return told
 
-    def _explain(self, lease: Lease, taken: str, now: float) -> dict[str, Any]:
+    def _explain(self, lease: Lease, line: Line, outlook: Outlook, taken: str, now: float) -> dict[str, Any]:
         """Why this request waits, in words and numbers; bytes and seconds. ``taken``: who has the memory."""
-        line, name = self._lines.where(lease), lease.home or lease.device
-        outlook = look(self._devices[lease.device], self._present[lease.device], line, self._waits.unreadable_s, now)
+        name = lease.home or lease.device
         aside = {"kind": DRAINED, "reason": words.drained(name)} if self._lines.stands_aside(lease) else {}
         return {
             "id": lease.id,
