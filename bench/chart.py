@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import written
 from engine.picture import COLOURS, FAINT, INK, PAPER, font
-from ipc.errors import DragomanError, UsageError
+from ipc.errors import UsageError
 
 WIDTH, PANEL, HEAD = 1200, 280, 48
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 34, 44  # of a panel's axes within it
@@ -35,13 +37,10 @@ class Panel:
 
 
 def check(path: Path | None) -> None:
-    """Raise UsageError when no picture can be written there."""
-    if path is None:
-        return
-    if path.suffix.lower() != ".png":
+    """Raise UsageError when this is no name for a picture, DragomanError when it cannot be written there."""
+    if path is not None and path.suffix.lower() != ".png":
         raise UsageError(f"--plot {path} is no .png file", "pictures are drawn as PNG: give a name that ends in .png")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent} for --plot", "make it, or give another")
+    written.check(path, "--plot")
 
 
 def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
@@ -54,10 +53,9 @@ def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     for number, panel in enumerate(panels):
         _Axes(pen, panel, HEAD + PANEL * number, names).draw()
-    try:
-        image.save(path)
-    except OSError as error:
-        raise DragomanError(f"cannot write {path}: {error.strerror or error}", "give another --plot") from error
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    written.write(path, data.getvalue(), "--plot")
 
 
 class _Axes:

@@ -52,7 +52,8 @@ spoken, whatever is still on its way. docs/operations.md explains the figures.
 
 Ctrl-C, or a node that ends, cuts it short: all sessions are closed, and what was measured until then is shown.
 
-exit codes: 0 done (goals may be missed), 1 an outcome was lost or out of order, or no node, 2 usage, 130 Ctrl-C"""
+exit codes: 0 done (goals may be missed), 1 an outcome was lost or out of order, no node, or no picture can be
+written, 2 usage, 130 Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not loads:
             raise cut
     report = summary(loads, oom, node.deadlines)
-    if args.plot:
-        chart.draw(panels(loads), args.plot, f"{max(loads)} users at once, {args.seconds:g} s, pace {args.pace}")
     report.show(args.json)
+    sys.stdout.flush()
+    if args.plot:  # last: who cannot draw it has the figures
+        chart.draw(panels(loads), args.plot, f"{max(loads)} users at once, {args.seconds:g} s, pace {args.pace}")
     if cut is not None:
         raise cut
     return report.exit_code

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import chart, load, tune_file, tune_grid
+from bench import chart, load, tune_file, tune_grid, written
 from bench.drive import newest
 from bench.load_users import Load, Speech
 from bench.report import Report, at_least
@@ -38,8 +38,8 @@ A knob is any number of the configuration: asr.max_batch, node.send_ahead; a sta
 each of --stages. --write changes these knobs in --config's text, which keeps its comments; without --config it writes
 an env file (serve --env-file).
 
-exit codes: 0 done, 1 at no point did the node serve well (nothing is written), 2 usage, 130 Ctrl-C (what was measured
-until then is shown, nothing is written)"""
+exit codes: 0 done, 1 at no point did the node serve well (nothing is written) or a file cannot be written, 2 usage,
+130 Ctrl-C (what was measured until then is shown, nothing is written)"""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check(args)
     config = load.chosen(args)
+    take_audio(args, config)
     tuning, cut = Tuning(), None
     try:
         tune(config, args, Tuner(args, load.read(args.audio, config.node.max_utterance_s)), into=tuning)
@@ -113,21 +114,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not tuning.trials:
             raise
         cut = interrupt
-    if args.plot:
-        chart.draw(
-            panels(tuning), args.plot, f"{args.users} users, {args.seconds:g} s at each point; {verdict(tuning)}"
-        )
     if args.json:
         report(tuning).show(as_json=True)
     else:
         print(table(tuning) + "\n\n" + verdict(tuning))
-    if cut is not None:  # the best of a part is not what was asked for: nothing is written
-        raise cut
-    if tuning.best is None:
-        return 1
-    if args.write:
+    sys.stdout.flush()
+    if args.write and cut is None and tuning.best is not None:  # the best of a part is not what was asked for
         write(args, tuning.changes(config_file.load(args.config, {}) if args.config else config))
-    return 0
+    if args.plot:  # last: who cannot draw it has all the rest
+        title = f"{args.users} users, {args.seconds:g} s at each point; {verdict(tuning)}"
+        chart.draw(panels(tuning), args.plot, title)
+    if cut is not None:
+        raise cut
+    return int(tuning.best is None)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,8 +149,24 @@ def check(args: argparse.Namespace) -> None:
     chart.check(args.plot)
     if args.write and args.simulated:
         raise UsageError("--write is for real stages", "write simulated ones into a file and give that as --config")
-    if args.write and not args.write.parent.is_dir():
-        raise UsageError(f"there is no folder {args.write.parent} for --write", "make it, or give another")
+    written.check(args.write, "--write")
+
+
+def take_audio(args: argparse.Namespace, config: Config) -> None:
+    """AUDIO that stands behind --grid or --stages, which take whatever follows: what can only be a file is one.
+
+    Raises UsageError when nothing is left of the option.
+    """
+    for option, is_one in (("grid", lambda text: "=" in text), ("stages", config.stages.__contains__)):
+        given = getattr(args, option) or []
+        audio = [text for text in given if not is_one(text) and Path(text).exists()]
+        rest = [text for text in given if text not in audio]
+        if audio and not rest:
+            raise UsageError(
+                f"--{option} has {audio[0]} alone, a file", f"AUDIO goes before --{option}, or behind its own"
+            )
+        setattr(args, option, rest or None)
+        args.audio += audio
 
 
 # ---------------------------------------------------------------- measuring
@@ -224,7 +239,8 @@ def chosen_stages(args: argparse.Namespace, config: Config) -> list[str]:
     """The stages that are tuned. Raises UsageError."""
     for name in args.stages or ():
         if name not in config.stages:
-            raise UsageError(f"--stages: there is no stage {name!r}", f"there are {', '.join(config.stages)}")
+            raise UsageError(f"--stages: there is no stage {name!r}, nor such a file",
+                             f"there are {', '.join(config.stages)}; AUDIO goes before --stages")  # fmt: skip
     return list(args.stages or config.stages)
 
 
@@ -357,10 +373,7 @@ def write(args: argparse.Namespace, changes: Mapping[str, tune_grid.Number]) -> 
     made = tune_file.env_file(changes)
     if args.config:
         made = tune_file.edited(args.config.read_text(encoding="utf-8"), changes)
-    try:
-        args.write.write_text(made, encoding="utf-8")
-    except OSError as error:
-        raise DragomanError(f"cannot write {args.write}: {error.strerror}", "give another --write") from error
+    written.write(args.write, made.encode(), "--write")
     listed = ", ".join(f"{field} = {number}" for field, number in changes.items()) or "nothing: it was best as it is"
     how = f"{args.config} with" if args.config else "an env file (serve --env-file) with"
     print(f"{args.write}: {how} {listed}", file=sys.stderr)

@@ -47,6 +47,8 @@ def axes(given: Sequence[str], config: Config, stages: Sequence[str]) -> list[Ax
 def axis(text: str, config: Config, stages: Sequence[str]) -> Axis:
     """An axis from "KNOB=VALUE,VALUE". Raises UsageError."""
     name, _, listed = (part.strip() for part in text.partition("="))
+    if "=" not in text:
+        raise UsageError(f"--grid {text!r} is no KNOB=VALUE,VALUE, nor a file", f"{EXAMPLE}; AUDIO goes before --grid")
     texts = [value.strip() for value in listed.split(",") if value.strip()]
     if not name or not texts:
         raise UsageError(f"--grid {text!r} is empty", EXAMPLE)

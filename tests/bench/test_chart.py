@@ -11,7 +11,6 @@ from PIL import Image
 
 from bench import chart
 from bench.chart import Panel
-from ipc.errors import DragomanError
 
 
 @given(st.floats(1e-6, 1e9))
@@ -41,10 +40,3 @@ def test_a_series_has_one_colour_in_all_panels(tmp_path: Path) -> None:
     colour = tuple(int(chart.COLOURS[1][n : n + 2], 16) for n in (1, 3, 5))
     lower = image.crop((0, chart.HEAD + chart.PANEL, *image.size))
     assert colour in {pixel for _, pixel in lower.getcolors(1 << 20)}
-
-
-def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "picture.png"
-    folder.mkdir()
-    with pytest.raises(DragomanError, match=r"cannot write .*picture\.png"):
-        chart.draw([Panel("x", "y", {})], folder, "")

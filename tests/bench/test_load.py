@@ -173,6 +173,32 @@ def test_a_running_node_is_measured_and_drawn(node: Node, tmp_path: Path, capsys
     assert Image.open(picture).size[0] > 1000
 
 
+def test_where_no_picture_can_be_written_is_said_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.node.Node.start", lambda self: pytest.fail("a node was started"))
+    assert bench("--simulated", "--plot", "/proc/load.png") == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: cannot write /proc/load.png: ")
+
+
+def test_a_picture_that_fails_costs_only_itself(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+
+    def press(*_: object, into: dict[int, Load]) -> None:
+        place.rmdir()  # after it was tried
+        into[2] = Load(2, [Ended(0, 0, 1.0, 0.0, 0.2, "ok")])
+
+    monkeypatch.setattr(load, "press", press)
+    argv = ("--connect", node.endpoint, "--users", "2", "--no-alone", "--json", "--plot", str(place / "load.png"))
+    assert bench(*argv) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["name"] == "load" and f"cannot write {place / 'load.png'}" in err
+
+
 def test_a_private_node_tells_how_near_its_deadline_was(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--simulated", "--users", "2", "--no-alone", "--seconds", "0.3", "--json") == 0
     values = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["results"]}

@@ -121,11 +121,11 @@ def test_stages_that_differ_have_no_point_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ("", "is empty"),
-        ("asr.max_batch", "is empty"),
+        ("", "is no KNOB=VALUE"),
+        ("asr.max_batch", "is no KNOB=VALUE"),
         ("max_batch= , ", "is empty"),
         ("=1,2", "is empty"),
-        ("talk.mp3", "is empty"),
+        ("talk.mp3", "is no KNOB=VALUE"),
         ("asr.max_batsh=1", "asr.max_batsh"),
         ("nope.max_batch=1", "nope.max_batch"),
         ("node.mode=1", "node.mode"),
@@ -289,6 +289,9 @@ def test_a_point_that_finds_no_memory_is_told_and_not_chosen(
         (("--simulated", "--stages", "ear"), "ear"),
         (("--simulated", "no-such.wav"), "no-such.wav"),
         (("--simulated", "--write", "node.toml"), "--write"),
+        (("--simulated", "--grid", "max_batch=1", "no-such.wav"), "AUDIO goes before --grid"),
+        (("--simulated", "--stages", "asr", "no-such.wav"), "AUDIO goes before --stages"),
+        (("--simulated", "--grid", __file__), "AUDIO goes before --grid"),
         (("--write", "/no/such/folder/node.toml"), "/no/such/folder"),
     ],
 )
@@ -310,6 +313,53 @@ def test_a_file_that_cannot_be_changed_is_said_before_anything_is_measured(
     argv = ("--config", str(file), "--grid", "asr.max_batch=1,2", "--write", str(tmp_path / "tuned.toml"))
     assert bench(*argv) == 1
     assert "set in it: stages.asr.max_batch" in capsys.readouterr().err
+
+
+def test_audio_behind_the_knobs_or_stages_is_audio_all_the_same(tmp_path: Path) -> None:
+    sound = tmp_path / "talk.wav"
+    sound.touch()
+    args = tune.parser().parse_args(["a.wav", "--grid", "max_batch=1,2", str(sound), "--stages", "asr", str(tmp_path)])
+    tune.take_audio(args, CONFIG)
+    assert args.audio == ["a.wav", str(sound), str(tmp_path)]
+    assert (args.grid, args.stages) == (["max_batch=1,2"], ["asr"])
+
+
+def test_a_stage_is_a_stage_whatever_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asr").mkdir()
+    args = tune.parser().parse_args(["--stages", "asr"])
+    tune.take_audio(args, CONFIG)
+    assert (args.audio, args.stages) == ([], ["asr"])
+
+
+@pytest.mark.parametrize("option", ["--plot", "--write"])
+def test_where_no_file_can_be_written_is_said_before_anything_is_measured(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.node.Node.start", lambda self: pytest.fail("a node was started"))
+    assert bench(option, "/proc/made.png", "--grid", "max_batch=1,2") == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: cannot write /proc/made.png: ") and said.endswith(f"give another {option}")
+
+
+def test_a_picture_that_fails_costs_neither_the_figures_nor_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, picture = tmp_path / "node.toml", tmp_path / "gone" / "tune.png"
+    config.write_text(FILE)
+    picture.parent.mkdir()
+
+    def measure(tuner: tune.Tuner, config: Config, what: str) -> Trial:
+        if picture.parent.exists():
+            picture.parent.rmdir()  # after it was tried
+        return Trial(Load(4.0, [Ended(0, index, 1.0, 0.0, 0.2, "ok") for index in range(8)]), over_deadline=0.5)
+
+    monkeypatch.setattr(tune.Tuner, "measure", measure)
+    argv = ("--config", str(config), "--grid", "asr.max_batch=1,2", "--write", str(tmp_path / "tuned.toml"))
+    assert bench(*argv, "--plot", str(picture)) == 1
+    out, err = capsys.readouterr()
+    assert "best: asr.max_batch=1" in out and f"cannot write {picture}" in err
+    assert (tmp_path / "tuned.toml").exists()
 
 
 def test_an_empty_grid_is_usage() -> None:
