@@ -24,8 +24,8 @@ from tqdm import tqdm
 from bench import chart, workloads
 from bench.drive import newest
 from bench.load_users import PACES, Crowd, Ended, Load, Speech, quantile
-from bench.report import ZERO, Goal, Report, at_least
-from engine import ctl, embedded, media
+from bench.report import ZERO, Goal, Report, at_least, figure
+from engine import ctl, embedded, held_up, media
 from engine.bar import bar
 from engine.client import Client, NodeGone, Rejected
 from engine.config import Config, DeadlinesSection
@@ -40,6 +40,7 @@ EXPIRED = 1.01  # times its deadline, at least
 SHARES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 TONES_S = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 ALL_LOADED_S = 60.0  # how long a node may take from ready to all workers loaded
+SLOW_S = 3.0  # nothing has ended for so long: it is said why, where the node's statistics tell
 BAR = "{desc}: {n_fmt}/{total_fmt} s |{bar:20}|{postfix}"
 BARS = 40  # most stretches of time that the picture counts outcomes in
 EPILOG = """examples:
@@ -246,7 +247,7 @@ def spoken(
     if sounds is None:
         sounds = read(args.audio, limits["max_utterance_s"])
     if not sounds and any(map(embedded.is_demo, limits.get("models", {}).values())):
-        return clips(args)
+        return clips(args, limits.get("targets", {}).get(args.pipeline, ()))
     source = language(args.source, "en", limits["sources"].get(args.pipeline, ()))
     target = language(args.target, "de", limits["targets"].get(args.pipeline, ()))
     if not sounds:
@@ -263,8 +264,11 @@ def language(wanted: str | None, usual: str, known: Sequence[str]) -> str:
     return usual if usual in known else known[0]
 
 
-def clips(args: argparse.Namespace) -> list[list[Speech]]:
-    """The demo's spoken sentences, by their languages, of those that are asked for. Raises DragomanError."""
+def clips(args: argparse.Namespace, targets: Sequence[str] = ()) -> list[list[Speech]]:
+    """The demo's spoken sentences, by their languages, of those that are asked for. Raises DragomanError.
+
+    ``targets``: languages that the node translates into; none: it does not say.
+    """
     path = embedded.DEMO / "clips" / "clips.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -277,7 +281,12 @@ def clips(args: argparse.Namespace) -> list[list[Speech]]:
             samples = media.read(path.parent / clip["file"], media.LONGEST_S).samples
             found.setdefault(pair, []).append(Speech(samples, *pair))
     if not found:
-        raise UsageError(f"no clip of the demo is spoken in {args.source!r}", "give AUDIO, or another --source")
+        sources = dict.fromkeys(clip["source"] for clip in entries)
+        pairs = [(a, b) for a in sources for b in targets if a != b] or [(c["source"], c["target"]) for c in entries]
+        there = f"there are {', '.join('→'.join(pair) for pair in dict.fromkeys(pairs))}"
+        if args.source in sources:
+            raise UsageError(f"--target {args.target} is what is spoken: it is not translated into itself", there)
+        raise UsageError(f"no clip of the demo is spoken in {args.source!r}", f"give AUDIO, or another: {there}")
     return list(found.values())
 
 
@@ -294,11 +303,14 @@ def press(
     """
     crowd = Crowd(node.endpoint, speeches, users, seconds, pace, pipeline)
     what = f"{what}{users} user{'s' if users > 1 else ''}"
+    silence = Silence(node.stats)
     try:
         crowd.start()
         with bar(total=round(seconds), desc=what, bar_format=BAR) as shown:
             while not crowd.join():
                 show(shown, crowd)
+                for line in silence.look(len(crowd.load().ended), crowd.elapsed_s):
+                    shown.write(line, file=sys.stderr)
     except Rejected as error:
         raise UsageError(f"the node refuses these users: {error.text}", error.mend) from error
     finally:
@@ -316,9 +328,31 @@ def show(shown: tqdm, crowd: Crowd) -> None:
     load = crowd.load()
     shown.update(min(round(crowd.elapsed_s), shown.total) - shown.n)
     shown.set_postfix_str(
-        f"{len(load.ended)} utterances, {load.throughput:.3g}/s, p50 {load.latency_s(0.5):.3g} s, "
-        f"p99 {load.latency_s(0.99):.3g} s, {len(load.ended) - len(load.ok)} not ok"
+        f"{len(load.ended)} utterances, {load.throughput:.3g}/s, p50 {figure(load.latency_s(0.5), '.3g')} s, "
+        f"p99 {figure(load.latency_s(0.99), '.3g')} s, {len(load.ended) - len(load.ok)} not ok"
     )
+
+
+class Silence:
+    """Says why nothing of a load ends, where the node's statistics tell, each reason once, whatever its figures."""
+
+    def __init__(self, stats: Callable[[], Mapping[str, Any]] | None) -> None:
+        self._stats = stats
+        self._told: set[str] = set()
+        self._ended, self._since = -1, 0.0
+
+    def look(self, ended: int, now: float) -> Iterator[str]:
+        """The lines to say, when no more have ended for SLOW_S. ``ended``: how many have; ``now``: seconds."""
+        if ended != self._ended:
+            self._ended, self._since = ended, now
+        if self._stats is None or now - self._since < SLOW_S:
+            return
+        with suppress(DragomanError):  # it may be gone: its users say so
+            for line in held_up.lines(self._stats()):
+                reason = "".join(sign for sign in line if not sign.isdigit())
+                if reason not in self._told:
+                    self._told.add(reason)
+                    yield line
 
 
 def oom_errors(node: Place) -> float:

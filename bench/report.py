@@ -120,7 +120,12 @@ class Report:
 
 def _row(result: Result) -> tuple[str, str, str, str, str]:
     verdict = {None: "", True: "holds", False: "FAILS" if result.fails else "missed"}[result.holds]
-    return result.metric, f"{result.value:.4g}", result.unit, str(result.goal or ""), verdict
+    return result.metric, figure(result.value, ".4g"), result.unit, str(result.goal or ""), verdict
+
+
+def figure(value: float, form: str) -> str:
+    """A number for people; "-" where there is none (NaN)."""
+    return format(value, form) if value == value else "-"
 
 
 def _pad(cell: str, width: int, column: int) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from bench import chart, load, tune_file, tune_grid, written
 from bench.drive import newest
 from bench.load_users import Load, Speech
-from bench.report import Report, at_least
+from bench.report import Report, at_least, figure
 from bench.tune_grid import Axis, Point
 from engine import config_file
 from engine.config import Config
@@ -300,8 +300,8 @@ def _row(tuning: Tuning, one: Trial) -> tuple[str, ...]:
     marks += [] if one.serves else ["does not serve"]
     return (
         tuning.name(one), f"{one.load.throughput:.3g}", f"{one.load.audio_throughput:.3g}",
-        f"{one.load.success_rate:.1%}", f"{one.oom:.1%}", f"{one.load.latency_s(0.5):.3g}",
-        f"{one.load.latency_s(0.99):.3g}", f"{one.over_deadline:.0%}", ", ".join(marks),
+        f"{one.load.success_rate:.1%}", f"{one.oom:.1%}", figure(one.load.latency_s(0.5), ".3g"),
+        figure(one.load.latency_s(0.99), ".3g"), figure(one.over_deadline, ".0%"), ", ".join(marks),
     )  # fmt: skip
 
 

@@ -28,6 +28,12 @@ class Lines(tqdm):
             print(str(self), file=self.fp, flush=True)
         return False  # nothing stands there that would have to be cleared
 
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """A line of somebody else's."""
+        del nolock
+        print(s, file=file, end=end, flush=True)
+
 
 def bar(*args: Any, shown: bool = True, **options: Any) -> tqdm:
     """``tqdm(*args, **options)`` that fits standard error, and leaves nothing behind on a terminal."""

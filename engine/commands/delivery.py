@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.commands import complaints, patience
+from engine import held_up
+from engine.commands import complaints
 from engine.commands.inputs import Utterance
 from engine.commands.reading import Found, within
 from engine.commands.results import Results, Row, outcome_row, refusal_row
@@ -152,7 +153,7 @@ class Delivery:
     def _note(self, news: Progress) -> None:
         """What an utterance waits for is known until it goes on."""
         if news.state:
-            self._reason = f"stage {news.stage} waits: {patience.mended(news.reason)}" if news.reason else ""
+            self._reason = held_up.words(news.stage, news.reason) if news.reason else ""
         if self._heard:
             self._heard(news)
 

@@ -8,7 +8,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from engine.commands import OK, asking, finding, patience
+from engine import held_up
+from engine.commands import OK, asking, finding
 from engine.commands.tables import nbytes
 from ipc.errors import DragomanError
 
@@ -93,7 +94,7 @@ def held_up(stats: Mapping[str, Any], asking: Collection[str]) -> Iterator[dict[
 
 def stage_sentence(row: Mapping[str, Any]) -> str:
     count = f"{row['waiting']} utterance{'s' if row['waiting'] != 1 else ''}"
-    return f"stage {row['stage']} waits with {count}: {patience.mended(row['reason'])}"
+    return f"stage {row['stage']} waits with {count}: {held_up.mended(row['reason'])}"
 
 
 def sentence(row: Mapping[str, Any]) -> str:

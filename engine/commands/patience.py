@@ -12,14 +12,6 @@ DRIVER = "waiting for the NVIDIA driver to tell of its GPUs (does nvidia-smi ans
 START = "still looking at devices and models (if it stays so: does nvidia-smi answer?)"
 
 
-def mended(reason: str) -> str:
-    """The node's reason why something waits, for operators: with the command that lets it go on, where one does."""
-    device, drained, _ = reason.partition(" is drained")
-    return reason + (
-        f" (run_node.py ctl resume {device} lets it be used)" if drained and "ctl resume" not in reason else ""
-    )
-
-
 @contextmanager
 def waiting(line: str, after_s: float = AFTER_S) -> Iterator[Callable[[], None]]:
     """Say ``line`` on standard error unless the block is over by then, or has called what it is given."""

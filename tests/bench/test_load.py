@@ -23,10 +23,11 @@ import run_node
 from bench import load, workloads
 from bench.drive import newest
 from bench.load_users import Crowd, Ended, Load, Speech
-from engine import embedded, media
+from engine import ctl, embedded, media
 from engine.config import Config, NodeSection
 from engine.node import Node
 from engine.outcome import NodeGone, Rejected
+from ipc.errors import DragomanError, UsageError
 from ipc.ring import BLOCK
 
 NO_NODE = "ipc:///nowhere/at/all/client"
@@ -216,6 +217,26 @@ def test_demo_models_hear_the_demos_clips_by_their_languages() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "target", "named"),
+    [
+        ("en", "en", "--target en is what is spoken: it is not translated into itself; there are en→de, en→zh, de→"),
+        ("fr", None, "no clip of the demo is spoken in 'fr'; give AUDIO, or another: there are en→de, en→zh, de→"),
+    ],
+)
+def test_languages_that_the_demo_does_not_have_are_named_with_those_it_has(
+    source: str, target: str | None, named: str
+) -> None:
+    limits = {
+        "pipelines": {"full": []}, "models": {"asr": str(embedded.DEMO / "asr")}, "max_utterance_s": 120,
+        "targets": {"full": ["de", "en", "zh"]},
+    }  # fmt: skip
+    args = argparse.Namespace(pipeline="full", audio=[], source=source, target=target)
+    with pytest.raises(UsageError) as refused:
+        load.spoken(args, limits)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("argv", "named"),
     [
         (("--connect", ""), "--connect names no endpoint"),
@@ -329,3 +350,40 @@ def test_while_users_connect_it_says_how_many_have_their_session() -> None:
 )
 def test_what_argparse_refuses_is_usage(argv: tuple[str, ...]) -> None:
     assert bench(*argv) == 2
+
+
+# ---------------------------------------------------------------- a node whose work waits
+
+
+def test_why_nothing_ends_is_said_once_and_only_when_nothing_has_ended_for_a_while() -> None:
+    row = {"waiting": 1, "loaded": 0, "why": "it needs 6 GiB, 5 are free"}
+    silence = load.Silence(lambda: {"scheduler": {"stages": {"asr": row}}})
+    assert not list(silence.look(ended=0, now=0.0)) and not list(silence.look(ended=1, now=load.SLOW_S))
+    assert list(silence.look(ended=1, now=2 * load.SLOW_S)) == ["stage asr waits: it needs 6 GiB, 5 are free"]
+    row["why"] = "it needs 6 GiB, 4 are free"
+    assert not list(silence.look(ended=1, now=3 * load.SLOW_S))
+    row["why"] = "cpu is drained"
+    assert len(list(silence.look(ended=1, now=4 * load.SLOW_S))) == 1
+
+
+def test_a_node_that_tells_nothing_is_not_asked_and_one_that_is_gone_ends_nothing() -> None:
+    def gone() -> dict[str, object]:
+        raise DragomanError("it is gone")
+
+    for silence in (load.Silence(None), load.Silence(gone)):
+        assert not list(silence.look(ended=0, now=0.0)) and not list(silence.look(ended=0, now=load.SLOW_S))
+
+
+def test_a_drained_node_says_so_and_shows_no_figure_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(load, "SLOW_S", 0.5)
+    base = workloads.translation(0.1)
+    hasty = msgspec.structs.replace(base.deadlines, budget_base_s=4.0, budget_per_audio=0.0)
+    with Node(msgspec.structs.replace(base, deadlines=hasty)) as found:
+        ctl.ask(found.ctl_endpoint, "drain", target="cpu")
+        wait_until(lambda: all(not row["loaded"] for row in found.stats()["scheduler"]["stages"].values()))
+        assert bench("--connect", found.endpoint, "--users", "2", "--no-alone", "--seconds", "0.5") == 0
+    out, err = capsys.readouterr()
+    assert err.count("stage asr waits: cpu is drained (run_node.py ctl resume cpu lets it be used)") == 1
+    assert "ended_error/expired" in out and "nan" not in out + err

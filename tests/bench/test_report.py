@@ -31,6 +31,11 @@ def test_json_has_the_documented_shape():
     assert found["versions"]["pyzmq"]
 
 
+def test_what_there_is_no_figure_of_is_a_dash_for_people():
+    assert "nan" not in report(eff=math.nan).table()
+    assert report(eff=math.nan).table().splitlines()[2].split()[:2] == ["eff_30ms", "-"]
+
+
 def test_a_missed_goal_is_shown_and_does_not_fail():
     missed = report(eff=0.9)
     assert missed.exit_code == 0
