@@ -36,6 +36,7 @@ from bench.chaos_judge import Verdict, read_logs
 from bench.report import ZERO, Goal, Report, at_least
 from engine.bar import bar
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
+from engine.corrections_file import OFF
 from engine.failpoints import FILE
 from engine.leasing import Lease
 from engine.node import Node
@@ -142,7 +143,7 @@ def config(load_ms: float = 0.0) -> Config:
     return Config(
         node=NodeSection(restart_budget=RESTART_BUDGET),
         deadlines=DeadlinesSection(heartbeat_s=0.1, silent_s=SILENT_S, abort_s=ABORT_S),
-        devices=DeviceSection(use=("cpu",)),
+        devices=DeviceSection(use=("cpu",), estimates_file=OFF),  # of stages that are none
         stages={
             name: StageSection(
                 kind="simulated",

@@ -191,7 +191,7 @@ def chosen(args: argparse.Namespace) -> Config:
     if args.simulated:
         return workloads.translation()
     if args.config:
-        return config_file.load(args.config, os.environ)
+        return workloads.unkept(config_file.load(args.config, os.environ))
     config = config_file.load(None, os.environ, base=embedded.config())
     embedded.check(config)
     return config

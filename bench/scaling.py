@@ -30,7 +30,7 @@ from bench.drive import PATIENCE_S, Run, arrived, backlog, newest, progress, wit
 from bench.pipeline import STAGES, add_faults, mixed_up
 from bench.report import ZERO, Goal, Report, at_least
 from bench.standin_driver import Driver, Gpu
-from engine.config import Config, DeviceSection
+from engine.config import Config
 from engine.loading import wait_for_all
 
 UTTERANCES, LONG = 200, 600  # in a backlog of several sessions, of one
@@ -133,7 +133,7 @@ def config(gpus: int, sigma: float = 0.0) -> Config:
         name: msgspec.structs.replace(section, devices=names, options={**section.options, "sigma": sigma})
         for name, section in base.stages.items()
     }
-    return msgspec.structs.replace(base, devices=DeviceSection(use=names), stages=stages)
+    return msgspec.structs.replace(base, devices=msgspec.structs.replace(base.devices, use=names), stages=stages)
 
 
 @contextmanager

@@ -4,15 +4,19 @@
   320 KB go in, text travels between the stages, 200 KB of int16 come out.
 * **W2** does nothing: four stages pass the same 320 KB on, each reading one byte of every page, and the client gets
   them back. What is left is what the node itself costs.
+
+What is measured of stages that are none is nobody else's: these nodes keep no estimates.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from engine.config import Config, DeviceSection, NodeSection, StageSection
+from engine.corrections_file import OFF
 from stages.simulated import mark_samples
 
 W1_MS = {"asr": 30.0, "repair": 5.0, "nmt": 30.0, "tts": 5.0}
@@ -42,10 +46,17 @@ def _node(options: dict[str, dict[str, Any]], mode: str = "pipelined") -> Config
     }
     return Config(
         node=NodeSection(mode=mode, log_level="warning"),
-        devices=DeviceSection(use=("cpu",)),
+        devices=DeviceSection(use=("cpu",), estimates_file=OFF),
         stages=stages,
         pipelines={"full": tuple(stages)},
     )
+
+
+def unkept(config: Config) -> Config:
+    """The same; where all its stages are simulated and it names no file for estimates, a node that keeps none."""
+    if config.devices.estimates_file or any(stage.kind != "simulated" for stage in config.stages.values()):
+        return config
+    return msgspec.structs.replace(config, devices=msgspec.structs.replace(config.devices, estimates_file=OFF))
 
 
 def marked(count: int, seed: int = 0) -> tuple[list[int], list[np.ndarray]]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import run_node
-from bench import tune, tune_file, tune_grid, workloads
+from bench import load, tune, tune_file, tune_grid, workloads
 from bench.load_users import Ended, Load
 from bench.standin_driver import GIB, Driver, Gpu
 from bench.tune import Trial, Tuning
@@ -360,6 +360,19 @@ def test_a_picture_that_fails_costs_neither_the_figures_nor_the_configuration(
     out, err = capsys.readouterr()
     assert "best: asr.max_batch=1" in out and f"cannot write {picture}" in err
     assert (tmp_path / "tuned.toml").exists()
+
+
+def test_a_file_of_simulated_stages_keeps_estimates_only_where_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+
+    def kept(text: str) -> str:
+        file.write_text(text)
+        found = load.chosen(tune.parser().parse_args(["--config", str(file)]))
+        return found.devices.estimates_file
+
+    assert kept(FILE) == "off"
+    assert kept(FILE + '[devices]\nestimates_file = "mine.json"\n') == str(tmp_path / "mine.json")
+    assert kept(FILE.replace('[stages.nmt]\nkind = "simulated"', '[stages.nmt]\nkind = "nmt"')) == ""
 
 
 def test_an_empty_grid_is_usage() -> None:
