@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -194,8 +194,8 @@ class Rehearsal:
         self._driver, self._totals = driver, totals
         self._seen: queue.SimpleQueue[tuple[int, Sample, int]] = queue.SimpleQueue()  # and not given to the grants yet
         self._foreign = [0] * len(totals)
-        self._coming = sorted(scenario.outsiders, key=lambda one: one.at_s)
-        self._sent_at: dict[int, float] = {}
+        self.absent = sorted(scenario.outsiders, key=lambda one: one.at_s)  # that have not come
+        self._sent_at: dict[int, float] = {}  # index -> when it was to be submitted
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -237,14 +237,17 @@ class Rehearsal:
         return took_s
 
     def _drive(self, session: Any, begun: float) -> None:
-        """The client's side. ``submit`` waits while the node takes nothing in."""
-        count, heard_at = self.scenario.utterances, begun
+        """The client's side. An utterance that the node has no room for waits here, where outcomes are heard."""
+        count, sent, heard_at = self.scenario.utterances, 0, begun
         with progress(count, "rehearsal") as bar:
             while len(self.outcomes) < count:
                 now = time.monotonic()
-                while len(self._sent_at) < count and now - begun >= len(self._sent_at) * self.scenario.gap_s:
-                    self._sent_at[len(self._sent_at)] = time.monotonic()
-                    session.submit(mark_samples(len(self._sent_at), SAMPLES))
+                while sent < count and now - begun >= sent * self.scenario.gap_s:
+                    self._sent_at.setdefault(sent, time.monotonic())
+                    if session.outstanding >= session.core.share:
+                        break
+                    sent += 1
+                    session.submit(mark_samples(sent, SAMPLES))
                 for outcome in arrived(session):
                     heard_at = time.monotonic()
                     self._note(outcome)
@@ -269,8 +272,8 @@ class Rehearsal:
             self.mixed_up += read_mark(outcome.audio) != read_mark(mark_samples(outcome.index + 1, SAMPLES))
 
     def _play_outsiders(self, since_s: float) -> None:
-        while self._coming and self._coming[0].at_s <= since_s:
-            one = self._coming.pop(0)
+        while self.absent and self.absent[0].at_s <= since_s:
+            one = self.absent.pop(0)
             wanted = int(one.gib * GIB)
             while True:  # as much as is free, while others take and give back
                 wanted = min(wanted, self._totals[one.gpu] - self._driver.truth(one.gpu))
@@ -379,7 +382,7 @@ def summary(
     report.add("mixed_up", rehearsal.mixed_up, "utterances", ZERO)
     for promise in ("overcommitted", "above_ceiling"):
         report.add(promise, rehearsal.grants.counts[promise], "grants", ZERO)
-    add_events(report, rehearsal.events)
+    add_events(report, rehearsal.events, rehearsal.absent)
     report.add("granted", rehearsal.grants.granted, "grants")
     report.add("unjudged", rehearsal.grants.granted - rehearsal.grants.judged, "grants", ZERO)
     used, packed = sum(rehearsal.used), sum(rehearsal.packed)
@@ -393,16 +396,22 @@ def summary(
     return report
 
 
-def add_events(report: Report, events: Events) -> None:
-    """What came of them; nothing where there were none."""
-    if not events.total:
-        return
-    report.add("events", events.total, "")
-    for what, several in (("did not happen", events.missing), ("was refused", events.refused)):
+def add_events(report: Report, events: Events, absent: Sequence[Outsider]) -> None:
+    """What came of them; nothing where there were none. ``absent``: outsiders that never came."""
+    for what, several in (
+        ("did not come", absent),
+        ("did not happen", events.missing),
+        ("was refused", events.refused),
+    ):
         for one in several:
             said = one if isinstance(one, str) else msgspec.json.encode(one).decode()
             print(f"{what}: {said}", file=sys.stderr)
-    report.add("not_happened", len(events.missing), "events", ZERO)
+    if events.total:
+        report.add("events", events.total, "")
+    if events.total or absent:
+        report.add("not_happened", len(events.missing) + len(absent), "events", ZERO)
+    if not events.total:
+        return
     report.add("refused_orders", len(events.refused), "orders", ZERO)
     if events.next_grants or events.endless:
         report.add("never_granted", events.endless, "requests", ZERO)

@@ -375,7 +375,7 @@ class Lifecycle:
             if other.device == record.device and other.state in (State.STARTING, State.UP):
                 other.blameless = True
                 why = f"{record.role} died, and all workers on {record.device} share one context server (MPS)"
-                actions.append(self.roster.condemn(other.role, why, now))
+                actions.append(self.roster.kill(other.role, now, why))
         return actions
 
     # ------------------------------------------------------------ what holds a device
@@ -390,7 +390,7 @@ class Lifecycle:
         ]
         for record in [r for r in self.roster if r.device == device]:
             if record.state in (State.STARTING, State.UP):
-                actions.append(self.roster.condemn(record.role, self._why_lost(record), now))
+                actions.append(self.roster.kill(record.role, now, self._why_lost(record)))
             elif record.state is State.WAITING and record.incarnation:
                 self.roster.give_up(record.role)
                 record.reason = self._why_lost(record)

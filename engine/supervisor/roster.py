@@ -120,12 +120,12 @@ class Record:
     silence_told: float = 0.0
     due: float = 0.0  # when the present state's limit passes: spawn, first word, SIGKILL
     killed_at: float = 0.0
-    blameless: bool = False  # it is condemned for another's fault: its next life is not charged
+    blameless: bool = False  # it is ended for another's fault: its next life is not charged
     fruitful: bool = False
     spoke: bool = False
     fruitless: int = 0  # deaths without progress since the last progress
     restarts: deque[float] = field(default_factory=deque)
-    reason: str = ""  # why it was condemned, or died
+    reason: str = ""  # why it was condemned or killed, or died
     code: int = 0  # how the last one ended
 
     @property
@@ -221,10 +221,11 @@ class Roster:
         record.move(State.STOPPING)
         record.due = now + self._limits.stop_s
 
-    def kill(self, role: str, now: float) -> Action:
-        """SIGKILL now."""
+    def kill(self, role: str, now: float, reason: str = "") -> Action:
+        """SIGKILL now. ``reason``: of one that has done nothing wrong itself, so that its stacks would say nothing."""
         record = self._records[role]
         record.move(State.KILLED)
+        record.reason = reason or record.reason
         record.killed_at, record.due = now, now + self._limits.stop_s
         return Signal(role, signal.SIGKILL)
 

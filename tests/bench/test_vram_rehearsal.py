@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
 from bench import vram, vram_rehearsal
-from bench.vram_rehearsal import GIB, rehearse
+from bench.standin_driver import Driver
+from bench.vram_rehearsal import GIB, Rehearsal, Scenario, Stage, rehearse
 from engine.node import Node
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
@@ -187,7 +193,8 @@ def rehearsed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
 @pytest.mark.timeout(120)
 def test_the_sample_scenario_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "evening.toml"
-    file.write_text(SAMPLE.read_text().replace("utterances = 60", "utterances = 20"))
+    shorter = SAMPLE.read_text().replace("utterances = 60", "utterances = 20")
+    file.write_text(shorter.replace("at_s = 2.0", "at_s = 0.5").replace("at_s = 5.0", "at_s = 1.5"))
     code, found = rehearsed(["--gpus", "8GiB,24GiB", "--scenario", str(file)], capsys)
     assert code == 0
     assert (found["utterances"], found["oom"], found["failed"], found["overcommitted"]) == (20, 0, 0, 0)
@@ -267,6 +274,20 @@ def test_what_did_not_happen_was_refused_or_got_no_lease_is_said(
     assert 0 < found["vram_used_over_packing"] <= 1, "the outsider wants more than is left"
 
 
+@pytest.mark.timeout(120)
+def test_an_outsider_that_never_comes_is_said_and_fails_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scenario.toml"
+    text = "utterances = 2\n[[stages]]\nname = 'a'\nweights_gib = 1\n[[outsiders]]\ngpu = 0\ngib = 1\n"
+    file.write_text(text + "at_s = 500\n")
+    assert vram.main(["--gpus", "8GiB", "--scenario", str(file), "--json"]) == 1
+    told = capsys.readouterr()
+    found = {row["metric"]: row["value"] for row in json.loads(told.out)["results"]}
+    assert found["not_happened"] == 1 and "events" not in found
+    assert 'did not come: {"gpu":0,"at_s":500.0,"gib":1.0}' in told.err
+
+
 def grants(tmp_path: Path, gpu_gib: int, scenario: str, modules: dict[str, str] | None = None) -> tuple[int, int]:
     """How many were overcommitted, and above the ceiling."""
     file = tmp_path / "scenario.toml"
@@ -312,8 +333,11 @@ def test_a_grant_that_is_not_judged_fails_the_command(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.timeout(120)
-def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = rehearsed(["--gpus", "8GiB,8GiB", "--scenario", str(BAD_DAY)], capsys)
+def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(capfd: pytest.CaptureFixture[str]) -> None:
+    code = vram.main(["--gpus", "8GiB,8GiB", "--scenario", str(BAD_DAY), "--json"])
+    told = capfd.readouterr()
+    found = {row["metric"]: row["value"] for row in json.loads(told.out)["results"]}
+    assert "Fatal Python error" not in told.err, "what is killed on purpose frightens nobody"
     assert code == 0 and found["utterances"] == 80
     zero = (
         "failed",
@@ -330,6 +354,35 @@ def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(caps
     assert (found["programs"], found["programs_refused"]) == (1, 0)
     assert found["next_grant_s"] > 0, "after the arbiter's death"
     assert found["granted"] >= 4 + 1 + 1 + 1, "workers, the one that died, a program, and who asked after that death"
+
+
+class Narrow:
+    """A session of a node that takes two at once; whoever submits a third would wait, and hear nothing meanwhile."""
+
+    def __init__(self) -> None:
+        self.core = SimpleNamespace(share=2)
+        self.most = self._submitted = self._ended = 0
+
+    @property
+    def outstanding(self) -> int:
+        return self._submitted - self._ended
+
+    def submit(self, samples: np.ndarray) -> None:
+        assert self.outstanding < self.core.share, "it would wait"
+        self._submitted += 1
+        self.most = max(self.most, self.outstanding)
+
+    def outcomes(self, timeout_s: float) -> Iterator[SimpleNamespace]:
+        if self.outstanding:
+            self._ended += 1
+            yield SimpleNamespace(index=self._ended - 1, outcome="error")
+
+
+def test_outcomes_are_heard_as_they_come_also_while_the_node_has_no_room() -> None:
+    scenario = Scenario(stages=(Stage(name="a", weights_gib=1.0),), utterances=9)
+    rehearsal, session = Rehearsal(scenario, cast(Driver, None), (8 * GIB,)), Narrow()
+    rehearsal._drive(session, time.monotonic())
+    assert len(rehearsal.outcomes) == len(rehearsal.took_s) == 9 and session.most == 2
 
 
 @pytest.mark.timeout(120)

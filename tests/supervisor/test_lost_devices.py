@@ -60,8 +60,8 @@ class Gpus(World):
 def test_workers_of_a_lost_device_are_ended_for_good_and_nobody_else() -> None:
     world = Gpus()
     world.say("arbiter", LOST)
-    assert world.signalled() == [(ON_0, signal.SIGABRT), (ALSO_0, signal.SIGABRT)]
-    world.do(Exited(ON_0, -6))
+    assert world.signalled() == [(ON_0, signal.SIGKILL), (ALSO_0, signal.SIGKILL)]  # no stacks of who did nothing wrong
+    world.do(Exited(ON_0, -9))
     for peer in ("scheduler", "arbiter"):
         (gone,) = world.news(peer)
         assert (gone.role, gone.final, gone.reason) == (ON_0, True, WHY)
@@ -136,8 +136,8 @@ def test_a_stuck_worker_does_not_hold_up_the_stop() -> None:
 def test_a_fault_under_a_shared_context_server_is_a_fault_of_all_there_and_charged_to_one() -> None:
     world = Gpus(shared=("cuda:0",), restart_budget=1)
     world.do(Exited(ON_0, -11))
-    assert world.signalled() == [(ALSO_0, signal.SIGABRT)] and world.state(ON_1) is State.UP
-    world.do(Exited(ALSO_0, -6))
+    assert world.signalled() == [(ALSO_0, signal.SIGKILL)] and world.state(ON_1) is State.UP
+    world.do(Exited(ALSO_0, -9))
     (gone,) = world.news("scheduler")
     assert not gone.final and "share one context server (MPS)" in gone.reason
     assert world.signalled() == []  # its end is nobody's fault
