@@ -29,7 +29,9 @@ from engine.config_rules import Problem, nearest, said, words
 from ipc.errors import ConfigError
 
 PREFIX = "DRAGOMAN_"
-OTHERS = frozenset({"DRAGOMAN_NODE", "DRAGOMAN_TEST_HOOKS"})  # not configuration: a process's mark, a test's hooks
+LEASE_BYTES = "DRAGOMAN_LEASE_BYTES"  # tells a program that was started under a lease how much it may use
+# Not configuration: a process's mark, a test's hooks, a lease, and what docs/examples/plain_lease.py finds a node by.
+OTHERS = frozenset({"DRAGOMAN_NODE", "DRAGOMAN_TEST_HOOKS", LEASE_BYTES, "DRAGOMAN_FOLDER"})
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 TABLES = {"PIPELINES": tuple[str, ...], "RINGS": int}  # sections whose fields have free names
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     workers = sorted((stats.get("scheduler") or {}).get("workers", {}).items())
     later = [later_row(role, one) for role, one in workers if is_later(one) and role.startswith(args.who)]
     asking_now = {row["worker"].partition("@")[0] for row in (*waiting, *later)}
-    stages = [row for row in held_up(stats, asking_now) if row["stage"].startswith(args.who.partition("@")[0])]
+    stages = [row for row in held_stages(stats, asking_now) if row["stage"].startswith(args.who.partition("@")[0])]
     more = arbiter.get("waiting_total", 0) - len(waiting)
     if args.who and not more and not any(name.startswith(args.who) for name in names(stats)):
         raise DragomanError(f"no worker and no program here is called {args.who!r}", "look at: run_node.py stats")
@@ -84,7 +84,7 @@ def later_sentence(row: Mapping[str, Any]) -> str:
     return f"{row['worker']} was refused and asks again in {row['again_in_s']:.1f} s\n  because: {row['reason']}"
 
 
-def held_up(stats: Mapping[str, Any], asking: Collection[str]) -> Iterator[dict[str, Any]]:
+def held_stages(stats: Mapping[str, Any], asking: Collection[str]) -> Iterator[dict[str, Any]]:
     """Stages that have work and no model, for another reason than memory that their workers ask for (``asking``)."""
     for name, stage in ((stats.get("scheduler") or {}).get("stages") or {}).items():
         reason = stage.get("coming") or stage.get("why") or ""

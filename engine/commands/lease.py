@@ -13,6 +13,7 @@ from typing import Any
 from engine.commands import asking, finding
 from engine.commands.inputs import UsageError
 from engine.commands.waiting import Waiting, reason_of
+from engine.config_env import LEASE_BYTES
 from engine.leasing import WAIT_S, Lease
 from ipc.errors import DragomanError
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             int(args.gib * GIB), device, wait_s=args.wait, preemptible=args.preemptible,
             priority=args.priority, name=command[0], ctl_endpoint=endpoint, on_wait=waiting.told,
         ).acquire()  # fmt: skip
-    environ = {**os.environ, "DRAGOMAN_LEASE_BYTES": str(lease.nbytes)}
+    environ = {**os.environ, LEASE_BYTES: str(lease.nbytes)}
     if lease.uuid:
         environ["CUDA_VISIBLE_DEVICES"] = lease.uuid
     sys.stdout.flush()
@@ -95,6 +96,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def named(given: str, devices: Mapping[str, Mapping[str, Any]]) -> str:
-    """The device whose name or UUID this is, or that alone has a UUID which begins so; else what was given."""
-    meant = [name for name, row in devices.items() if given and row["uuid"].startswith(given)]
-    return meant[0] if given not in devices and len(meant) == 1 else given
+    """The device whose name or UUID this is, or that alone has a UUID which begins so; else what was given.
+
+    Raises UsageError where several UUIDs begin so.
+    """
+    if not given or given in devices:
+        return given
+    meant = {name: row["uuid"] for name, row in devices.items() if row["uuid"].startswith(given)}
+    whole = [name for name, uuid in meant.items() if uuid == given]
+    if len(meant) > 1 and not whole:
+        several = ", ".join(f"{name} ({uuid})" for name, uuid in meant.items())
+        raise UsageError(f"--device {given!r} may mean {several}", "write more of the UUID, or the name")
+    return next(iter(whole or meant), given)

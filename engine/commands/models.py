@@ -184,15 +184,15 @@ def _synthesize(args: argparse.Namespace) -> int:
 
 
 def _clockwork(kind: str, out: Path) -> dict[str, Any]:
+    from engine.commands import shaping
     from models import clockwork
 
     begun = time.monotonic()
     try:
-        path = clockwork.synthesize(kind, out)
+        with shaping.whole(out):
+            path = clockwork.synthesize(kind, out)
     except ImportError as error:
         raise DragomanError(f"cannot make a {kind} model: {error}", f"pip install {error.name}") from error
-    except OSError as error:
-        raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --out") from error
     seconds = round(time.monotonic() - begun, 2)
     return {"kind": kind, "path": str(path), "bytes": _size(path), "seconds": seconds}
 

@@ -9,6 +9,7 @@ results, and the WAV files that they list, make way. What could not be written w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -95,7 +96,9 @@ class Results:
         if existing is None or not existing.is_dir():
             raise DragomanError(f"cannot write to {self.folder}: {existing} is no folder", "give another --out")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise DragomanError(f"cannot write to {self.folder}: permission denied", "give another --out")
+            read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+            why = os.strerror(errno.EROFS if read_only else errno.EACCES)
+            raise DragomanError(f"cannot write to {self.folder}: {why}", "give another --out")
 
     def open(self) -> None:
         """Make the folder and begin ``results.jsonl``; again does nothing. Raises DragomanError."""

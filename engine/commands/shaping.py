@@ -29,18 +29,9 @@ def make(kind: str, name: str, out: Path) -> dict[str, Any]:
     except ImportError as error:
         raise DragomanError(f"cannot write the shape {name}: {error}", f"pip install {error.name}") from error
     _check_room(plan.nbytes, out)
-    begun, existed, fresh = time.monotonic(), out.exists(), not out.is_dir() or not any(out.iterdir())
-    try:
-        with _bar(plan.weights_bytes) as wrote:
-            path = plan.write(out, wrote)
-    except BaseException as error:
-        if fresh:  # half a model is of no use, and gigabytes
-            shutil.rmtree(out, ignore_errors=True)
-            if existed:
-                out.mkdir()
-        if isinstance(error, OSError):
-            raise DragomanError(f"cannot write to {out}: {error.strerror}", "give another --out") from error
-        raise
+    begun = time.monotonic()
+    with whole(out), _bar(plan.weights_bytes) as wrote:
+        path = plan.write(out, wrote)
     return {
         "kind": kind,
         "shape": name,
@@ -49,6 +40,26 @@ def make(kind: str, name: str, out: Path) -> dict[str, Any]:
         "published_bytes": shape.published_bytes,
         "seconds": round(time.monotonic() - begun, 2),
     }
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[None]:
+    """A model is written into the folder ``out`` here; half a one is removed, as it is of no use, and maybe gigabytes.
+
+    Raises DragomanError for OSError.
+    """
+    existed = out.exists()
+    fresh = not existed or (out.is_dir() and not any(out.iterdir()))
+    try:
+        yield
+    except BaseException as error:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)
+            if existed:
+                out.mkdir()
+        if isinstance(error, OSError):
+            raise DragomanError(f"cannot write to {out}: {error.strerror or error}", "give another --out") from error
+        raise
 
 
 def _find(kind: str, name: str) -> shapes.Shape:

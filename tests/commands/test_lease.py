@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.commands.inputs import UsageError
 from engine.commands.lease import named
 from engine.commands.waiting import CLEAR, Waiting, reason_of
 from engine.leasing import Lease
@@ -22,9 +23,15 @@ DEVICES = {"cpu": {"uuid": ""}, "cuda:0": {"uuid": "GPU-aa-1"}, "cuda:1": {"uuid
 def test_a_device_is_named_as_the_node_does_or_by_its_uuid_or_by_how_that_alone_begins() -> None:
     for given, meant in {
         "cuda:1": "cuda:1", "GPU-aa-1": "cuda:0", "GPU-ab": "cuda:1", "cpu": "cpu",
-        "GPU-a": "GPU-a", "GPU-c": "GPU-c", "": "",
+        "GPU-c": "GPU-c", "": "",
     }.items():  # fmt: skip
         assert named(given, DEVICES) == meant
+
+
+def test_how_several_uuids_begin_is_told_with_those_it_may_mean() -> None:
+    with pytest.raises(UsageError, match=r"'GPU-a' may mean cuda:0 \(GPU-aa-1\), cuda:1 \(GPU-ab-1\)"):
+        named("GPU-a", DEVICES)
+    assert named("GPU-a", {**DEVICES, "cuda:2": {"uuid": "GPU-a"}}) == "cuda:2"
 
 
 def test_bytes_may_be_a_float_that_is_whole() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,16 @@ def test_an_earlier_run_is_left_alone_until_the_new_one_begins_and_makes_way_the
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.wav", "results.jsonl"]
     assert (tmp_path / "results.jsonl").read_bytes() == b""
     fresh.close()
+
+
+@pytest.mark.parametrize(("flags", "why"), [(os.ST_RDONLY, "Read-only file system"), (0, "Permission denied")])
+def test_a_folder_that_takes_nothing_is_told_as_the_system_does(
+    flags: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    with pytest.raises(DragomanError, match=f"cannot write to .*: {why}; give another --out"):
+        Results(tmp_path / "out").check()
 
 
 @contextmanager

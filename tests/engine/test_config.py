@@ -321,7 +321,13 @@ def test_all_rings_can_be_set_at_once(written):
 
 def test_a_variable_that_sets_nothing_is_warned_of_with_the_nearest_one(written, caplog):
     logging.getLogger("dragoman").propagate = True
-    written(GOOD, {"DRAGOMAN_WINDOW": "3", "DRAGOMAN_NODE": "cookie", "DRAGOMAN_TEST_HOOKS": "a=b", "WINDOW": "3"})
+    own = {
+        "DRAGOMAN_NODE": "cookie",
+        "DRAGOMAN_TEST_HOOKS": "a=b",
+        "DRAGOMAN_LEASE_BYTES": "1",
+        "DRAGOMAN_FOLDER": "/f",
+    }
+    written(GOOD, {"DRAGOMAN_WINDOW": "3", "WINDOW": "3", **own})
     assert [record.getMessage() for record in caplog.records] == [
         "environment variable DRAGOMAN_WINDOW sets nothing; the nearest name is DRAGOMAN_NODE_WINDOW"
     ]

@@ -4,6 +4,7 @@ written. What its library makes of one is tested beside that library (``test_sha
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -91,6 +92,22 @@ def test_half_a_model_is_not_left_behind(
     assert synthesize("repair", "--shape", "qwen2.5-3b", "--out", str(tmp_path / "model")) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_half_a_clockwork_model_is_not_left_behind_either(
+    there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, before = tmp_path / "model", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if there:
+        out.mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # as on a full disk
+    try:
+        assert synthesize("nmt", "--out", str(out)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"cannot write to {out}: File too large" in capsys.readouterr().err
+    assert (list(out.iterdir()) == []) if there else not out.exists()
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
