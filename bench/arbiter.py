@@ -13,13 +13,13 @@ programs would do with any (``mixed``). ``decision_us_N`` is the longer of the t
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import time
 from collections.abc import Sequence
 from statistics import mean, median, quantiles
 
+from bench import command
 from bench.report import Goal, Report, at_least
 from engine.arbiter.events import Action, Event, FromWorker, Send, Waits
 from engine.arbiter.lease import EXTERNAL
@@ -152,7 +152,9 @@ def measure(lengths: Sequence[int], decisions: int, seed: int) -> Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench arbiter", description=__doc__.partition("\n")[0])
+    parser = command.parser(
+        "arbiter", (__doc__ or "").partition("\n")[0], done=command.LENIENT, wrong="something was wrong"
+    )
     parser.add_argument("--waiting", type=at_least(1), nargs="*", default=list(LENGTHS), help="lengths of the line")
     parser.add_argument("--decisions", type=at_least(10), default=2000, help="grants to be timed at each length")
     parser.add_argument("--seed", type=int, default=1)

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import command
 from bench.model_run import longest
-from bench.models import CLOSE, MB, add_arguments, written
+from bench.models import CLOSE, DONE, MB, WRONG, add_arguments, written
 from bench.report import ZERO, Report
 from engine import ctl, devices
 from engine.config import Config, DeadlinesSection, DeviceSection, NodeSection, StageSection
@@ -245,7 +246,7 @@ def _told(outcome: Any) -> str:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_node.py bench card", description=__doc__)
+    parser = command.parser("card", __doc__, done=DONE, wrong=WRONG)
     parser.add_argument("--device", default="cuda:0", metavar="NAME", help="the GPU, as the node calls it (cuda:0)")
     add_arguments(parser)
     return parser.parse_args(argv)

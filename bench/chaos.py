@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import command
 from bench.chaos_client import RESULT_SAMPLES
 from bench.chaos_faults import KINDS, Faults, Kill, cards, kind_of
 from bench.chaos_judge import Verdict, read_logs
@@ -68,10 +69,7 @@ EPILOG = """It takes about a minute more than the seconds given. docs/operations
 
 examples:
   run_node.py bench chaos
-  run_node.py bench chaos --seconds 3600 --seed 7 --log chaos.log     for a night
-
-exit codes: 0 nothing was lost, doubled, out of order, mixed up or failed, nobody restarted who was not killed, and
-there were enough kills; 1 otherwise. Times over their goal are shown and are no failure, unless --strict."""
+  run_node.py bench chaos --seconds 3600 --seed 7 --log chaos.log     for a night"""
 FLOW_S = 0.1  # what was on its way when the process died arrives within this
 
 
@@ -118,9 +116,10 @@ def measure(args: argparse.Namespace, log: Path) -> Report:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="run_node.py bench chaos", description=(__doc__ or "").partition("\n")[0], epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "chaos", (__doc__ or "").partition("\n")[0], epilog=EPILOG, done=command.STRICT,
+        wrong="something was lost, doubled, out of order, mixed up or failed, somebody restarted who was not killed, "
+        "or there were too few kills",
     )  # fmt: skip
     found.add_argument("--seconds", type=at_least(5.0), default=60.0, metavar="N", help="of killing (default 60)")
     found.add_argument("--seed", type=int, default=1, metavar="S", help="of the draws (default 1)")

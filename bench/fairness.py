@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import line, workloads
+from bench import command, line, workloads
 from bench.drive import arrived, progress, within
 from bench.plain_session import PlainSession
 from bench.report import ZERO, Goal, Report, at_least
@@ -74,11 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench fairness", description=(__doc__ or "").partition("\n")[0])
+    found = command.parser(
+        "fairness", (__doc__ or "").partition("\n")[0], done=command.STRICT,
+        wrong="an outcome was not ok, or out of order",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument(
-        "--seconds", type=at_least(1), default=10, help="of speech, alone and beside the flood (default 10)"
+        "--seconds", type=at_least(1.0), default=10.0, help="of speech, alone and beside the flood (default 10)"
     )
     found.add_argument("--rounds", type=at_least(1), default=3, help="of which the median is reported (default 3)")
     return found

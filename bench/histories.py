@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from bench import command
 from bench.report import ZERO, Goal, Report, at_least
 from bench.simulation import World
 from engine.bar import bar
@@ -62,9 +63,7 @@ PATHS = (
 )
 SHOWN = 20  # failing seeds
 EPILOG = """A hundred histories take about a second on one core. From 1,000 on each path must have been taken at least
-once; below, a 0 says nothing. "failed" must be 0: the seeds that failed are told on standard error.
-
-exit codes: 0 all ended well, 1 some did not"""
+once; below, a 0 says nothing. "failed" must be 0: the seeds that failed are told on standard error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="run_node.py bench histories", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "histories", __doc__, epilog=EPILOG, done="all ended well",
+        wrong="some did not",
     )  # fmt: skip
     found.add_argument(
         "--count", type=at_least(1), default=2000, metavar="N", help="histories (default 2000; nightly 1000000)"

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench import line, workloads
+from bench import command, line, workloads
 from bench.drive import PATIENCE_S, arrived
 from bench.peers.zmq_chain import Chain
 from bench.processes import total_cpu_s, tree
@@ -130,7 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench hop", description=(__doc__ or "").partition("\n")[0])
+    found = command.parser(
+        "hop", (__doc__ or "").partition("\n")[0], done=command.LENIENT,
+        wrong="outcomes were not ok, mixed up or out of order",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--connect", metavar="E", help="measure the node at this endpoint (its own stages; no CPU)")
     found.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are reported (default 5)")

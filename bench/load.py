@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench import chart, workloads
+from bench import chart, command, workloads
 from bench.drive import newest
 from bench.load_users import PACES, Crowd, Ended, Load, Speech, quantile
 from bench.report import ZERO, Goal, Report, at_least, figure
@@ -51,10 +51,7 @@ EPILOG = """examples:
 At the pace asap each user says the next when the last one's outcome is here; at the pace speech when it would have been
 spoken, whatever is still on its way. docs/operations.md explains the figures.
 
-Ctrl-C, or a node that ends, cuts it short: all sessions are closed, and what was measured until then is shown.
-
-exit codes: 0 done (goals may be missed), 1 an outcome was lost or out of order, no node, or no picture can be
-written, 2 usage, 130 Ctrl-C"""
+Ctrl-C, or a node that ends, cuts it short: all sessions are closed, and what was measured until then is shown."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cut is not None:
         loads = {users: load for users, load in loads.items() if load.ended or load.lost}
         if loads or not isinstance(cut, DragomanError):  # which says itself why nothing was measured
-            what = "what was measured until then follows" if loads else "nothing has been measured"
-            print(f"cut short: {what}", file=sys.stderr)
+            said = command.cut_short("what was measured until then follows" if loads else "nothing has been measured")
+            cut = cut if isinstance(cut, DragomanError) else said
         if not loads:
             raise cut
     report = summary(loads, oom, node.deadlines)
@@ -99,9 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="run_node.py bench load", description=(__doc__ or "").partition("\n")[0], epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "load", (__doc__ or "").partition("\n")[0], epilog=EPILOG, done=command.LENIENT,
+        wrong="an outcome was lost or out of order, no node, or no picture can be written",
+        cut="what was measured until then is shown",
     )  # fmt: skip
     found.add_argument("--users", type=at_least(1), default=20, metavar="N", help="at once (default 20)")
     found.add_argument("--no-alone", action="store_true", help="leave out the one user who comes first")

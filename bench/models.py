@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import command
 from bench.report import Goal, Report, at_least
 from engine.config import Config, NodeSection, StageSection
 from engine.supervisor import environment
@@ -24,6 +25,7 @@ from engine.supervisor.survey import survey
 from ipc.errors import DragomanError
 from models import shapes
 
+DONE, WRONG = "done (a ratio that is off its goal is shown)", "something was wrong (which, stands on standard error)"
 CLOSE = Goal(at_least=0.85, at_most=1.15)
 MB = 1e6
 
@@ -90,7 +92,7 @@ def _add(report: Report, name: str, estimate: int, found: dict[str, Any]) -> Non
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_node.py bench models", description=__doc__)
+    parser = command.parser("models", __doc__, done=DONE, wrong=WRONG)
     add_arguments(parser)
     parser.add_argument("--threads", type=at_least(1), default=2, metavar="N", help="of the model's library (2)")
     parser.add_argument("--limit-s", type=at_least(0.0), metavar="S", help="stop a run after so long (600)")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import workloads
+from bench import command, workloads
 from bench.drive import arrived, progress, within
 from bench.plain_session import PlainSession
 from bench.report import ZERO, Goal, Report, at_least
@@ -52,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench overload", description=(__doc__ or "").partition("\n")[0])
+    found = command.parser(
+        "overload", (__doc__ or "").partition("\n")[0], done=command.STRICT,
+        wrong="an utterance is unaccounted for",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
-    found.add_argument("--seconds", type=at_least(1), default=30, help="of overload (default 30)")
+    found.add_argument("--seconds", type=at_least(1.0), default=30.0, help="of overload (default 30)")
     found.add_argument("--seed", type=int, default=1, help="of the speakers (default 1)")
     return found
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bench import line, workloads
+from bench import command, line, workloads
 from bench.drive import Run, backlog, progress, within
 from bench.report import ZERO, Goal, Report, at_least
 from engine.config import Config
@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench pipeline", description=(__doc__ or "").partition("\n")[0])
+    found = command.parser(
+        "pipeline", (__doc__ or "").partition("\n")[0], done=command.STRICT,
+        wrong="outcomes were lost, mixed up or out of order",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument("--connect", metavar="E", help="measure the node at this endpoint with what its stages take")

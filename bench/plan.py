@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import capacity_options, capacity_picture
+from bench import capacity_options, capacity_picture, command
 from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
 from bench.capacity_node import CapacityNode
@@ -28,9 +28,7 @@ SEARCH_HOURS = 0.5  # of each step of the search
 SUCCESS = 0.95
 EPILOG = """examples:
   run_node.py bench plan --gpus 4 --sessions 200
-  run_node.py bench plan --gpus 2 --sessions 50 --pause 20 --times asr=0.8+0.05,nmt=0.6 --batch 2 --json
-
-exit codes: 0 done, 1 an outcome was lost or out of order, 2 usage"""
+  run_node.py bench plan --gpus 2 --sessions 50 --pause 20 --times asr=0.8+0.05,nmt=0.6 --batch 2 --json"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = capacity_options.Parser(
-        prog="run_node.py bench plan", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "plan", __doc__, epilog=EPILOG, done="done",
+        wrong="an outcome was lost or out of order", kind=capacity_options.Parser,
     )  # fmt: skip
     capacity_options.add(found, USUAL)
     return found

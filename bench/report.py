@@ -167,7 +167,11 @@ def at_least(low: float) -> Callable[[str], Any]:
     """For argparse: a number (whole where ``low`` is) not below ``low``."""
 
     def number(text: str) -> Any:
-        value = type(low)(text)
+        try:
+            value = type(low)(text)
+        except ValueError:
+            kind = "whole number" if isinstance(low, int) else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind}") from None
         if not low <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is too small; the lowest is {low:g}")
         return value

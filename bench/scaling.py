@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
-from bench import line, workloads
+from bench import command, line, workloads
 from bench.drive import PATIENCE_S, Run, arrived, backlog, newest, progress, within
 from bench.pipeline import STAGES, add_faults, mixed_up
 from bench.report import ZERO, Goal, Report, at_least
@@ -91,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="run_node.py bench scaling", description=(__doc__ or "").partition("\n")[0])
+    found = command.parser(
+        "scaling", (__doc__ or "").partition("\n")[0], done=command.STRICT,
+        wrong="outcomes failed, were lost, mixed up or out of order",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     found.add_argument("--strict", action="store_true", help="a goal that is missed is a failure too")
     found.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="their median counts (default 3)")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from bench import capacity_options, capacity_picture
+from bench import capacity_options, capacity_picture, command
 from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
 from bench.capacity_node import CapacityNode
@@ -29,9 +29,7 @@ GOALS = {
 }
 EPILOG = """examples:
   run_node.py bench simulate                               a day of 8 GPUs and 1,000 sessions (about a minute)
-  run_node.py bench simulate --hours 1 --load 0.95 --times asr=2,nmt=1.2+0.2 --json
-
-exit codes: 0 done (goals for times count with --strict only), 1 an outcome was lost or out of order, 2 usage"""
+  run_node.py bench simulate --hours 1 --load 0.95 --times asr=2,nmt=1.2+0.2 --json"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = capacity_options.Parser(
-        prog="run_node.py bench simulate", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "simulate", __doc__, epilog=EPILOG, done=command.STRICT,
+        wrong="an outcome was lost or out of order", kind=capacity_options.Parser,
     )  # fmt: skip
     capacity_options.add(found, USUAL)
     found.add_argument(

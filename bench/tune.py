@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import chart, load, tune_file, tune_grid, written
+from bench import chart, command, load, tune_file, tune_grid, written
 from bench.drive import newest
 from bench.load_users import Load, Speech
 from bench.report import Report, at_least, figure
@@ -36,10 +36,7 @@ EPILOG = """examples:
 
 A knob is any number of the configuration: asr.max_batch, node.send_ahead; a stage's knob without its stage is set for
 each of --stages. --write changes these knobs in --config's text, which keeps its comments; without --config it writes
-an env file (serve --env-file).
-
-exit codes: 0 done, 1 at no point did the node serve well (nothing is written) or a file cannot be written, 2 usage,
-130 Ctrl-C (what was measured until then is shown, nothing is written)"""
+an env file (serve --env-file)."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tuning, cut = Tuning(), None
     try:
         tune(config, args, Tuner(args, load.read(args.audio, config.node.max_utterance_s)), into=tuning)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         what = "what was measured until then follows" if tuning.trials else "nothing has been measured"
-        print(f"cut short: {what}", file=sys.stderr)
+        cut = command.cut_short(what)
         if not tuning.trials:
-            raise
-        cut = interrupt
+            raise cut from None
     if args.json:
         report(tuning).show(as_json=True)
     else:
@@ -130,9 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="run_node.py bench tune", description=(__doc__ or "").partition("\n")[0], epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "tune", (__doc__ or "").partition("\n")[0], epilog=EPILOG, done="done",
+        wrong="at no point did the node serve well (nothing is written), or a file cannot be written",
+        cut="what was measured until then is shown, nothing is written",
     )  # fmt: skip
     load.add_load(found, 20.0)
     found.add_argument("--users", type=at_least(1), default=20, metavar="N", help="at once (default 20)")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import vram_rehearsal
+from bench import command, vram_rehearsal
 from bench.report import ZERO, Goal, Report, at_least
 from bench.vram_judge import PROMISES
 from bench.vram_node import GIB, Figures, Plan, VirtualNode
@@ -65,10 +65,7 @@ EPILOG = """docs/vram.md says what each figure means.
 examples:
   run_node.py bench vram
   run_node.py bench vram --requests 1000000 --jobs 2                       for a night
-  run_node.py bench vram --gpus 8GiB,24GiB --scenario docs/examples/evening.toml
-
-exit codes: 0 every promise was kept, 1 one was broken (which, stands on standard error), 2 usage,
-130 Ctrl-C (how far it had come, stands on standard error)"""
+  run_node.py bench vram --gpus 8GiB,24GiB --scenario docs/examples/evening.toml"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="run_node.py bench vram", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = command.parser(
+        "vram", __doc__, epilog=EPILOG, done="every promise was kept",
+        wrong="one was broken (which, stands on standard error)",
+        cut="how far it had come is said",
     )  # fmt: skip
     found.add_argument(
         "--requests", type=at_least(1), default=4000, metavar="N", help="for leases (default 4000; nightly 1000000)"
@@ -133,16 +131,15 @@ def measure(seed: int, requests: int, jobs: int) -> Report:
         add_gains(report, seed)
         add_oom(report, seed)
     except KeyboardInterrupt:
-        cut_short(counts, requests)
-        raise
+        raise cut_short(counts, requests) from None
     return report
 
 
-def cut_short(counts: Counter[str], requests: int) -> None:
-    """What had been done by Ctrl-C, in a line."""
+def cut_short(counts: Counter[str], requests: int) -> command.CutShort:
+    """To be raised after Ctrl-C: what had been done, in a line."""
     broken = sum(counts[promise] for promise in (*PROMISES, "broke_down"))
     done = f"{counts['requests']} of the leases' {requests} requests had been counted"
-    print(f"cut short: {done}; promises broken: {broken}", file=sys.stderr)
+    return command.cut_short(f"{done}; promises broken: {broken}")
 
 
 # ---------------------------------------------------------------- leases
@@ -192,8 +189,7 @@ def play(first: int, requests: int, jobs: int) -> tuple[Counter[str], float, flo
                 shown.update(told["counts"].get("requests", 0))
     except KeyboardInterrupt:
         print("\n".join([*wrong[:SHOWN], ""]), end="", file=sys.stderr)
-        cut_short(counts, requests)
-        raise
+        raise cut_short(counts, requests) from None
     return counts, used, packed, wrong
 
 

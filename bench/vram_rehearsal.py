@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_args
 
 import msgspec
 
+from bench.command import cut_short
 from bench.drive import arrived, progress
 from bench.report import ZERO, Goal, Report
 from bench.standin_driver import Driver, Gpu
@@ -359,8 +360,7 @@ def rehearse(totals: tuple[int, ...], path: Path, modules: Mapping[str, str] | N
             try:
                 took_s = rehearsal.run(node)
             except KeyboardInterrupt:
-                print(f"cut short: {len(rehearsal.outcomes)} utterances had their outcome", file=sys.stderr)
-                raise
+                raise cut_short(f"{len(rehearsal.outcomes)} utterances had their outcome") from None
             stats = node.stats()
         return summary(rehearsal, driver, stats, totals, took_s)
 

@@ -20,7 +20,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="measure this machine",
         description="Run a benchmark; without a name, list them. Everything after the name goes to the benchmark.",
         epilog="examples:\n  run_node.py bench pipeline\n  run_node.py bench hop --json\n"
-        "\nexit codes: 0 done, 1 something was wrong (goals for times do not count), 2 usage",
+        "\nexit codes: 0 done, 1 something was wrong (goals for times do not count), 2 usage, 130 Ctrl-C",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help="which benchmark")
@@ -36,7 +36,14 @@ def run(args: argparse.Namespace) -> int:
         from engine.commands.inputs import UsageError
 
         raise UsageError(f"there is no benchmark {args.name!r}", f"use one of: {', '.join(names) or 'none installed'}")
-    return int(importlib.import_module(f"bench.{args.name}").main(args.rest) or 0)
+    from bench.command import CutShort, cut_short
+
+    try:
+        return int(importlib.import_module(f"bench.{args.name}").main(args.rest) or 0)
+    except CutShort:
+        raise
+    except KeyboardInterrupt:
+        raise cut_short("nothing is reported") from None
 
 
 def _listed(name: str, theory: str) -> str:
