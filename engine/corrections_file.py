@@ -3,7 +3,7 @@
 Several nodes may write it: each reads it anew under a lock and adds only what it has measured itself. It is written
 beside and moved into place, so that readers need no lock and never see half of it. It is not forced to the disk: what a
 power cut may take is measured again by the next start. A file that is damaged, or of a version that this one does not
-know, is said once and begun anew; one that is something else is not touched.
+know, is said once and begun anew; one that is something else is not touched, nor is a lock made beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ OFF = "off"
 NAME = "estimates.json"
 LOCK_S = 2.0  # how long another writer is waited for
 LOOK_S = 0.02
+MOST_ZEROS = 2**20  # a longer file of them is no history that a power cut has emptied
 
 _decoder = msgspec.json.Decoder(History)
 
@@ -66,11 +67,25 @@ def read(path: Path | None) -> History:
     return History()
 
 
-def _read(path: Path) -> History:
-    """Raises ValueError when the file cannot be used."""
+def ours(path: Path | None) -> Path | None:
+    """The same, where what is measured can be kept there; None: something else has the name, as ``read`` says."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("is no regular file")
+        if path is not None:
+            _read(path)
+    except NotOurs:
+        return None
+    except (ValueError, OSError):  # begun anew, or tried again
+        pass
+    return path
+
+
+def _read(path: Path) -> History:
+    """Raises ValueError when the file cannot be used, OSError when it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device replaced by a file
+            raise NotOurs(
+                'is no regular file and stays as it is (devices.estimates_file names it; "off" keeps nothing)'
+            )
         data = path.read_bytes()
         if not _is_ours(data):
             raise NotOurs("is no file of estimates and stays as it is (devices.estimates_file names it)")
@@ -85,7 +100,9 @@ def _read(path: Path) -> History:
 
 
 def _is_ours(data: bytes) -> bool:
-    """Whether it begins as we write it, however damaged the rest may be."""
+    """Whether it begins as we write it, however damaged the rest may be, or has been emptied by a power cut."""
+    if not data.strip(b"\0") and len(data) <= MOST_ZEROS:
+        return True
     ours, begun = b'{"version"', b"".join(data[:64].split())
     return begun.startswith(ours) or ours.startswith(begun)
 
@@ -94,19 +111,24 @@ def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOC
     """Read the newest history, change it, write it back; returns what was written.
 
     What is ours and cannot be used is replaced.
-    Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written.
+    Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written, or is not ours.
     """
+    _usable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock"), wait_s):
-        try:
-            before = _read(path)
-        except NotOurs as error:
-            raise OSError(errno.EEXIST, f"it {error}") from error
-        except ValueError:  # ``read`` says so
-            before = History()
-        changed = how(before)
+        changed = how(_usable(path))
         _write(path, msgspec.json.format(msgspec.json.encode(changed), indent=1))
     return changed
+
+
+def _usable(path: Path) -> History:
+    """What is there, as far as it can be used. Raises OSError when it is not ours."""
+    try:
+        return _read(path)
+    except NotOurs as error:
+        raise OSError(errno.EEXIST, f"it {error}") from error
+    except ValueError:  # ``read`` says so
+        return History()
 
 
 def _write(path: Path, data: bytes) -> None:

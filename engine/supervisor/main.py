@@ -182,7 +182,7 @@ class Supervisor:
             history,
             self._left_out,
         )
-        self._measuring = Measuring(made.needs, file)
+        self._measuring = Measuring(made.needs, corrections_file.ours(file))
         self._shared = [device.name for device in found if device.mps]
         return made, {device.name: device.kind for device in found}
 

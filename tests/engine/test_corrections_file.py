@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from engine import corrections_file
 from engine.corrections import History, Sample, Subject
-from engine.corrections_file import Busy, change, place, read
+from engine.corrections_file import Busy, change, ours, place, read
 from engine.estimates import Start
 
 GIB = 2**30
@@ -34,7 +35,7 @@ def test_what_is_written_is_read_again_and_its_folder_is_made(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b'{"version"\xff', b'{"version": 1, "models": {"a": 1}}', b'{"version": "x"}']
+    "data", [b"", b"\0" * 900, b"{", b'{"version"\xff', b'{"version": 1, "models": {"a": 1}}', b'{"version": "x"}']
 )
 def test_a_damaged_file_is_one_line_in_the_log_and_begun_anew(
     tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
@@ -48,7 +49,9 @@ def test_a_damaged_file_is_one_line_in_the_log_and_begun_anew(
     assert list(read(file).models) == ["a"]
 
 
-@pytest.mark.parametrize("data", [b"[node]\nwindow = 3\n", b"[]", b"\xff\xfe", b'{"models": {}}'])
+@pytest.mark.parametrize(
+    "data", [b"[node]\nwindow = 3\n", b"[]", b"\xff\xfe", b'{"models": {}}', b"\0\0 an image of a disk", bytes(2**21)]
+)
 def test_what_is_something_else_is_said_and_not_touched(
     tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,7 +62,8 @@ def test_what_is_something_else_is_said_and_not_touched(
     assert len(caplog.records) == 1 and "no file of estimates" in caplog.text and str(file) in caplog.text
     with pytest.raises(OSError, match="stays as it is"):
         change(file, learnt("a"))
-    assert file.read_bytes() == data
+    assert file.read_bytes() == data and os.listdir(tmp_path) == ["node.toml"]
+    assert ours(file) is None
 
 
 def test_every_cut_of_a_file_is_damaged_or_whole(tmp_path: Path) -> None:
@@ -126,6 +130,44 @@ def test_a_size_that_no_model_has_is_damage(tmp_path: Path, nbytes: int) -> None
     assert read(file) == History()
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    assert read(tmp_path / "pipe") == History()
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a pipe"])
+def test_what_is_no_regular_file_is_said_and_not_touched_and_nothing_is_made_beside_it(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "here" / "thing"
+    place.parent.mkdir()
+    make(place, kind, tmp_path)
+    before = place.lstat()
+    with caplog.at_level(logging.WARNING):
+        assert read(place) == History()
+        assert ours(place) is None  # so that a node does not say it a second time
+    assert len(caplog.records) == 1 and "no regular file" in caplog.text and str(place) in caplog.text
+    with pytest.raises(OSError, match="stays as it is"):
+        change(place, learnt("a"))
+    assert place.lstat() == before and os.listdir(place.parent) == ["thing"]
+
+
+def make(place: Path, kind: str, elsewhere: Path) -> None:
+    """Something that has the name of the file."""
+    match kind:
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+        case "link to a pipe":
+            os.mkfifo(elsewhere / "pipe")
+            place.symlink_to(elsewhere / "pipe")
+        case "device":
+            try:
+                os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # as /dev/null
+            except PermissionError:
+                pytest.skip("only root makes devices")
+
+
+def test_what_is_kept_or_can_be_is_ours(tmp_path: Path) -> None:
+    file = tmp_path / "estimates.json"
+    assert ours(None) is None and ours(file) == file
+    change(file, learnt("a"))
+    assert ours(file) == file
+    file.write_bytes(bytes(900))
+    assert ours(file) == file
