@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -433,21 +435,39 @@ while not link.ended:
 """
 
 
-@pytest.fixture
-def squatter(node):
-    """Another process, not of ours, that is there under the name of a program that we are."""
-    role = f"lease@{os.getpid()}/1"
-    argv = [sys.executable, "-c", SQUATTER, node.endpoints["arbiter"], role, str(start_time(os.getpid()))]
+@contextmanager
+def squatting(node: Node, role: str, started: int) -> Iterator[None]:
+    """Another process is there under this name, which neither is that program nor has begun it."""
+    argv = [sys.executable, "-c", SQUATTER, node.endpoints["arbiter"], role, str(started)]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "True\n"
-        yield role, process
-        process.kill()
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "True\n"
+            yield
+        finally:
+            process.kill()
 
 
-def test_a_program_gets_its_name_from_who_has_taken_it(node, squatter):
-    role, _ = squatter
-    program = node.worker(role, start_time(os.getpid()), announced=False)
-    assert isinstance(program.ask(8 * MIB), Granted)
+def test_a_program_gets_its_name_from_who_has_taken_it(node):
+    role, started = f"lease@{os.getpid()}/1", start_time(os.getpid())
+    with squatting(node, role, started):
+        program = node.worker(role, started, announced=False)
+        assert isinstance(program.ask(8 * MIB), Granted)
+
+
+def test_that_a_program_is_to_leave_is_told_to_it_and_not_to_who_has_taken_its_name(node):
+    most = int(0.6 * host_memory().available_bytes)
+    with subprocess.Popen(["sleep", "600"]) as holder:
+        try:
+            role, started = f"lease@{holder.pid}/1", start_time(holder.pid)
+            program = node.worker(role, started, announced=False)  # we have begun it, and ask for it
+            program.link.send([LeaseRequest(1, role, "cpu", most, preemptible=True)])
+            assert isinstance(program.hear(), Granted)
+            program.link.close()
+            with squatting(node, role, started):
+                node.worker("asr@cpu/0").ask(most)
+                assert holder.wait(PATIENCE_S) == -signal.SIGTERM
+        finally:
+            holder.kill()
 
 
 def test_a_leases_process_is_the_one_of_its_name_whatever_else_is_said(node):

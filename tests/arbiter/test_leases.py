@@ -540,6 +540,37 @@ def test_at_most_max_models_models_on_a_device_where_instances_of_one_are_one():
     assert isinstance(wait, LeaseWait) and "max_models" in wait.reason
 
 
+def test_where_all_places_are_taken_more_workers_of_a_model_there_and_programs_pass_one_another_as_anywhere() -> None:
+    """The one that lacks room is passed for half its patience, and what comes back then is its own."""
+    bench = Bench(Limits(GPU, 24 * GIB, max_models=1, safety_margin=0.0))
+    bench.read(20 * GIB)
+    bench.load("asr@cuda:0/0", 12 * GIB, 8 * GIB)
+    (lacks_room,) = bench.ask("asr@cuda:0/1", 10 * GIB)
+    (lacks_place,) = bench.ask("nmt@cuda:0/0", GIB)
+    assert "needs 10.0 GiB" in lacks_room.reason and "max_models" in lacks_place.reason
+    bench.load("asr@cuda:0/2", GIB, 7 * GIB)  # passes
+    assert isinstance(bench.ask("lease@7/1", GIB)[0], Granted)
+    bench.later(31.0)
+    bench.read(6 * GIB)
+    for worker in ("asr@cuda:0/3", "lease@8/1"):
+        (wait,) = bench.ask(worker, GIB)
+        assert isinstance(wait, LeaseWait) and "waiting behind asr@cuda:0/1" in wait.reason
+    bench.later(1.0)
+    granted = bench.read(10 * GIB)[0]  # other programs have left
+    assert isinstance(granted, Granted) and granted.id == lacks_room.id
+
+
+def test_who_waits_for_a_place_among_the_models_however_long_keeps_nobody_from_what_it_cannot_have() -> None:
+    bench = Bench(Limits(GPU, 24 * GIB, max_models=1, safety_margin=0.0))
+    bench.read(24 * GIB)
+    bench.load("asr@cuda:0/0", 12 * GIB, 12 * GIB)
+    bench.ask("nmt@cuda:0/0", 14 * GIB)
+    bench.later(31.0)
+    bench.read(12 * GIB)
+    bench.load("asr@cuda:0/1", GIB, 11 * GIB)
+    assert isinstance(bench.ask("lease@7/1", GIB)[0], Granted)
+
+
 def test_programs_outside_the_node_are_no_models_and_wait_for_no_place_among_them():
     bench = Bench(Limits(GPU, 24 * GIB, max_models=2, safety_margin=0.0))
     bench.read(24 * GIB)
@@ -1945,19 +1976,24 @@ def test_a_shortage_by_what_lies_there_and_is_shown_free_names_that() -> None:
     assert "24.0 GiB in all, 14.0 GiB leased, 0 MiB of other programs" in wait.reason
 
 
-def test_who_may_not_be_passed_any_more_is_not_passed_while_another_with_less_patience_waits_too() -> None:
-    """What a loaded model grows by waits for seconds and lets nobody pass from the start: it takes nobody's place."""
-    bench = Bench()
+@pytest.mark.parametrize(("others", "max_models"), [("nmt", 5), ("asr", 1)])
+def test_who_may_not_be_passed_any_more_is_not_passed_while_another_with_less_patience_waits_too(
+    others: str, max_models: int
+) -> None:
+    """What a loaded model grows by waits for seconds and lets nobody pass from the start: it takes nobody's place.
+
+    Also where all places among the models are taken, and only more workers of a model that is there may come.
+    """
+    bench = Bench(Limits(GPU, 24 * GIB, max_models=max_models))
     bench.read(24 * GIB)
-    asr = bench.ask("asr@cuda:0/0", 12 * GIB)[0]
-    bench.read(12 * GIB)
-    bench.settle("asr@cuda:0/0", asr.lease, 12 * GIB)
-    bench.later(0.1)
-    bench.read(12 * GIB)
-    bench.ask("nmt@cuda:0/0", 12 * GIB)
+    bench.load("asr@cuda:0/0", 12 * GIB, 12 * GIB)
+    bench.ask(f"{others}@cuda:0/1", 12 * GIB)
     for _ in range(31):
         bench.later(1.0)
         bench.read(12 * GIB)
-    bench.ask("asr@cuda:0/0", 11 * GIB, grows=True, wait_s=5.0)
-    (wait,) = bench.ask("tts@cuda:0/0", GIB)
-    assert isinstance(wait, LeaseWait) and "waiting behind nmt@cuda:0/0" in wait.reason
+    (before,) = bench.ask(f"{others}@cuda:0/2", GIB)
+    after = bench.ask("asr@cuda:0/0", 12 * GIB, grows=True, wait_s=5.0)
+    (behind,) = bench.ask(f"{others}@cuda:0/3", GIB)
+    assert [type(one) for one in after] == [LeaseWait], "nobody is granted because of it"
+    for wait in (before, behind):
+        assert isinstance(wait, LeaseWait) and f"waiting behind {others}@cuda:0/1" in wait.reason
