@@ -14,8 +14,9 @@ Patience stands still while somebody loads there (``run``, ``stop``): all ends o
 was passed pays for the load of the one that did, when that is over, until nobody may pass it any more: so loads one
 after the other keep nobody waiting for ever. Ranks are in the caller's time, which no load stops.
 
-A device may have a thousand programs waiting for it, so each question costs a few searches in sorted lists, and no walk
-along the line: by rank, by size, by the end of their patience.
+A device may have a thousand programs waiting for it, so each question costs a few searches in sorted lists: by rank, by
+size, by the end of their patience, by when nobody may pass them any more. The line is walked along only where so many
+may not be passed that one of them is soon met.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PASSING = 0.5  # of the node's lease_wait_s: a request of the node's own that ha
 HOLDING = 0.5  # of its patience, or of the node's lease_wait_s: the last part, in which a program's lets nobody pass
 PRIORITIES = {"high": -AGEING, "normal": 0.0, "low": AGEING}
 
-NEAR = 32  # so many at the head of the line are looked at one by one, before all that fit are
+NEAR = 32  # so many at the head of a list are looked at one by one, before all that fit are, or the line is
 
 Model = tuple[str, str]  # Lease.kind_of_model
 PROGRAMS: Model = ("", "")  # all of them, which have no model
@@ -152,6 +153,10 @@ class Line:
         return None
 
     def _first_late(self, room: int, clock: float, *, external: bool) -> Lease | None:
+        late = self._outside if external else self._own
+        count = bisect_right(late, clock, 0, min(len(late), NEAR + 1), key=_limit)
+        if count <= NEAR:
+            return min((one for one in islice(late, count) if one.nbytes > room), default=None, key=_rank)
         for lease in self._ranked:
             if lease.passed_until <= clock and lease.external == external and lease.nbytes > room:
                 return lease
