@@ -110,7 +110,7 @@ class Events:
     """Plays the events of one rehearsal, each once it is due. ``context_bytes``: of each process on a GPU."""
 
     def __init__(self, events: Sequence[Event], driver: Driver, context_bytes: int) -> None:
-        self.next_grants: list[float] = []  # seconds from a death of the arbiter to the next grant
+        self.next_grants: list[float] = []  # from a death of the arbiter, in s; others' loads after it left out
         self.refused: list[str] = []  # orders, by the operators' socket
         self.total = len(events)
         self.missing: list[Event] = sorted(events, key=lambda one: one.at_s)  # that have not happened
@@ -164,9 +164,12 @@ class Events:
         self._asking[-1].start()
 
     def _ask(self, endpoint: str, died_at: float) -> None:
+        answers: list[float] = []
         try:
-            with Lease(ASKED_BYTES, ctl_endpoint=endpoint):
-                self.next_grants.append(time.monotonic() - died_at)
+            # Who is told to wait hears of what: an arbiter is there again, and knows its devices.
+            with Lease(ASKED_BYTES, ctl_endpoint=endpoint, on_wait=lambda _: answers.append(time.monotonic())):
+                answers.append(time.monotonic())
+                self.next_grants.append(answers[0] - died_at)
         except DragomanError:
             self.endless += 1
 

@@ -38,7 +38,7 @@ from stages.simulated import mark_samples, read_mark
 GIB = 2**30
 SAMPLE_S = 0.05
 REPORT_S = 5.0  # the longest wait for the arbiter's report, which comes once a second
-NEXT_GRANT_S = 1.5  # the goal, from a death of the arbiter on
+NEXT_GRANT_S = 1.5  # at most, from a death of the arbiter on
 PATIENCE_S = 120.0  # without any outcome
 OUTPUT_BYTES = 64_000
 SAMPLES = 16_000  # of each utterance, at 16 kHz
@@ -415,7 +415,7 @@ def add_events(report: Report, events: Events, absent: Sequence[Outsider]) -> No
     report.add("refused_orders", len(events.refused), "orders", ZERO)
     if events.next_grants or events.endless:
         report.add("never_granted", events.endless, "requests", ZERO)
-        report.add("next_grant_s", max(events.next_grants, default=-1.0), "s", Goal(0.0, NEXT_GRANT_S))
+        report.add("next_grant_s", max(events.next_grants, default=-1.0), "s", Goal(0.0, NEXT_GRANT_S, fatal=True))
     if events.programs:
         report.add("programs", len(events.programs), "")
         report.add("programs_refused", events.ended_with(REFUSED), "programs")

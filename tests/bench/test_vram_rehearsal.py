@@ -17,9 +17,12 @@ from typing import cast
 import numpy as np
 import pytest
 
-from bench import vram, vram_rehearsal
-from bench.standin_driver import Driver
-from bench.vram_rehearsal import GIB, Rehearsal, Scenario, Stage, rehearse
+from bench import vram, vram_events, vram_rehearsal
+from bench.report import Report
+from bench.standin_driver import Driver, Gpu
+from bench.vram_events import Events, Kill
+from bench.vram_rehearsal import GIB, Rehearsal, Scenario, Stage, add_events, rehearse
+from engine.leasing import Lease
 from engine.node import Node
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in driver needs gcc")
@@ -333,7 +336,10 @@ def test_a_grant_that_is_not_judged_fails_the_command(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.timeout(120)
-def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_node_that_everything_befalls_keeps_its_promises_and_grants_again(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vram_rehearsal, "NEXT_GRANT_S", 60.0)  # how fast this machine is, is not asked here
     code = vram.main(["--gpus", "8GiB,8GiB", "--scenario", str(BAD_DAY), "--json"])
     told = capfd.readouterr()
     found = {row["metric"]: row["value"] for row in json.loads(told.out)["results"]}
@@ -383,6 +389,40 @@ def test_outcomes_are_heard_as_they_come_also_while_the_node_has_no_room() -> No
     rehearsal, session = Rehearsal(scenario, cast(Driver, None), (8 * GIB,)), Narrow()
     rehearsal._drive(session, time.monotonic())
     assert len(rehearsal.outcomes) == len(rehearsal.took_s) == 9 and session.most == 2
+
+
+@pytest.mark.parametrize(("seconds", "code"), [([0.4, 1.5], 0), ([1.6, 0.4], 1)])
+def test_an_arbiter_that_is_away_for_too_long_fails_the_command(seconds: list[float], code: int) -> None:
+    with Driver([Gpu(GIB)]) as driver:
+        events = Events([Kill(at_s=0.0, process="arbiter")], driver, 0)
+    events.missing, events.next_grants = [], seconds
+    report = Report("vram")
+    add_events(report, events)
+    assert report["next_grant_s"] == max(seconds) and report.exit_code == code
+
+
+@pytest.mark.parametrize(("waits", "seconds"), [([], 3.0), ([2.0], 2.0), ([1.0, 2.0], 1.0)])
+def test_what_others_load_after_a_death_of_the_arbiter_is_not_put_down_to_it(
+    waits: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has answered when it says what is waited for, and knows that only when it has read its devices."""
+    now = 10.0
+
+    class GrantedAfter3Seconds(Lease):
+        def acquire(self) -> Lease:
+            nonlocal now
+            for after_s in waits:
+                now = 10.0 + after_s
+                self._on_wait("waiting for asr@cuda:0/0 to load on cuda:0")
+            now = 13.0
+            return self
+
+    monkeypatch.setattr(vram_events, "Lease", GrantedAfter3Seconds)
+    monkeypatch.setattr(vram_events, "time", SimpleNamespace(monotonic=lambda: now))
+    with Driver([Gpu(GIB)]) as driver:
+        events = Events([], driver, 0)
+    events._ask("", 10.0)
+    assert events.next_grants == [seconds]
 
 
 @pytest.mark.timeout(120)
