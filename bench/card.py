@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,22 @@ class Life:
     outcome: str
 
 
-def life(config: Config, card: Card, said: Any, source: str = "en", target: str = "en") -> Life:
-    """One node with one stage, on ``card``. ``said``: samples at 16 kHz, or a text.
+def life(
+    config: Config,
+    card: Card,
+    said: Any,
+    source: str = "en",
+    target: str = "en",
+    modules: Mapping[str, str] | None = None,
+) -> Life:
+    """One node with one stage, on ``card``.
 
+    ``said``: samples at 16 kHz, or a text. ``modules``: of the node, for tests.
     Raises DragomanError when the model does not load, the utterance fails, or its memory does not come back.
     """
     before = card.settled()
     card.most_bytes = 0
-    with Node(config) as node:
+    with Node(config, modules=modules) as node:
         row = _loaded(node)
         load_s = row["load_ms"] / 1000
         loaded = card.settled() - before
@@ -126,7 +134,7 @@ def life(config: Config, card: Card, said: Any, source: str = "en", target: str 
         peak = card.most_bytes - before
         _report_in(node)
         back_s = _unload(node)
-        ours = {process["pid"] for process in node.stats()["processes"]}
+        ours = _waiting(node)
         waiting, users = card.settled() - before, len(ours & card.users())
     return Life(
         asked["estimate_bytes"],
@@ -237,6 +245,17 @@ def _unload(node: Node) -> float:
             return time.monotonic() - begun
         time.sleep(LOOK_S)
     raise DragomanError(f"the model has not left within {LEAVES_S:g} s", "see what the node has said above")
+
+
+def _waiting(node: Node) -> set[int]:
+    """The node's processes, once the worker's next one is there, and waits without its model."""
+    until = time.monotonic() + LEAVES_S
+    while time.monotonic() < until:
+        rows = node.stats()["processes"]
+        if [row["phase"] for row in rows if row["role"].startswith(f"{STAGE}@")] == ["empty"]:
+            return {row["pid"] for row in rows}
+        time.sleep(LOOK_S)
+    raise DragomanError(f"no worker has begun anew within {LEAVES_S:g} s", "see what the node has said above")
 
 
 def _told(outcome: Any) -> str:
