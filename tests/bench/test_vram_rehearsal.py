@@ -397,7 +397,7 @@ def test_an_arbiter_that_is_away_for_too_long_fails_the_command(seconds: list[fl
         events = Events([Kill(at_s=0.0, process="arbiter")], driver, 0)
     events.missing, events.next_grants = [], seconds
     report = Report("vram")
-    add_events(report, events)
+    add_events(report, events, absent=[])
     assert report["next_grant_s"] == max(seconds) and report.exit_code == code
 
 
