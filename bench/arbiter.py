@@ -153,13 +153,14 @@ def measure(lengths: Sequence[int], decisions: int, seed: int) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(
-        "arbiter", (__doc__ or "").partition("\n")[0], done=command.LENIENT, wrong="something was wrong"
+        "arbiter", (__doc__ or "").partition("\n")[0], done=command.STRICT, wrong="a decision takes too long (--strict)"
     )
     parser.add_argument("--waiting", type=at_least(1), nargs="*", default=list(LENGTHS), help="lengths of the line")
     parser.add_argument("--decisions", type=at_least(10), default=2000, help="grants to be timed at each length")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--strict", action="store_true", help="a goal that is missed is a failure")
     args = parser.parse_args(argv)
     report = measure(args.waiting, args.decisions, args.seed)
     report.show(args.json)
-    return report.exit_code
+    return report.code(strict=args.strict)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import arbiter
+from bench.report import Goal
 
 
 def test_the_report_has_a_figure_for_each_length(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +29,11 @@ def test_what_it_times_are_grants_with_that_many_waiting(devices: tuple[str, ...
     for device in devices:
         held = sum(row["nbytes"] for row in report["leases"] if row["device"] == device)
         assert arbiter.TOTAL // 2 < held <= arbiter.TOTAL, "the device is well used, and not over-used"
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 0), (["--strict"], 1)])
+def test_decisions_that_take_too_long_are_a_failure_where_that_is_asked_for(
+    argv: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(arbiter.GOALS, 1000, Goal(at_most=1e-6))
+    assert arbiter.main(["--waiting", "1000", "--decisions", "10", *argv]) == code
