@@ -114,6 +114,7 @@ def change(path: Path, how: Callable[[History], History], *, wait_s: float = LOC
     Raises Busy when another process has been writing for ``wait_s``, OSError when it cannot be written, or is not ours.
     """
     _usable(path)
+    path = path.resolve()  # a link to it stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock"), wait_s):
         changed = how(_usable(path))

@@ -171,3 +171,11 @@ def test_what_is_kept_or_can_be_is_ours(tmp_path: Path) -> None:
     assert ours(file) == file
     file.write_bytes(bytes(900))
     assert ours(file) == file
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    file, link = tmp_path / "kept" / "estimates.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    change(link, learnt("a"))
+    assert link.is_symlink() and "a" in read(file).models
+    assert sorted(os.listdir(tmp_path)) == ["kept", "link.json"]
