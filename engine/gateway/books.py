@@ -18,7 +18,7 @@ from engine.gateway.catalog import Catalog
 from engine.gateway.events import Note, Post, Tell, Write
 from engine.gateway.gate import LONGEST_S, SHORTEST_S, Gate, wait_s
 from engine.gateway.ingress import Ingress
-from engine.gateway.ledger import Ledger, Part
+from engine.gateway.ledger import Ledger
 from engine.gateway.outbox import Outbox
 from engine.gateway.sessions import Session, Sessions
 from engine.gateway.stays import Stays
@@ -69,7 +69,7 @@ class Books:
         self.outbox = Outbox(boot.outbox_session_bytes, boot.outbox_node_bytes)
         self._few_bytes = min(FEW_BYTES, boot.outbox_session_bytes)
         self.capacity = Capacity(1)
-        self.gate = Gate()
+        self.gate = Gate(self.ledger.shares)
         self.stays = Stays()
         self.draining = False
         self.whole = False  # all that an earlier life knew is known here
@@ -249,7 +249,7 @@ class Books:
 
     def share(self, session: Session) -> int:
         """How many unended utterances the session may have now: its max-min fair part of the node's places."""
-        return min(session.window, self.ledger.level(self.capacity.n, session.id, self.gate.standing()))
+        return min(session.window, self.ledger.shares.share(session.id, self.capacity.n))
 
     def retry_after_s(self, session: Session | None = None, ahead: int = 0) -> float:
         """In how long a place should be free for a session with so many before it in line (None: for anybody)."""
@@ -267,18 +267,8 @@ class Books:
 
     def _freeing(self, session: Session) -> float:
         """What part of the others' ends frees a place for who stands in line."""
-        ledger, standing = self.ledger, self.gate.standing()
-        levels: dict[Part, int] = {}
-        places = 0.0
-        for name in ledger.not_before(session.id):
-            part, unended = ledger.part(name), ledger.unended(name)
-            if name == session.id:
-                continue
-            if name in standing:
-                level = levels.get(part) or levels.setdefault(part, ledger.level(self.capacity.n, name, standing))
-                places += max(0, unended - level)
-            else:
-                places += unended * ledger.giving(name)
+        ledger = self.ledger
+        places = ledger.shares.freeing(session.id, self.capacity.n)
         return places / max(1, ledger.total - ledger.unended(session.id))
 
     def _ends_below_share(self, session: Session) -> float:

@@ -7,41 +7,62 @@ line when it is let in, when it has not come back in time, and with its end.
 When it will be let in is told as the lesser of two times: until so many ends that the places before it and its own are
 free, and until so many of its own utterances have ended that it is below its share. Ends come at the measured rate,
 counted from the last one. Many free no place: a session in line that is below its share then takes its place again, one
-of a better priority does so too, and one that is not in line does as far as it has lately (``Ledger.giving``). Beside
+of a better priority does so too, and one that is not in line does as far as it has lately (``Shares.freeing``). Beside
 sessions of a better priority the second time is not counted in ends, which are theirs, but is what others of its part
 have stayed (``stays``).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Collection
+
+from engine.gateway.shares import Shares
 
 LONGEST_S, SHORTEST_S = 30.0, 0.01  # what is told of waiting, whatever the figures say
 
 
 class Gate:
-    """Sessions in line, first come first served. Times in seconds of the monotonic clock."""
+    """Sessions in line, first come first served. Times in seconds of the monotonic clock.
 
-    def __init__(self) -> None:
-        self._line: dict[str, float] = {}  # session -> until when its place is kept
+    ``shares`` is told who stands in it. A question costs the same however long the line is, but for once in a turn.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._line: dict[str, tuple[int, float]] = {}  # session -> its number, until when its place is kept
+        self._numbers: list[int] = []  # of all in line, in order
+        self._next_number = itertools.count()
+        self._late_at = math.inf  # nobody is late before
 
     def ahead(self, session: str, now: float) -> int:
         """How many stand before this session, which may not stand in line itself."""
-        late = [name for name, until in self._line.items() if until < now]
-        for name in late:
-            del self._line[name]
-        for number, name in enumerate(self._line):
-            if name == session:
-                return number
-        return len(self._line)
+        if self._late_at < now:
+            for name in [name for name, (_, until) in self._line.items() if until < now]:
+                self.leave(name)
+            self._late_at = min((until for _, until in self._line.values()), default=math.inf)
+        place = self._line.get(session)
+        return len(self._numbers) if place is None else bisect_left(self._numbers, place[0])
 
     def stand(self, session: str, until: float) -> None:
         """Join the line, or keep the place in it."""
-        self._line[session] = until
+        place = self._line.get(session)
+        if place is None:
+            number = next(self._next_number)
+            self._numbers.append(number)
+            self._shares.wait(session, True)
+        else:
+            number = place[0]
+        self._line[session] = number, until
+        self._late_at = min(self._late_at, until)
 
     def leave(self, session: str) -> None:
-        self._line.pop(session, None)
+        place = self._line.pop(session, None)
+        if place is not None:
+            del self._numbers[bisect_left(self._numbers, place[0])]
+            self._shares.wait(session, False)
 
     def standing(self) -> Collection[str]:
         """Who stands in line, or has not come back yet."""

@@ -11,11 +11,12 @@ Pure.
 from __future__ import annotations
 
 import enum
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.gateway.shares import Shares
 from ipc.errors import IllegalMove
 from ipc.messages import Admit, Remade
 
@@ -45,7 +46,6 @@ class Part(NamedTuple):
 
 
 PRIORITIES = ("high", "normal", "low")
-NEWEST = 0.3  # weight of the newest end in what part of them frees a place
 RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
 USUAL = Part(RANKS["normal"], 1)
 
@@ -87,20 +87,20 @@ def digest_of(admit: Admit) -> tuple[str, int, int, int]:
 
 
 class Ledger:
-    """Entries of all sessions, and how many of them have not ended."""
+    """Entries of all sessions, how many of them have not ended, and who may have how many (``shares``)."""
 
     def __init__(self) -> None:
         self.total = 0  # unended, node-wide
         self.moves = 0  # how often that has changed
+        self.shares = Shares(len(PRIORITIES))
         self._entries: dict[str, dict[int, Entry]] = {}
-        self._unended: dict[str, int] = {}  # only sessions with work stand here
         self._parts: dict[str, Part] = {}  # of sessions whose part is not the usual one
-        self._giving: dict[str, float] = {}  # weighted mean of how many fewer utterances an end has left, by session
-        self._gained: dict[str, int] = {}  # by session: how many came since its last end
-        self._having: Counter[tuple[Part, int]] = Counter()  # part, so many unended -> how many sessions have them
+        self._taken: dict[str, list[float]] = {}  # when unended ones were taken, in order; only sessions with work
+        self._all_taken: list[float] = []  # the same of all sessions together
 
     def open(self, session: str, part: Part = USUAL) -> None:
         self._entries[session] = {}
+        self.shares.open(session, *part)
         if part != USUAL:
             self._parts[session] = part
 
@@ -114,9 +114,10 @@ class Ledger:
     def admit(self, admit: Admit, now: float) -> Entry:
         """Enter an utterance. Raises ValueError if the index is known."""
         entry = self._enter(admit.session, Entry(admit.index, admit, now))
-        self._count(admit.session, 1)
-        if admit.session in self._gained:
-            self._gained[admit.session] += 1
+        self.shares.admit(admit.session)
+        insort(self._taken.setdefault(admit.session, []), now)
+        insort(self._all_taken, now)
+        self._count(1)
         return entry
 
     def enter_missing(self, session: str, index: int, now: float) -> Entry:
@@ -137,11 +138,13 @@ class Ledger:
         if entry is None or entry.state is State.ENDED:
             return False
         entry.move(State.ENDED)
-        self._count(session, -1)
-        if session in self._gained:
-            giving = self._giving.get(session, 1.0)
-            self._giving[session] = giving + NEWEST * (1 - self._gained[session] - giving)
-        self._gained[session] = 0
+        self.shares.end(session)
+        mine = self._taken[session]
+        _remove(mine, entry.taken_at)
+        _remove(self._all_taken, entry.taken_at)
+        if not mine:
+            del self._taken[session]
+        self._count(-1)
         return True
 
     def forget(self, session: str, index: int) -> None:
@@ -153,89 +156,44 @@ class Ledger:
 
     def drop(self, session: str) -> None:
         """Forget a session and everything of it."""
-        self._count(session, -self.unended(session))
+        self.shares.drop(session)
+        taken = self._taken.pop(session, [])
+        for when in taken:
+            _remove(self._all_taken, when)
+        self._count(-len(taken))
         self._entries.pop(session, None)
-        self._giving.pop(session, None)
-        self._gained.pop(session, None)
         self._parts.pop(session, None)
 
     def unended(self, session: str) -> int:
-        return self._unended.get(session, 0)
+        return self.shares.unended(session)
 
     def unended_indices(self, session: str) -> Iterator[int]:
         return (index for index, entry in self.of(session).items() if entry.state is not State.ENDED)
 
     def older(self, session: str) -> int:
         """How many unended utterances of other sessions were taken before this one's oldest."""
-        mine = self.oldest(session)
-        return sum(
-            entry.taken_at < mine for other in self._unended if other != session for entry in self._open_entries(other)
-        )
+        return bisect_left(self._all_taken, self.oldest(session))
 
-    def _open_entries(self, session: str) -> Iterator[Entry]:
-        return (entry for entry in self.of(session).values() if entry.state is not State.ENDED)
-
-    def level(self, places: int, session: str, wanting: Iterable[str]) -> int:
-        """How many of so many places this session may have: max-min fair by weight, and at least 1.
-
-        ``wanting`` want more than they have, as it does; each other session has what it has, if that is no more than
-        its part. So what some leave of their parts is shared by who wants more. Sessions of lower priority do not
-        count: what they have is in nobody's way at the stages.
-        """
-        own = self.part(session)
-        having, sharing = Counter[tuple[Part, int]](), 0
-        for (part, unended), sessions in self._having.items():
-            if part.rank <= own.rank:
-                having[part, unended] = sessions
-                sharing += sessions * part.weight
-        for name in {session, *wanting}:
-            part, unended = self.part(name), self.unended(name)
-            if part.rank > own.rank:
-                continue
-            if unended:
-                having[part, unended] -= 1
-            else:
-                sharing += part.weight
-        for part, unended in sorted(having, key=lambda one: one[1] / one[0].weight):
-            if unended * sharing >= places * part.weight:
-                break
-            sessions = max(0, having[part, unended])
-            places, sharing = places - unended * sessions, sharing - part.weight * sessions
-        return max(1, places * own.weight // sharing)
+    def oldest(self, session: str) -> float:
+        """When the oldest of its unended utterances was taken; 0: it has none."""
+        return self._taken[session][0] if session in self._taken else 0.0
 
     def part(self, session: str) -> Part:
         """What the session may have beside others."""
         return self._parts.get(session, USUAL)
 
+    def round(self, session: str) -> float:
+        """Ends of its priority of which one is its own."""
+        return self.shares.round(session)
+
     @property
     def best_rank(self) -> int:
         """Of all with work."""
-        return min((part.rank for part, _ in self._having), default=0)
+        return self.shares.best_rank
 
     def at_work(self) -> list[str]:
         """Sessions with an unended utterance."""
-        return list(self._unended)
-
-    def not_before(self, session: str) -> list[str]:
-        """Which sessions with work do not go before this one: of its priority, and of lower ones."""
-        rank = self.part(session).rank
-        return [name for name in self._unended if self.part(name).rank >= rank]
-
-    def round(self, session: str) -> float:
-        """Ends of its priority of which one is its own: sessions with work take turns by their weights."""
-        own, total = self.part(session), 0.0
-        for (part, _), sessions in self._having.items():
-            if part.rank == own.rank:
-                total += sessions * part.weight / own.weight
-        return max(1.0, total)
-
-    def giving(self, session: str) -> float:
-        """What part of its ends leaves it with fewer utterances: 0 where as many follow, 1 where none do yet."""
-        return max(0.0, self._giving.get(session, 1.0))
-
-    def oldest(self, session: str) -> float:
-        """When the oldest of its unended utterances was taken; 0: it has none."""
-        return min((entry.taken_at for entry in self._open_entries(session)), default=0.0)
+        return list(self._taken)
 
     def _enter(self, session: str, entry: Entry) -> Entry:
         mine = self._entries[session]
@@ -244,26 +202,24 @@ class Ledger:
         mine[entry.index] = entry
         return entry
 
-    def _count(self, session: str, change: int) -> None:
+    def _count(self, change: int) -> None:
         self.total += change
-        before, part = self._unended.get(session, 0), self.part(session)
-        left = before + change
         self.moves += 1
-        if before:
-            self._having[part, before] -= 1
-            if not self._having[part, before]:
-                del self._having[part, before]
-        if left:
-            self._having[part, left] += 1
-            self._unended[session] = left
-        else:
-            self._unended.pop(session, None)
 
     def check(self) -> None:
-        """Invariant: the counts are the counts."""
+        """Invariant: the counts are the counts, and the times those of what has not ended."""
+        self.shares.check()
+        found: dict[str, list[float]] = {}
         for session, entries in self._entries.items():
-            unended = sum(entry.state is not State.ENDED for entry in entries.values())
-            assert unended == self.unended(session), f"{session}: {unended} unended, counted {self.unended(session)}"
-        assert sum(self._unended.values()) == self.total
-        assert Counter((self.part(name), count) for name, count in self._unended.items()) == self._having
-        assert all(count > 0 for count in self._unended.values())
+            taken = sorted(entry.taken_at for entry in entries.values() if entry.state is not State.ENDED)
+            assert len(taken) == self.unended(session), f"{session}: {taken} unended, counted {self.unended(session)}"
+            if taken:
+                found[session] = taken
+        assert found == self._taken, (found, self._taken)
+        assert sorted(when for taken in found.values() for when in taken) == self._all_taken
+        assert len(self._all_taken) == self.total
+
+
+def _remove(times: list[float], when: float) -> None:
+    """Take one out of a list in order."""
+    del times[bisect_left(times, when)]
