@@ -11,6 +11,7 @@ import math
 from engine.gateway.books import Books
 from engine.gateway.delivery import Delivery
 from engine.gateway.events import AllFlushed, Tell
+from engine.gateway.ledger import Part
 from engine.gateway.sessions import Link, Session
 from ipc.messages import Closed, Gap, Outcome, Over, Share, Spare
 
@@ -136,13 +137,13 @@ class Watch:
         if now < self._share_at:
             return
         self._share_at, self._shares_told_at = math.inf, now
-        shares: dict[tuple[int, int], int] = {}  # by all that it depends on: for who stands in line not on how many
+        shares: dict[tuple[Part, int, int], int] = {}  # by all that it depends on: for who is in line not on how many
         for id in books.ledger.at_work():  # a node with a thousand sessions has few of them, and this comes often
             session = books.sessions.get(id)
             if session is None or session.client is None:
                 continue
             unended, told = books.ledger.unended(id), session.share_told
-            key = (-1 if id in books.gate.standing() else unended), session.window
+            key = books.ledger.part(id), (-1 if id in books.gate.standing() else unended), session.window
             if (share := shares.get(key)) is None:
                 share = shares[key] = books.share(session)
             if share > told or share < min(told, unended):

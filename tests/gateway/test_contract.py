@@ -623,6 +623,34 @@ def test_a_share_that_became_less_is_told_to_who_has_more_than_that(stand: Stand
     assert [share.n for share in stand.heard(Share)] == [2]
 
 
+@pytest.mark.parametrize("light_first", [False, True])
+def test_each_is_told_the_share_of_its_own_weight(light_first: bool) -> None:
+    stand = Stand(window=32)
+    stand.feed(Capacity(4))
+    heavy, light = stand.open(weight=9).session, stand.open(client=b"b").session
+    asking = [(heavy, b"a"), (light, b"b")]
+    for index in range(5):
+        for session, client in reversed(asking) if light_first else asking:
+            stand.submit(session, index, client=client)
+    stand.feed(Capacity(60))
+    stand.wait(0.5)
+    assert stand.heard(Share)[-1].n == 32 and stand.heard(Share, b"b")[-1].n == 6, "both want more than they have"
+
+
+@pytest.mark.parametrize("low_first", [False, True])
+def test_each_is_told_the_share_of_its_own_priority(low_first: bool) -> None:
+    stand = Stand(window=32)
+    stand.feed(Capacity(4))
+    high, low = stand.open(priority="high").session, stand.open(client=b"b", priority="low").session
+    asking = [(high, b"a"), (low, b"b")]
+    for index in (0, 1):
+        for session, client in reversed(asking) if low_first else asking:
+            stand.submit(session, index, client=client)
+    stand.feed(Capacity(20))
+    stand.wait(0.5)
+    assert stand.heard(Share)[-1].n == 20 and stand.heard(Share, b"b")[-1].n == 18, "the high one has two of them"
+
+
 def test_who_wants_more_shares_what_the_others_leave(stand: Stand) -> None:
     stand.feed(Capacity(10))
     greedy = stand.open().session
