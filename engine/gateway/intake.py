@@ -9,6 +9,7 @@ taken however full the node is: they fill the outbox, which keeps from running w
 from __future__ import annotations
 
 from engine.gateway.books import Books
+from engine.gateway.gate import SHORTEST_S
 from engine.gateway.ledger import RANKS, Part, State
 from engine.gateway.sessions import Session
 from engine.gateway.validate import SAMPLE_RATE, Refused, Taken, audio, budget_ms, text
@@ -72,7 +73,7 @@ class Intake:
                 raise Refused("bad_session", "the session is being closed and takes no more utterances")
             resend_from = session.resend_from(now)
             if resend_from is not None and message.index > resend_from:
-                return self._busy(session, message.index, "held_back", now)
+                return self._busy(session, message.index, "held_back", now, session.refused[resend_from] - now)
             taken = self._validate(session, message, payload)
             budget = self._budget_ms(session, message, taken)
         except Refused as refused:
@@ -139,7 +140,8 @@ class Intake:
             message.budget_ms, taken.audio_s, named.budget_base_s, named.budget_per_audio, named.budget_max_s
         )  # fmt: skip
 
-    def _busy(self, session: Session, index: int, reason: str, now: float) -> None:
+    def _busy(self, session: Session, index: int, reason: str, now: float, left_s: float | None = None) -> None:
+        """``left_s``: of what the index was told that holds this one back; it must not be told less."""
         books = self.books
         books.totals.busy += 1
         position, retry_after_s = 0, books.retry_after_s()
@@ -147,8 +149,11 @@ class Intake:
             ahead = books.gate.ahead(session.id, now)
             position, retry_after_s = ahead + 1, books.retry_after_s(session, ahead)
             books.gate.stand(session.id, now + retry_after_s + CLAIM_GRACE_S)
-        resend_from = session.refuse(index, now, retry_after_s + books.deadlines.gap_s)
-        depth, retry_after_ms = books.ledger.total, int(retry_after_s * 1000)
+        elif left_s is not None:
+            retry_after_s, ahead = max(SHORTEST_S, left_s), books.gate.ahead(session.id, now)
+            position = ahead + 1 if session.id in books.gate.standing() else 0
+        resend_from = session.refuse(index, now, retry_after_s, books.deadlines.gap_s)
+        depth, retry_after_ms = books.ledger.total, round(retry_after_s * 1000)
         books.tell(session.client, Busy(session.id, index, reason, depth, retry_after_ms, resend_from, position))
 
     def _slot(self, session: Session, index: int, taken: Taken, now: float) -> Ref | None:

@@ -10,7 +10,8 @@ detached: its connection is gone; abandoned: gone for ``detach_s``, its work is 
 Rules of one session (indices: acked < index <= acked + window may be sent):
 
 * **Busy makes no gap.** An index answered ``Busy`` is *refused*: until the lowest refused index is admitted or skipped,
-  every higher one is held back. A refusal counts until ``retry_after + gap_s`` after the last one told.
+  every higher one is held back, and told to come when that one was told to. A refusal counts until ``retry_after +
+  gap_s`` after the last one told, and none shortens that.
 * **Gap clock.** A missing index is waited for ``gap_s`` from the first admitted higher one, from the session's last
   attachment, from the end of its last refusal (until then its client held it back), and not while one counts, whichever
   is later; the client gets a notice half-way.
@@ -75,7 +76,7 @@ class Session:
     closed_at: float = math.inf  # when Closed was told
     restored: bool = False  # an earlier life of this process had it, and what that had sent may still be on its way
     handed_over: bool = False  # known from the scheduler; its client may have outcomes that we only make again
-    refused: set[int] = field(default_factory=set)
+    refused: dict[int, float] = field(default_factory=dict)  # index -> when it was told to come again
     busy_until: float = -math.inf
     let_in_at: float = -math.inf  # when the last refused index came in after all
     gap_since: float = math.inf  # first admission above next_index
@@ -103,11 +104,11 @@ class Session:
             self.refused.clear()
         return min(self.refused, default=None)
 
-    def refuse(self, index: int, now: float, counts_s: float) -> int:
+    def refuse(self, index: int, now: float, retry_after_s: float, gap_s: float) -> int:
         """``index`` is answered Busy; returns the index to send again from."""
-        self.resend_from(now)
-        self.refused.add(index)
-        self.busy_until = now + counts_s
+        until = now + retry_after_s + gap_s
+        self.busy_until = until if self.resend_from(now) is None else max(self.busy_until, until)
+        self.refused[index] = now + retry_after_s
         return min(self.refused)
 
     # ---------------------------------------------------------------- gaps
@@ -118,8 +119,7 @@ class Session:
 
     def entered(self, index: int, entries: Mapping[int, Entry], now: float) -> None:
         """``index`` has just been admitted, or ended unsent."""
-        if index in self.refused:
-            self.refused.discard(index)
+        if self.refused.pop(index, None) is not None:
             self.let_in_at = now
         self.noticed.discard(index)
         self.highest = max(self.highest, index)

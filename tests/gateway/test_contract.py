@@ -360,9 +360,11 @@ def full(stand: Stand) -> str:
 def test_above_its_share_on_a_full_node_a_session_is_busy_and_higher_indices_are_held_back(stand: Stand) -> None:
     session = full(stand)
     assert stand.submit(session, 2) == [Busy(session, 2, "capacity", 2, 250, 2, position=1)]
-    assert stand.submit(session, 3) == [Busy(session, 3, "held_back", 2, 250, 2)]
+    assert stand.submit(session, 3) == [Busy(session, 3, "held_back", 2, 250, 2, position=1)]
     stand.finish(session, 0)
-    assert stand.submit(session, 3) == [Busy(session, 3, "held_back", 1, 250, 2)]  # there is room, but 2 comes first
+    assert stand.submit(session, 3) == [
+        Busy(session, 3, "held_back", 1, 250, 2, position=1)
+    ]  # there is room, but 2 comes first
     assert stand.submit(session, 2) == [] and stand.sent(Admit)[-1].index == 2
 
 
@@ -580,6 +582,71 @@ def test_a_busy_index_is_no_gap_until_its_client_has_given_up(stand: Stand) -> N
     assert [index for index, *_ in ends(stand, session)] == [0] and not stand.heard(Rejected)
     stand.wait(0.1)  # retry_after + gap_s have passed since the Busy
     assert ends(stand, session) == [(0, "skipped", "gap"), (1, "skipped", "gap")]
+
+
+def line_of_four(stand: Stand, first: int, rate: float) -> tuple[list[str], Busy]:
+    """Sessions of clients a to d, each with its ``first`` index in and refused with another; what the last was told."""
+    stand.feed(Capacity(4, rate=rate))
+    names = (b"a", b"b", b"c", b"d")
+    sessions = [stand.open(client=name).session for name in names]
+    for name, session in zip(names, sessions, strict=True):
+        stand.submit(session, first, client=name)
+        stand.now += 0.01
+    told = [stand.submit(session, 1 - first, client=name)[0] for name, session in zip(names, sessions, strict=True)][-1]
+    assert (told.reason, told.position) == ("capacity", 4)
+    return sessions, told
+
+
+def test_what_is_held_back_is_told_to_come_when_the_refused_one_was_told_to(stand: Stand) -> None:
+    sessions, told = line_of_four(stand, first=0, rate=0.5)
+    assert told.retry_after_ms > 3000
+    stand.now += 1.5
+    behind = stand.submit(sessions[-1], 2, client=b"d")[0]
+    assert (behind.reason, behind.resend_from) == ("held_back", 1)
+    assert (behind.position, behind.retry_after_ms) == (4, told.retry_after_ms - 1500), "what is left, and its place"
+    stand.feed(Capacity(5, rate=0.5))
+    assert stand.submit(sessions[0], 1) == [], "the first in line is in"
+    assert stand.submit(sessions[-1], 3, client=b"d")[0].position == 3, "the line has moved on"
+    stand.now += told.retry_after_ms / 1000 - 1.505
+    assert stand.submit(sessions[-1], 2, client=b"d")[0].retry_after_ms == 10, "no less than that"
+    stand.now += 2.0
+    late = stand.submit(sessions[-1], 2, client=b"d")[0]
+    assert (late.retry_after_ms, late.position) == (10, 0), "it came too late, and stands in no line any more"
+
+
+def test_what_is_held_back_makes_no_gap_of_the_index_that_was_told_to_come_later(stand: Stand) -> None:
+    """Index 1 came before 0; 0 is to come in a time longer than a gap is waited for."""
+    sessions, told = line_of_four(stand, first=1, rate=0.15)
+    assert told.retry_after_ms > 1000 * stand.deadlines.gap_s
+    assert stand.submit(sessions[-1], 2, client=b"d")[0].resend_from == 0
+    stand.wait(told.retry_after_ms / 1000)
+    stand.feed(Capacity(100))
+    assert stand.submit(sessions[-1], 0, client=b"d") == [] and stand.sent(Admit)[-1].index == 0
+
+
+def test_a_shorter_busy_does_not_shorten_one_that_still_counts(stand: Stand) -> None:
+    stand.feed(Capacity(1, rate=0.05))
+    session = stand.open().session
+    stand.submit(session, 1)
+    told_ms = stand.submit(session, 0)[0].retry_after_ms
+    stand.feed(Capacity(1, rate=100.0))
+    assert stand.submit(session, 0)[0].retry_after_ms < told_ms
+    stand.wait(told_ms / 1000 + stand.deadlines.gap_s - 0.1)
+    assert ends(stand, session) == []
+    stand.wait(0.2)
+    assert ends(stand, session) == [(0, "skipped", "gap")], "and its client has had all its time"
+
+
+def test_a_refusal_of_a_former_connection_does_not_prolong_a_gap(stand: Stand) -> None:
+    stand.feed(Capacity(1, rate=0.05))
+    opened = stand.open()
+    stand.submit(opened.session, 1), stand.submit(opened.session, 0)
+    stand.lose()
+    stand.say(Resume(opened.token, -1), client=b"b")
+    stand.feed(Capacity(1, rate=100.0))
+    assert stand.submit(opened.session, 0, client=b"b")[0].retry_after_ms == 10
+    stand.wait(stand.deadlines.gap_s + 0.1)
+    assert ends(stand, opened.session, b"b") == [(0, "skipped", "gap")]
 
 
 def test_what_was_held_back_behind_a_busy_index_has_all_its_time_when_that_has_come(stand: Stand) -> None:
