@@ -1,8 +1,8 @@
 """The gateway's process: sockets, rings and time around the core.
 
-A turn: wait; read the supervisor, the scheduler and the clients; feed the core; end the turn; send one frame to the
-scheduler and as few as possible to each client; beat. The door says when a client is gone. Samples are copied once into
-the gateway's own ring, results once out of the workers' (all of those mapped read-only).
+A turn: wait; read the supervisor, the scheduler and, for so long, the clients; feed the core; end the turn; send one
+frame to the scheduler and as few as possible to each client; beat. The door says when a client is gone. Samples are
+copied once into the gateway's own ring, results once out of the workers' (all of those mapped read-only).
 The client socket is bound at ``Serve`` only, and then the process's memory is capped.
 """
 
@@ -34,6 +34,7 @@ from engine.gateway.events import (
     Write,
 )
 from engine.gateway.gateway import Gateway
+from engine.gateway.inbox import Inbox
 from engine.gateway.validate import LONGEST_ITEMSIZE, NUMPY_NAMES, SAMPLE_RATE
 from ipc.door import Door, context
 from ipc.errors import PeerGone, StaleData
@@ -68,6 +69,7 @@ class Shell:
         self.poll = Poll()
         self.scheduler: Dealer | None = None
         self.door: Door | None = None
+        self.inbox = Inbox()
         self.letters: dict[bytes, wire.Letter] = {}
         self.bad_frames = 0
         self.outbox_most = body.outbox_node_bytes + OUTBOX_SLACK_BYTES
@@ -107,7 +109,8 @@ class Shell:
     def turn(self) -> None:
         """One turn of the loop."""
         now = process.now()
-        readable = self.poll.wait(max(0.0, min(self.lifeline.due_in(now), self.core.deadline() - now)))
+        most_s = 0.0 if self.inbox else min(self.lifeline.due_in(now), self.core.deadline() - now)
+        readable = self.poll.wait(max(0.0, most_s))
         self.now = process.now()
         if self.lifeline.death_fd in readable:
             process.leave(process.ORPHANED)
@@ -115,7 +118,7 @@ class Shell:
             self._read_supervisor()
         if self.scheduler is not None and self.scheduler in readable:
             self._read_scheduler(self.scheduler)
-        if self.door is not None and self.door in readable:
+        if self.door is not None and (self.inbox or self.door in readable):
             self._read_clients(self.door)
         if self.phase == BARRED:
             self._open_door()
@@ -156,23 +159,34 @@ class Shell:
 
     def _read_clients(self, door: Door) -> None:
         """What has arrived, as much as a turn takes: then everybody else has theirs, and the door is asked again."""
-        taken = 0
-        for client, frames in door.drain():
-            try:
-                messages, payload = wire.read(frames)
-                failpoints.reach("gateway.read")
-                for message in messages:
-                    self.bad_frames += type(message) is wire.Rejected
-                self._feed(Arrived(client, messages, payload))
-            except MemoryError:
-                self.log.error("a client's frame is refused: the gateway has no memory left for it")
-                messages = wire.NO_MEMORY
-                self._feed(Arrived(client, messages))
-            taken += len(messages)
-            if taken >= TURN_LOOKS and (taken >= TURN_MESSAGES or process.now() - self.now >= TURN_S):
+        taken, arrivals = 0, door.drain()
+        while taken < TURN_LOOKS or (taken < TURN_MESSAGES and process.now() - self.now < TURN_S):
+            arrived = None if self.inbox.is_full else next(arrivals, None)
+            if arrived is not None:
+                self.inbox.put(self._read(*arrived))
+            elif not self.inbox:
+                for client in door.lost():
+                    self._feed(ClientLost(client))
                 return
-        for client in door.lost():
-            self._feed(ClientLost(client))
+            part = self.inbox.take()
+            taken += len(part.messages)
+            try:
+                self._feed(part)
+            except MemoryError:
+                self._feed(self._no_memory(part.client))
+
+    def _read(self, client: bytes, frames: list[Any]) -> Arrived:
+        try:
+            messages, payload = wire.read(frames)
+        except MemoryError:
+            return self._no_memory(client)
+        failpoints.reach("gateway.read")
+        self.bad_frames += sum(type(message) is wire.Rejected for message in messages)
+        return Arrived(client, messages, payload)
+
+    def _no_memory(self, client: bytes) -> Arrived:
+        self.log.error("a client's frame is refused: the gateway has no memory left for it")
+        return Arrived(client, wire.NO_MEMORY)
 
     def _fetch(self, message: JobOutcome) -> JobEnded:
         """Copy the result out at once: no slot waits for order or for a client."""

@@ -22,7 +22,9 @@ from stand import boot, samples
 from engine.boot import Boot, RingGrant
 from engine.client import Client
 from engine.config import DeadlinesSection
-from engine.gateway.main import Shell
+from engine.gateway.events import Arrived, ClientLost
+from engine.gateway.inbox import Inbox
+from engine.gateway.main import TURN_LOOKS, TURN_MESSAGES, Shell
 from ipc import memory, messages
 from ipc.messages import (
     Admit,
@@ -36,6 +38,7 @@ from ipc.messages import (
     JobAccepted,
     JobOutcome,
     Outcome,
+    Ping,
     Report,
     Restored,
     Serve,
@@ -396,31 +399,97 @@ def test_a_result_there_is_no_memory_for_ends_as_failed(full: bool) -> None:
     assert "memory" in event.outcome.error
 
 
+def reader(fed: list[Any]) -> Shell:
+    """A shell that reads clients and does nothing else: what it feeds its core is in ``fed``."""
+    shell = Shell.__new__(Shell)
+    shell.inbox, shell.bad_frames, shell.now, shell.log = Inbox(), 0, 0.0, logging.getLogger("test")
+    shell._feed = fed.append  # type: ignore[method-assign]
+    return shell
+
+
+def door(*arrivals: tuple[bytes, list[Any]]) -> Any:
+    waiting = iter(arrivals)
+    return SimpleNamespace(drain=lambda: waiting, lost=list)
+
+
 def test_a_frame_there_is_no_memory_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(_: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr("engine.gateway.wire.read", no_memory)
     fed: list[Any] = []
-    shell = SimpleNamespace(bad_frames=0, now=0.0, log=logging.getLogger("test"), _feed=fed.append)
-    door = SimpleNamespace(drain=lambda: iter([(b"a", [b"x"]), (b"b", [b"x"])]), lost=list)
-    Shell._read_clients(shell, door)  # type: ignore[arg-type]
+    reader(fed)._read_clients(door((b"a", [b"x"]), (b"b", [b"x"])))
     assert [(event.client, event.messages[0].code) for event in fed] == [(b"a", "bad_message"), (b"b", "bad_message")]
+
+
+def test_messages_there_is_no_memory_to_handle_are_refused_and_the_rest_goes_on() -> None:
+    fed: list[Any] = []
+
+    def feed(event: Any) -> None:
+        if len(fed) == 1 and type(event.messages[0]) is Ping:
+            fed.append("failed")
+            raise MemoryError
+        fed.append(event)
+
+    shell = reader(fed)
+    shell._feed, shell.now = feed, float("inf")  # type: ignore[method-assign]
+    shell._read_clients(door((b"a", [msgpack.packb([{"type": "Ping"}] * 40)])))
+    assert [event if event == "failed" else type(event.messages[0]).__name__ for event in fed] == [
+        "Ping", "failed", "Rejected", "Ping",
+    ]  # fmt: skip
 
 
 def test_a_turn_takes_so_many_messages_and_comes_back_for_the_rest() -> None:
     taken: list[Any] = []
-    frame = msgpack.packb([{"type": "Ping"}] * 500)
-    shell = SimpleNamespace(bad_frames=0, now=float("inf"), _feed=taken.append)
-    waiting = iter([(b"a", [frame])] * 10)
-    door = SimpleNamespace(drain=lambda: waiting, lost=list)
-    Shell._read_clients(shell, door)  # type: ignore[arg-type]
-    assert len(taken) == 4
-    Shell._read_clients(shell, door)  # type: ignore[arg-type]
-    assert len(taken) == 8
+    shell = reader(taken)
+    shell.now = float("inf")  # the turn will never have lasted long
+    waiting = door(*[(b"a", [msgpack.packb([{"type": "Ping"}] * 500)])] * 10)
+    for turn in (1, 2):
+        shell._read_clients(waiting)
+        assert sum(len(event.messages) for event in taken) == turn * TURN_MESSAGES
     shell.now = float("-inf")  # the turn has lasted long already
-    Shell._read_clients(shell, door)  # type: ignore[arg-type]
-    assert len(taken) == 9
+    shell._read_clients(waiting)
+    assert sum(len(event.messages) for event in taken) == 2 * TURN_MESSAGES + TURN_LOOKS
+
+
+def test_a_long_frame_takes_several_turns_with_others_heard_in_between() -> None:
+    """In order, with nothing else of its client before the rest of it, and the loss of that client after all of it."""
+    taken: list[Any] = []
+    shell = reader(taken)
+    shell.now = float("-inf")  # each turn has lasted long already
+
+    def frame(*indices: int) -> list[bytes]:
+        return [msgpack.packb([{"type": "Skip", "session": "s", "index": index} for index in indices])]
+
+    waiting = door((b"a", frame(*range(600))), (b"a", frame(600)), (b"b", frame(0, 1)))
+    waiting.lost = lambda: [b"a"]
+    turns = 0
+    while not any(isinstance(event, ClientLost) for event in taken):
+        before = sum(len(event.messages) for event in taken)
+        shell._read_clients(waiting)
+        turns += 1
+        handled = [event for event in taken if isinstance(event, Arrived)]
+        assert sum(len(event.messages) for event in handled) - before < 2 * TURN_LOOKS
+        if turns == 4:
+            assert any(event.client == b"b" for event in handled), "it waits for no more than the turn of another"
+    assert turns >= 600 // TURN_LOOKS
+    assert [m.index for event in handled if event.client == b"a" for m in event.messages] == list(range(601))
+
+
+def test_a_turn_does_not_wait_while_something_of_a_frame_is_left(tmp_path: Path) -> None:
+    """One frame of more messages than a turn takes, on a connection that says nothing more, far from a heartbeat."""
+    around = Surroundings(tmp_path, DeadlinesSection(heartbeat_s=10 * PATIENCE_S))
+    try:
+        around.start()
+        client = Plain(around.address["client"])
+        session = client.open()["session"]
+        idle = {"type": "Ack", "session": session, "through": -1}
+        client.say(*[idle] * (TURN_MESSAGES - 690), *[{"type": "Ping"}] * 700)
+        for _ in range(700):
+            client.wait_for("Pong")
+        client.close()
+    finally:
+        around.close()
 
 
 def test_it_leaves_when_its_supervisor_is_gone(node: Surroundings) -> None:
