@@ -281,8 +281,8 @@ class Books:
     def _s_below_share(self, session: Session, least_s: float) -> float:
         """The same in seconds, beside sessions of better priority, which go before it without turns.
 
-        ``least_s``: what it would be without those. While none of its part has ended, it is thought to wait for as long
-        again as it has.
+        ``least_s``: what it would be without those. While none of its part has gone through, it is thought to wait for
+        as long again as it has.
         """
         ledger, part = self.ledger, self.ledger.part(session.id)
         been_s, usual_s = self.now - ledger.oldest(session.id), self.stays.usual_s(part)

@@ -249,8 +249,9 @@ class Gateway:
         self.handover.fruitful = True
         if books.ledger.end(outcome.session, outcome.index):
             books.ended_at = now
-            stay_s = now - books.ledger.of(outcome.session)[outcome.index].taken_at
-            books.stays.ended(books.ledger.part(outcome.session), stay_s)
+            if outcome.outcome == "ok":  # others end when their client says so, or its budget is spent
+                stay_s = now - books.ledger.of(outcome.session)[outcome.index].taken_at
+                books.stays.ended(books.ledger.part(outcome.session), stay_s)
             self.delivery.end(session, outcome, event.payload)
             if untold and session.order.next <= outcome.index:  # it waits for a lower one: it is accepted all the same
                 books.tell(session.client, Accepted(session.id, outcome.index))

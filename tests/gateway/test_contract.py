@@ -548,6 +548,26 @@ def test_who_is_passed_by_a_better_priority_is_told_how_long_others_like_it_have
     assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 10, "nobody goes before it any more"
 
 
+@pytest.mark.parametrize(("outcome", "code"), [("skipped", "cancelled"), ("error", "expired"), ("error", "failed")])
+def test_what_one_session_cancels_or_lets_expire_says_nothing_to_the_others(outcome: str, code: str) -> None:
+    """Of equal priority and weight: else who submits and cancels ruins what all of them are told."""
+    stand = Stand(window=32)
+    stand.feed(Capacity(3, rate=100.0))
+    high = stand.open(priority="high").session
+    low, fickle = (stand.open(client=client, priority="low").session for client in (b"b", b"c"))
+    stand.submit(low, 0, client=b"b")
+    for index in range(3):
+        stand.submit(high, index)
+    stand.wait(12.0)
+    stand.finish(low, 0)
+    stand.submit(low, 1, client=b"b")
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 12_000
+    for index in range(15):
+        stand.submit(fickle, index, client=b"c")
+        stand.finish(fickle, index, outcome=outcome, code=code)
+    assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 12_000
+
+
 def test_heavier_sessions_count_with_as_many_turns_as_they_have(stand: Stand) -> None:
     stand.feed(Capacity(6, rate=1.0))
     heavy = stand.open(weight=4).session
