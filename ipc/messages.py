@@ -193,7 +193,7 @@ class Busy(_Wire, frozen=True):
     depth: int  # accepted and unended utterances, node-wide
     retry_after_ms: int
     resend_from: int
-    position: int = 0  # in the line for a place, from 1; 0: it is not for a place that it waits
+    position: int = 0  # in the line for a place, or for memory, from 1; 0: it waits in none
 
 
 class Rejected(_Wire, frozen=True):

@@ -279,6 +279,17 @@ class Books:
             return min(wait_s(ends, since_s, rate, LONGEST_S), self._s_below_share(session, least_s))
         return wait_s(min(ends, below_share), since_s, rate, unknown_s)
 
+    def memory_after_s(self, session: Session, index: int, over_part: bool) -> tuple[float, int]:
+        """In how long there should be memory for this request, and its place in line, from 1: each end frees a slot.
+
+        ``over_part``: it has to be one of its own session's, and it stands in no line (0).
+        """
+        position = 0 if over_part else self.ingress.ahead(session.id, index) + 1
+        ends = min(self.ledger.older(session.id) + 1.0, self.ledger.round(session.id)) if over_part else float(position)
+        since_s = 0.0 if self.ended_at is None else self.now - self.ended_at
+        rate = self.throughput.per_s(self.capacity.rate)
+        return wait_s(ends, since_s, rate, self.deadlines.retry_after_s), position
+
     def _freeing(self, session: Session) -> float:
         """What part of the others' ends frees a place for who stands in line."""
         ledger = self.ledger

@@ -94,6 +94,20 @@ class Ingress:
             self._unreserve()
         self.review(now)
 
+    def ahead(self, session: str, index: int) -> int:
+        """How many wait for a run since before this request, which may not wait yet."""
+        found = 0
+        for key, claim in self._claims.items():
+            if key == (session, index):
+                break
+            found += not claim.over_part
+        return found
+
+    def is_over_part(self, session: str, index: int) -> bool:
+        """Whether this request waits for nothing but its own session's slots."""
+        claim = self._claims.get((session, index))
+        return claim is not None and claim.over_part
+
     def claimants(self) -> frozenset[str]:
         """Sessions with a request that waits for memory."""
         return frozenset(session for session, _ in self._claims)

@@ -149,6 +149,9 @@ class Intake:
             ahead = books.gate.ahead(session.id, now)
             position, retry_after_s = ahead + 1, books.retry_after_s(session, ahead)
             books.gate.stand(session.id, now + retry_after_s + CLAIM_GRACE_S)
+        elif reason == "memory":
+            over_part = books.ingress.is_over_part(session.id, index)
+            retry_after_s, position = books.memory_after_s(session, index, over_part)
         elif left_s is not None:
             retry_after_s, ahead = max(SHORTEST_S, left_s), books.gate.ahead(session.id, now)
             position = ahead + 1 if session.id in books.gate.standing() else 0
@@ -161,7 +164,8 @@ class Intake:
         may_hold = session.awaits(index) or books.ingress.can_hold(session.id, taken.nbytes, len(books.sessions))
         slot = books.ingress.take(session.id, index, taken.nbytes) if may_hold else None
         if slot is None:
-            until = now + books.retry_after_s() + CLAIM_GRACE_S
+            retry_after_s, _ = books.memory_after_s(session, index, not may_hold)
+            until = now + retry_after_s + CLAIM_GRACE_S
             books.ingress.claim(session.id, index, taken.nbytes, now, until, over_part=not may_hold)
             return None
         offset, generation = slot

@@ -845,6 +845,41 @@ def test_a_full_ring_is_busy_memory_and_another_sessions_share_of_it_is_kept() -
     assert stand.submit(second, 0, n=64000, client=b"b") == []
 
 
+def test_who_waits_for_memory_is_told_how_many_wait_before_it() -> None:
+    """Each end frees one slot."""
+    stand = Stand(ring_blocks=8)
+    stand.feed(Capacity(100, rate=1.0))
+    names = (b"a", b"b", b"c", b"d")
+    sessions = [stand.open(client=name).session for name in names]
+    for index in (0, 1):
+        assert stand.submit(sessions[0], index, n=64000) == []
+        assert stand.submit(sessions[1], index, n=64000, client=b"b") == []
+    told = [stand.submit(session, 2, n=64000, client=name)[0] for session, name in zip(sessions, names, strict=True)]
+    assert [busy.reason for busy in told] == ["memory"] * 4
+    assert [busy.position for busy in told[2:]] == [1, 2], "the first two have their parts, and stand before nobody"
+    assert [busy.retry_after_ms for busy in told[2:]] == [1000, 2000]
+    assert stand.submit(sessions[3], 2, n=64000, client=b"d")[0].position == 2, "and keeps its place"
+    stand.wait(2.9)  # who was told one second is a second late, and more
+    assert stand.submit(sessions[3], 2, n=64000, client=b"d")[0].position == 1
+
+
+def test_who_has_its_part_of_the_ring_waits_for_an_end_of_its_own() -> None:
+    stand = Stand(ring_blocks=12)
+    stand.feed(Capacity(100, rate=1.0))
+    names = (b"a", b"b", b"c")
+    sessions = [stand.open(client=name).session for name in names]
+    for index in (0, 1):
+        for session, name in zip(sessions, names, strict=True):
+            assert stand.submit(session, index, n=64000, client=name) == []
+            stand.now += 0.001
+    told = [stand.submit(session, 2, n=64000, client=name)[0] for session, name in zip(sessions, names, strict=True)]
+    assert [(busy.reason, busy.position, busy.retry_after_ms) for busy in told] == [
+        ("memory", 0, 1000), ("memory", 0, 2000), ("memory", 0, 3000)
+    ]  # fmt: skip
+    stand.wait(3.9)
+    assert stand.core.books.ingress.claimants() == {sessions[2]}, "its request stands until it has had time to come"
+
+
 def test_inputs_that_are_kept_are_wanted_when_they_fill_their_sessions_part_of_the_ring() -> None:
     stand = Stand(ring_blocks=8)
     session, other = stand.open().session, stand.open(client=b"b").session
