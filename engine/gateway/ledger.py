@@ -207,7 +207,7 @@ class Ledger:
         self.moves += 1
 
     def check(self) -> None:
-        """Invariant: the counts are the counts, and the times those of what has not ended."""
+        """Invariants: the counts are the counts, the times those of what has not ended; nothing is kept of who is gone."""
         self.shares.check()
         found: dict[str, list[float]] = {}
         for session, entries in self._entries.items():
@@ -218,6 +218,7 @@ class Ledger:
         assert found == self._taken, (found, self._taken)
         assert sorted(when for taken in found.values() for when in taken) == self._all_taken
         assert len(self._all_taken) == self.total
+        assert self._parts.keys() <= self._entries.keys() == self.shares.sessions
 
 
 def _remove(times: list[float], when: float) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -200,6 +200,11 @@ class Shares:
         """Ends of its priority of which one is its own: sessions with work take turns by their weights."""
         seat = self._seats[session]
         return max(1.0, self._ranks[seat.rank].working / seat.weight)
+
+    @property
+    def sessions(self) -> Collection[str]:
+        """All that are not over."""
+        return self._seats.keys()
 
     @property
     def best_rank(self) -> int:

@@ -536,6 +536,24 @@ def test_a_place_of_one_that_goes_on_below_its_share_is_told_to_nobody(stand: St
     assert 1000 <= told_ms < 2000, "the heavy one has stopped: the next end will leave a place"
 
 
+def test_who_stands_in_line_with_more_than_its_share_gives_up_what_it_has_too_much() -> None:
+    """It comes below its share only after those ends."""
+    stand = Stand(window=32)
+    stand.feed(Capacity(12, rate=1.0))
+    heavy = stand.open(weight=20).session
+    many, late = (stand.open(client=client).session for client in (b"b", b"c"))
+    stand.submit(heavy, 0)
+    for index in range(10):
+        stand.submit(many, index, client=b"b")
+    stand.now += 0.001
+    for index in range(5):
+        assert stand.submit(late, index, client=b"c") == [], "its share"
+    assert stand.submit(late, 5, client=b"c")[0].position == 1
+    assert stand.submit(many, 10, client=b"b")[0].position == 2, "ten, where five are its share"
+    told_ms = stand.submit(late, 5, client=b"c")[0].retry_after_ms
+    assert told_ms == 9166, "5 too many; of the next 11 ends 5 of the one in line and the heavy one's leave a place"
+
+
 def test_above_its_share_a_session_waits_for_as_many_ends_as_it_has_too_many(stand: Stand) -> None:
     stand.feed(Capacity(4, rate=1.0))
     first = stand.open().session
@@ -623,6 +641,21 @@ def test_what_one_session_cancels_or_lets_expire_says_nothing_to_the_others(outc
         stand.submit(fickle, index, client=b"c")
         stand.finish(fickle, index, outcome=outcome, code=code)
     assert stand.submit(low, 2, client=b"b")[0].retry_after_ms == 12_000
+
+
+def test_who_has_more_than_its_share_beside_a_better_priority_waits_for_as_many_of_its_own(stand: Stand) -> None:
+    stand.feed(Capacity(3, rate=100.0))
+    low = stand.open(client=b"b", priority="low").session
+    stand.submit(low, 0, client=b"b")
+    stand.wait(12.0)
+    stand.finish(low, 0)
+    for index in (1, 2, 3):
+        stand.submit(low, index, client=b"b")
+    high = stand.open(priority="high").session
+    for index in range(3):
+        stand.submit(high, index)
+    told_ms = stand.submit(low, 4, client=b"b")[0].retry_after_ms
+    assert told_ms == 20_000, "12 s until its oldest ends, and two more are too many: one each 4 s"
 
 
 def test_heavier_sessions_count_with_as_many_turns_as_they_have(stand: Stand) -> None:

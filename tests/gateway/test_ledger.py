@@ -64,6 +64,26 @@ def test_what_some_leave_is_for_who_wants_more() -> None:
     assert share(made, 12, "0", ["0"]) == 10
 
 
+def test_a_session_takes_turns_with_those_of_its_priority_alone() -> None:
+    made = ledger((NORMAL, 2, 1), (NORMAL, 6, 3), (LOW, 5, 1), (HIGH, 7, 1), (NORMAL, 10, 0))
+    assert made.round("0") == 1 + 6 / 2
+    assert made.round("2") == 1
+
+
+def test_one_pause_does_not_say_that_a_session_gives_its_places_up() -> None:
+    made = ledger((NORMAL, 3, 2))
+    for index in range(20):  # another follows each end
+        made.end("0", index)
+        made.admit(Admit("0", index + 2, 1000, text="x"), 0.0)
+    assert made.giving("0") < 0.01
+    made.end("0", 20)
+    made.end("0", 21)
+    assert 0 < made.giving("0") < 0.5
+    made.drop("0")
+    made.check()
+    assert made.giving("0") == 1.0, "nothing is kept of it"
+
+
 @given(SESSIONS, st.integers(1, 60), st.data())
 def test_it_is_what_filling_place_by_place_gives(
     sessions: list[tuple[int, int, int]], places: int, data: st.DataObject

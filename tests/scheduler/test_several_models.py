@@ -257,6 +257,13 @@ def test_a_turn_ends_sooner_for_a_deadline_that_is_met_so() -> None:
     assert DEADLINES.turn_s < gone_after(found) < 25.0 - 1.0, "a load before it is due, and a second to spare"
 
 
+def test_and_sooner_by_the_run_that_is_under_way() -> None:
+    """It leaves after its last batch."""
+    quick, slow = busy_rivals(20.0, 55_000), busy_rivals(20.0, 55_000)
+    slow.core.book.paces["tts"].measure(0.0, 5.0, slow.now)
+    assert gone_after(slow) == pytest.approx(gone_after(quick) - 5.0, abs=0.2)
+
+
 def test_but_not_for_one_that_the_shortest_turn_would_miss() -> None:
     assert gone_after(busy_rivals(20.0, 30_000)) == pytest.approx(40.0, abs=0.2)
 
