@@ -161,7 +161,7 @@ class Dispatch:
                 for role, w in by_role.items() if rank[role] == group
             ]  # fmt: skip
             if candidates:
-                found += [by_role[role] for role in self._order(plan.name, candidates) if role in by_role]
+                found += [by_role[role] for role in self._order(plan.name, candidates)]
         if found:
             self._refused.pop(plan.name, None)
         elif self._has_left_out(plan.name, now):
@@ -193,8 +193,10 @@ class Dispatch:
         self.policy = Earliest()
 
     def _order(self, stage: str, candidates: list[Candidate]) -> Sequence[str]:
+        """Roles of theirs alone, whatever the policy names."""
+        known = {candidate.role for candidate in candidates}
         try:
-            return list(self.policy.order(stage, candidates))
+            return [role for role in self.policy.order(stage, candidates) if role in known]
         except Exception as error:  # a stranger's policy must not stop the node
             self._replace(f"failed ({error!r})")
             return self.policy.order(stage, candidates)

@@ -21,6 +21,20 @@ class Breaking:
         raise RuntimeError("no idea")
 
 
+class Pairs:
+    """Names no roles, but lists, which are found in no table."""
+
+    def order(self, stage: str, workers: Sequence[Candidate]) -> Sequence[str]:
+        return [[worker.role, worker.items] for worker in workers]  # type: ignore[misc]
+
+
+class Generous:
+    """Names workers that it was not asked about, too."""
+
+    def order(self, stage: str, workers: Sequence[Candidate]) -> Sequence[str]:
+        return ["b@cpu/0", *(worker.role for worker in workers), ""]
+
+
 class Reluctant:
     """Leaves out all workers, the first time."""
 
@@ -48,8 +62,15 @@ def world(policy: Policy, notes: list[str] | None = None) -> World:
     return found
 
 
-@pytest.mark.parametrize("policy", [Forgetful(), Breaking()])
-def test_one_that_answers_nothing_or_breaks_half_way_is_replaced(policy: Policy) -> None:
+def test_whom_it_was_not_asked_about_it_cannot_choose() -> None:
+    found = world(Generous())
+    assert isinstance(found.core.dispatch.policy, Generous)
+    found.run_everything()
+    assert found.ended() == {("s", 0): "ok"}
+
+
+@pytest.mark.parametrize("policy", [Forgetful(), Breaking(), Pairs()])
+def test_one_that_answers_nothing_or_no_roles_or_breaks_half_way_is_replaced(policy: Policy) -> None:
     found = world(policy)
     assert isinstance(found.core.dispatch.policy, Earliest)
     found.run_everything()
