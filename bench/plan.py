@@ -18,7 +18,7 @@ from bench.capacity_day import Day
 from bench.capacity_figures import MOST_WAITING_S, Figures
 from bench.capacity_node import CapacityNode
 from bench.report import Report
-from bench.simulate import add_figures, play
+from bench.simulate import NobodySpoke, add_figures, play
 from engine.bar import bar
 
 USUAL = Day(gpus=4, sessions=200, hours=1.0, load=None, pause_s=120.0)
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = parser()
     args = found.parse_args(argv)
     day = capacity_options.day_of(found, args, USUAL)
-    variants = [explore(name, one) for name, one in variants_of(day).items()]
+    try:
+        variants = [explore(name, one) for name, one in variants_of(day).items()]
+    except NobodySpoke as error:
+        found.error(str(error))
     report = summary(variants)
     if args.json:
         print(json.dumps(report.as_json() | as_json(variants), ensure_ascii=False))

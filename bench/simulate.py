@@ -32,13 +32,20 @@ EPILOG = """examples:
   run_node.py bench simulate --hours 1 --load 0.95 --times asr=2,nmt=1.2+0.2 --json"""
 
 
+class NobodySpoke(Exception):
+    """There is nothing to judge."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the day; returns 1 when an outcome was lost or out of order (``--strict``: or a goal missed), else 0."""
     found = parser()
     args = found.parse_args(argv)
     day = capacity_options.day_of(found, args, USUAL)
     began = time.process_time()
-    figures = play(day, "the day")
+    try:
+        figures = play(day, "the day")
+    except NobodySpoke as error:
+        found.error(str(error))
     report = Report("simulate")
     add_figures(report, day, figures)
     report.add("cpu_s", time.process_time() - began, "s", GOALS["cpu_s"] if day.hours <= USUAL.hours else None)
@@ -63,9 +70,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def play(day: Day, what: str) -> Figures:
-    """Play it, with a progress bar in virtual minutes on standard error."""
+    """Play it, with a progress bar in virtual minutes on standard error. Raises NobodySpoke."""
     with progress(day, what) as shown:
-        return CapacityNode(day).run(lambda seconds: shown.update(round(seconds / 60)))
+        figures = CapacityNode(day).run(lambda seconds: shown.update(round(seconds / 60)))
+    if not figures.spoken:
+        raise NobodySpoke(f"nobody speaks in {day.hours:g} hours: more --hours, more --sessions or shorter pauses")
+    return figures
 
 
 def progress(day: Day, what: str) -> tqdm:

@@ -91,6 +91,14 @@ def test_the_advice_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Batches of 1: about " in out
 
 
+def test_a_time_in_which_nobody_speaks_says_nothing_of_the_node(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan.main(["--gpus", "1", "--sessions", "1", "--pause", "86400", "--hours", "0.05"])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and not told.out
+    assert "nobody speaks in 0.05 hours: more --hours" in told.err and told.err.count("\n") == 1
+
+
 def test_a_node_that_loses_outcomes_fails_the_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

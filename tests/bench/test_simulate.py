@@ -219,6 +219,7 @@ def test_the_command_prints_its_metrics_and_the_bottleneck(capsys: pytest.Captur
         (["--sessions", "3"], "give more sessions or a lower load"),
         (["--load", "0.5", "--pause", "3"], "not allowed with"),
         (["--frobnicate"], "--frobnicate"),
+        (["--sessions", "1", "--pause", "86400", "--hours", "0.05"], "nobody speaks in 0.05 hours: more --hours"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(
