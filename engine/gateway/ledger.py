@@ -207,7 +207,7 @@ class Ledger:
         self.moves += 1
 
     def check(self) -> None:
-        """Invariants: the counts are the counts, the times those of what has not ended; nothing is kept of who is gone."""
+        """Invariants: the counts are the counts, the times those of what has not ended; nobody who is gone is there."""
         self.shares.check()
         found: dict[str, list[float]] = {}
         for session, entries in self._entries.items():
