@@ -551,7 +551,7 @@ def test_who_stands_in_line_with_more_than_its_share_gives_up_what_it_has_too_mu
     assert stand.submit(late, 5, client=b"c")[0].position == 1
     assert stand.submit(many, 10, client=b"b")[0].position == 2, "ten, where five are its share"
     told_ms = stand.submit(late, 5, client=b"c")[0].retry_after_ms
-    assert told_ms == 9166, "5 too many; of the next 11 ends 5 of the one in line and the heavy one's leave a place"
+    assert told_ms == 9167, "5 too many; of the next 11 ends 5 of the one in line and the heavy one's leave a place"
 
 
 def test_above_its_share_a_session_waits_for_as_many_ends_as_it_has_too_many(stand: Stand) -> None:

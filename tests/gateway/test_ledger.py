@@ -71,17 +71,16 @@ def test_a_session_takes_turns_with_those_of_its_priority_alone() -> None:
 
 
 def test_one_pause_does_not_say_that_a_session_gives_its_places_up() -> None:
-    made = ledger((NORMAL, 3, 2))
+    made = ledger((NORMAL, 3, 2), (NORMAL, 1, 1))
     for index in range(20):  # another follows each end
         made.end("0", index)
         made.admit(Admit("0", index + 2, 1000, text="x"), 0.0)
-    assert made.giving("0") < 0.01
+    assert made.shares.freeing("1", 12) < 0.01 * 2
     made.end("0", 20)
-    made.end("0", 21)
-    assert 0 < made.giving("0") < 0.5
+    assert 0 < made.shares.freeing("1", 12) < 0.5 * 1
     made.drop("0")
     made.check()
-    assert made.giving("0") == 1.0, "nothing is kept of it"
+    assert made.shares.freeing("1", 12) == 0.0
 
 
 @given(SESSIONS, st.integers(1, 60), st.data())
