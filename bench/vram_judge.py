@@ -230,7 +230,8 @@ class Judge:
             self.broken("oom", process.peer)
 
     def arbiter_died(self) -> None:
-        """Nobody has asked the next one yet."""
+        """Nobody has asked the next one yet, and it has read nothing."""
+        self._stuck_s = dict.fromkeys(self._devices, 0.0)
         for waiting in (*self.present.values(), self.roaming):
             for process in waiting:
                 process.heard_at = -1.0

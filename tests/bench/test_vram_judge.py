@@ -65,6 +65,24 @@ def test_only_what_outsiders_took_since_the_grant_excuses_an_oom() -> None:
     assert (judge.counts["oom"], judge.counts["snatched"]) == (1, 1)
 
 
+def test_a_new_arbiter_has_time_of_its_own_to_serve_what_fits() -> None:
+    clock, _, judge, arbiter = scene()
+    process = asks(judge, 100)
+    process.question = LeaseRequest(1, process.role, NAME, 100, "", 120.0)
+    clock.now += 1.5  # since the last answer
+    for _ in range(5):
+        judge.look(arbiter)
+        clock.now += 1.0
+    judge.arbiter_died()
+    judge.heard(process)
+    for _ in range(5):
+        judge.look(arbiter)
+        clock.now += 1.0
+    assert not judge.counts["stalled"]
+    judge.look(arbiter)
+    assert judge.counts["stalled"] == judge.counts["deadlocks"] == 1
+
+
 def test_a_question_that_nobody_answers_is_starved_and_one_that_would_fit_is_a_deadlock() -> None:
     clock, _, judge, arbiter = scene()
     asks(judge, 100)
