@@ -6,6 +6,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from bench import written
 from ipc.errors import DragomanError, UsageError
 
 
-@pytest.fixture
-def full() -> Iterator[None]:
+@contextmanager
+def full_disk() -> Iterator[None]:
     """No file may have more than some bytes, as on a disk that has no more."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -45,20 +46,19 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert (tmp_path / "link.toml").is_symlink() and (tmp_path / "node.toml").read_bytes() == b"after"
 
 
-@pytest.mark.usefixtures("full")
 def test_a_full_disk_is_known_before(tmp_path: Path) -> None:
-    with pytest.raises(DragomanError, match=r"cannot write .*load\.png: File too large; give another --plot"):
+    said = r"cannot write .*load\.png: File too large; give another --plot"
+    with full_disk(), pytest.raises(DragomanError, match=said):
         written.check(tmp_path / "load.png", "--plot")
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("before", [None, b"an earlier one"])
 def test_what_fails_half_way_leaves_what_was_there(before: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "load.png"
     if before:
         path.write_bytes(before)
-    with pytest.raises(DragomanError, match=r"cannot write .*load\.png"):
+    with full_disk(), pytest.raises(DragomanError, match=r"cannot write .*load\.png"):
         written.write(path, bytes(1000), "--plot")
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == (
         {"load.png": before} if before else {}
