@@ -6,6 +6,7 @@ was there before, nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import suppress
@@ -20,6 +21,8 @@ def check(path: Path | None, option: str) -> None:
     """Raise UsageError when this is no place for a file, DragomanError when nothing can be written there."""
     if path is None:
         return
+    if "\0" in str(path):
+        raise UsageError(f"{option} {str(path)!r} is no name of a file", "give another")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent} for {option}", "make it, or give another")
     if path.is_dir():
@@ -60,8 +63,11 @@ def _is_stream(path: Path) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """In the folder of what the name stands for: a link stays one."""
-    real = path.resolve()
+    """In the folder of what the name stands for: a link stays one. Raises OSError for one that stands for nothing."""
+    try:
+        real = path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
     return real.with_name(f".{real.name}.{os.getpid()}")
 
 

@@ -95,7 +95,7 @@ def _read(path: Path) -> History:
         return _decoder.decode(data)
     except (FileNotFoundError, NotADirectoryError):
         return History()
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"is damaged ({error})") from error
 
 

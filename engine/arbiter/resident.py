@@ -12,7 +12,8 @@ have counts as somebody else's, while the program's lease is still promised it: 
 program would seem to have taken what is still to come, which would be granted twice. Hence: one that was not read in a
 whole round has nothing yet (what is resident of it would count shared pages once more with each child); figures of two
 rounds are not mixed, so that pages which a child got from its parent are not counted with both; and nobody has more
-than is resident of it now.
+than is resident of it now. What is left: pages that one gives up while the next ones that share them are still to be
+read count too much until the next round.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from engine.gateway.ledger import Ledger
 from engine.gateway.outbox import Outbox
 from engine.gateway.sessions import Session, Sessions
 from engine.gateway.stays import Stays
-from engine.gateway.throughput import Throughput
 from engine.gateway.validate import LONGEST_ITEMSIZE, SAMPLE_RATE
 from ipc import messages
 from ipc.messages import Acked, Capacity, Copied, Ref
@@ -72,7 +71,6 @@ class Books:
         self.capacity = Capacity(1)
         self.gate = Gate(self.ledger.shares)
         self.stays = Stays()
-        self.throughput = Throughput()
         self.draining = False
         self.whole = False  # all that an earlier life knew is known here
         self.totals = Totals()
@@ -86,18 +84,6 @@ class Books:
         self._acked: dict[str, int] = {}
         self._ride_until = 0.0
         self._wakes: list[tuple[float, str]] = []
-
-    def advance(self, now: float) -> None:
-        """It is ``now``; until then everything was as it stands."""
-        if self.has_enough:
-            self.throughput.worked(now - self.now)
-        self.now = now
-
-    @property
-    def has_enough(self) -> bool:
-        """Whether so much is under way, or waits for memory, that the ends come as fast as they can."""
-        total = self.ledger.total
-        return 2 * total > self.capacity.n or (total > 0 and self.ingress.waiting)
 
     # ---------------------------------------------------------------- actions
 
@@ -269,7 +255,7 @@ class Books:
         """In how long a place should be free for a session with so many before it in line (None: for anybody)."""
         ends = max(1.0, self.ledger.total - self.capacity.n + 1 + ahead)
         since_s = 0.0 if self.ended_at is None else self.now - self.ended_at
-        rate, unknown_s = self.throughput.per_s(self.capacity.rate), self.deadlines.retry_after_s
+        rate, unknown_s = self.capacity.rate, self.deadlines.retry_after_s
         if session is None:
             return wait_s(ends, since_s, rate, unknown_s)
         ends = ends / freeing if (freeing := self._freeing(session)) else math.inf
@@ -287,7 +273,7 @@ class Books:
         position = 0 if over_part else self.ingress.ahead(session.id, index) + 1
         ends = min(self.ledger.older(session.id) + 1.0, self.ledger.round(session.id)) if over_part else float(position)
         since_s = 0.0 if self.ended_at is None else self.now - self.ended_at
-        rate = self.throughput.per_s(self.capacity.rate)
+        rate = self.capacity.rate
         return wait_s(ends, since_s, rate, self.deadlines.retry_after_s), position
 
     def _freeing(self, session: Session) -> float:

@@ -79,7 +79,7 @@ class Gateway:
 
     def handle(self, event: Any, now: float) -> list[Action]:
         """One event; returns what is to be done, in order. An event of another kind is ignored."""
-        self.books.advance(now)
+        self.books.now = now
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event, now)
@@ -247,14 +247,11 @@ class Gateway:
             return
         untold = books.ledger.accept(outcome.session, outcome.index)
         self.handover.fruitful = True
-        had_enough = books.has_enough
         if books.ledger.end(outcome.session, outcome.index):
             books.ended_at = now
             if outcome.outcome == "ok":  # others end when their client says so, or its budget is spent
                 stay_s = now - books.ledger.of(outcome.session)[outcome.index].taken_at
                 books.stays.ended(books.ledger.part(outcome.session), stay_s)
-                if had_enough:
-                    books.throughput.ended(books.capacity.n)
             self.delivery.end(session, outcome, event.payload)
             if untold and session.order.next <= outcome.index:  # it waits for a lower one: it is accepted all the same
                 books.tell(session.client, Accepted(session.id, outcome.index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.scheduler.pace import STEPS_MS, capacity
+from engine.scheduler.pace import STEPS_MS
 from engine.scheduler.utilisation import Utilisation, bottleneck
 from engine.scheduler.workers import Life, Worker
 
@@ -27,7 +27,7 @@ class Figures:
     def snapshot(self, now: float) -> dict[str, Any]:
         """All of them, as of ``now`` (seconds, monotonic)."""
         book, totals = self.book, self.book.totals
-        n, rate = capacity(book.paces, self.core.concurrency(), book.boot.capacity_factor, now)
+        n, rate = self.core.capacity(now)
         active = sum(len(batch.jobs) for worker in book.workers.values() for batch in worker.batches)
         unended = sum(len(line.unended) for line in book.lines.values())
         shares = self._utilisation.look(book.workers, now)

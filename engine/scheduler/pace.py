@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from engine.choices import stage_of
@@ -110,20 +110,41 @@ class StagePace:
         return self.stay_s + 2 * self.stay_off_s + HOP_S
 
 
-def capacity(paces: dict[str, StagePace], concurrency: dict[str, int], factor: int, now: float) -> tuple[int, float]:
+def capacity(
+    paces: dict[str, StagePace], concurrency: dict[str, int], factor: int, now: float, at_work: Collection[str] = ()
+) -> tuple[int, float]:
     """(utterances to take in, utterances per second) for the stages with their concurrency (instances x batch).
 
+    ``at_work``: stages that utterances wait for, or are in.
+
     Of a stage with several models each counts for the share of the stage's utterances that it has done of late: one
-    that has a tenth of them holds up the others when it is ten times as slow. The rate is 0 until every stage has been
-    measured.
+    that has a tenth of them holds up the others when it is ten times as slow. So does a stage that not all utterances
+    pass, for what is told of the rate; how many are taken in is another matter, as the next one may pass all stages.
+    The rate is 0 until each stage that is at work has been measured, and any.
     """
-    room = {name: concurrency[name] / share for name, share in _shares(paces, concurrency, now).items()}
+    shares = _shares(paces, concurrency, now)
+    room = {name: concurrency[name] / share for name, share in shares.items()}
     if not room:
         return factor, 0.0
-    if all(paces[name].mean_s for name in room):
-        bottleneck = min(room, key=lambda name: room[name] / paces[name].mean_s)
-        return int(factor * room[bottleneck]), room[bottleneck] / paces[bottleneck].mean_s
-    return int(factor * min(room.values())), 0.0
+    measured = [name for name in room if paces[name].mean_s]
+    known = measured and all(paces[name].mean_s for name in at_work)
+    rate = _rate(paces, {name: room[name] for name in measured}, now) if known else 0.0
+    if len(measured) == len(room):
+        return int(factor * room[min(room, key=lambda name: room[name] / paces[name].mean_s)]), rate
+    return int(factor * min(room.values())), rate
+
+
+def _rate(paces: dict[str, StagePace], room: dict[str, float], now: float) -> float:
+    """Utterances per second, if the next ones pass the stages that those of late have passed. All are measured."""
+    done: dict[str, float] = {}
+    for name in room:
+        stage = stage_of(name)
+        done[stage] = done.get(stage, 0.0) + paces[name].recent_at(now)
+    most = max(done.values())
+    if most < LEAST_RECENT:  # nobody speaks: any stage may be passed
+        done, most = dict.fromkeys(done, 1.0), 1.0
+    used = [name for name in room if done[stage_of(name)] >= LEAST_RECENT]
+    return min(room[name] / paces[name].mean_s * most / done[stage_of(name)] for name in used)
 
 
 def _shares(paces: dict[str, StagePace], names: Iterable[str], now: float) -> dict[str, float]:

@@ -282,12 +282,21 @@ class Scheduler:
     def _tell_capacity(self, now: float) -> None:
         if not self.book.gateway:
             return
-        n, rate = capacity(self.book.paces, self.concurrency(), self.book.boot.capacity_factor, now)
+        n, rate = self.capacity(now)
         told_n, told_rate = self._told
         self._told_at, self.book.fleet_changed = now, False
         if n != told_n or abs(rate - told_rate) > RATE_STEP * told_rate:
             self._told = (n, rate)
             self.book.send(GATEWAY, Capacity(n, round(rate, 3)))
+
+    def capacity(self, now: float) -> tuple[int, float]:
+        """How many utterances the node takes in, and about how many a second leave it."""
+        book = self.book
+        at_work = [
+            name for name in book.stages
+            if len(book.queues[name]) or any(worker.batches for worker in book.workers_of(name))
+        ]  # fmt: skip
+        return capacity(book.paces, self.concurrency(), book.boot.capacity_factor, now, at_work)
 
     def concurrency(self) -> dict[str, int]:
         """Stage -> workers that are there or expected x batch, for stages that have any."""

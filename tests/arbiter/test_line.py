@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -122,3 +123,16 @@ class LineMachine(RuleBasedStateMachine):
 
 TestLine = LineMachine.TestCase
 TestLine.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+def test_one_that_lacks_room_is_found_behind_many_late_ones_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "NEAR", 2)
+    waiting = Line(WAIT_S)
+    waiting.run(0.0)
+    leases = [
+        Lease(f"asr@gpu/{number}#1", 1, "gpu", nbytes, "a", LeaseState.REQUESTED, float(number))
+        for number, nbytes in enumerate((1, 2, 3, 4, 9, 8))
+    ]
+    for number, lease in enumerate(leases):
+        waiting.add(lease, float(number), None)
+    assert waiting.elder(5, None, WAIT_S) is leases[4]

@@ -70,3 +70,12 @@ def test_a_folder_is_no_file_and_needs_one(tmp_path: Path) -> None:
         written.check(tmp_path, "--plot")
     with pytest.raises(UsageError, match="there is no folder"):
         written.check(tmp_path / "no" / "load.png", "--plot")
+
+
+def test_names_that_stand_for_no_file_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    with pytest.raises(DragomanError, match=r"cannot write .*loop\.png: Too many levels of symbolic links"):
+        written.check(loop, "--plot")
+    with pytest.raises(UsageError, match="is no name of a file"):
+        written.check(tmp_path / "a\0b", "--plot")

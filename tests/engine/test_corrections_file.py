@@ -179,3 +179,10 @@ def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
     change(link, learnt("a"))
     assert link.is_symlink() and "a" in read(file).models
     assert sorted(os.listdir(tmp_path)) == ["kept", "link.json"]
+
+
+def test_a_file_nested_too_deep_is_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "estimates.json"
+    file.write_text('{"version": 1, "models": ' + "[" * 100_000)
+    assert read(file) == History() and "damaged" in caplog.text and ours(file) == file
+    assert "a" in change(file, learnt("a")).models

@@ -23,7 +23,7 @@ from engine.boot import Boot, RingGrant
 from engine.client import Client
 from engine.config import DeadlinesSection
 from engine.gateway.events import Arrived, ClientLost
-from engine.gateway.inbox import Inbox
+from engine.gateway.inbox import MOST, Inbox
 from engine.gateway.main import TURN_LOOKS, TURN_MESSAGES, Shell
 from ipc import memory, messages
 from ipc.messages import (
@@ -510,3 +510,11 @@ def test_results_are_mapped_read_only_and_only_its_own_ring_is_writable(node: Su
     maps = Path(f"/proc/{node.child.pid}/maps").read_text().splitlines()
     rights = {line.split("memfd:")[1].split()[0]: line.split()[1] for line in maps if "memfd:" in line}
     assert rights["gateway"].startswith("rw") and rights["tts"].startswith("r-")
+
+
+def test_frames_that_are_not_through_yet_keep_further_ones_in_the_door() -> None:
+    shell = reader([])
+    shell.now = float("inf")  # the turn will never have lasted long
+    left = [(b"%d" % number, [msgpack.packb([{"type": "Ping"}] * 500)]) for number in range(2 * MOST)]
+    shell._read_clients(SimpleNamespace(drain=lambda: iter(left.pop, None), lost=list))
+    assert len(shell.inbox) == MOST == len(left)
