@@ -57,7 +57,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.stand = Stand(window=32, max_sessions=8)
-        self.stand.feed(Capacity(10))
+        self.stand.feed(Capacity(10, rate=1 / self.EACH_S))
         self._seen = 0
         self._on_their_way: deque[tuple[float, Admit]] = deque()
         self._turns: deque[str] = deque()  # sessions with work
