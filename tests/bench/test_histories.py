@@ -41,12 +41,23 @@ FOUND = {
 }
 
 
+# Likewise, where sessions have manners, and stages several models, of their own.
+FOUND_MIXED = {
+    11788: "an index that was held back shortened the time that the refused one had been told to wait: it was a gap",
+    518298: "... and again",
+}
+
 DEAF = (59, 103, 469, 523)  # a deaf worker still reads what a new epoch might give away
 
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_was_found_stays_mended(seed: int) -> None:
     World(seed, plain=True).run()
+
+
+@pytest.mark.parametrize("seed", FOUND_MIXED)
+def test_what_was_found_among_sessions_of_all_kinds_stays_mended(seed: int) -> None:
+    World(seed).run()
 
 
 def test_every_history_ends_well_and_every_recovery_is_needed_now_and_then() -> None:
