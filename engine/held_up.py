@@ -18,8 +18,13 @@ def words(stage: str, reason: str) -> str:
     return f"stage {stage} waits: {mended(reason)}"
 
 
+def stages(stats: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each stage that work waits for while none of its workers has its model, and its row in the statistics."""
+    for stage, row in ((stats.get("scheduler") or {}).get("stages") or {}).items():
+        if row["waiting"] and not row["loaded"]:
+            yield stage, row
+
+
 def lines(stats: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each stage that work waits for while none of its workers has its model."""
-    for stage, row in stats.get("scheduler", {}).get("stages", {}).items():
-        if row["waiting"] and not row["loaded"] and row["why"]:
-            yield words(stage, row["why"])
+    """A line for each of them of which it is known why."""
+    return (words(stage, row["why"]) for stage, row in stages(stats) if row["why"])

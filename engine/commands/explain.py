@@ -86,9 +86,9 @@ def later_sentence(row: Mapping[str, Any]) -> str:
 
 def held_stages(stats: Mapping[str, Any], asking: Collection[str]) -> Iterator[dict[str, Any]]:
     """Stages that have work and no model, for another reason than memory that their workers ask for (``asking``)."""
-    for name, stage in ((stats.get("scheduler") or {}).get("stages") or {}).items():
+    for name, stage in held_up.stages(stats):
         reason = stage.get("coming") or stage.get("why") or ""
-        if stage["waiting"] and not stage["loaded"] and reason and name not in asking:
+        if reason and name not in asking:
             yield {"stage": name, "kind": "stage", "waiting": stage["waiting"], "reason": reason}
 
 
